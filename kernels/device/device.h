@@ -1,0 +1,165 @@
+/* kernels/device: memory, copies, streams and events behind one vtable. Backends: cpu, cuda,
+ * virtual (accounts for everything, touches no data). One device object per rank; all calls come
+ * from that rank's own thread, so allocation and release are schedule points of the rank and
+ * peaks never depend on when a transfer happens to finish.
+ *
+ * Live bytes are the ledger's (as requested); reserved bytes are what the backend's arena took. */
+#ifndef SHL_DEVICE_DEVICE_H
+#define SHL_DEVICE_DEVICE_H
+
+#include "kernels/device/tensor.h"
+
+typedef struct shl_device shl_device;
+typedef struct shl_stream shl_stream;
+struct shl_op_table; /* kernels/ops/ops.h */
+
+/* A point in a stream's order. Zero-initialised = already passed. Plain value. */
+typedef struct shl_event {
+    shl_stream *stream;
+    uint64_t seq; /* on virtual: nanoseconds of that clock */
+} shl_event;
+
+/* compute runs on the caller on a cpu; comm, reduce and copy are worker threads there, streams on
+ * cuda, clocks on virtual. */
+typedef enum shl_stream_kind {
+    SHL_STREAM_COMPUTE = 0,
+    SHL_STREAM_COMM,
+    SHL_STREAM_COPY,
+    SHL_STREAM_KIND_COUNT
+} shl_stream_kind;
+
+/* What a device is asked for when it is opened. */
+typedef struct shl_device_config {
+    const char *kind;      /* "cpu", "virtual", "cuda" */
+    const char *stands_for; /* virtual only: the target whose sizes it uses ("cpu", "cuda") */
+    int rank;              /* for messages */
+    int threads;           /* compute threads of this rank, >= 1 */
+    size_t limit_bytes[SHL_TIER_COUNT]; /* 0: none */
+    struct shl_arena *comm_arena; /* memory that peers can reach, lent by the communicator's world
+                                     (engines/comm/world.h); NULL: comm memory is plain memory */
+    double flops_per_s;    /* virtual clocks: compute rate; 0 = a documented default */
+    double bytes_per_s;    /* virtual clocks: memory rate; 0 = default */
+} shl_device_config;
+
+typedef struct shl_device_caps {
+    bool has_bytes;    /* data can be read back (false on virtual) */
+    bool async;        /* compute is asynchronous to the host */
+    bool predicted;    /* times are predicted, not measured */
+    size_t align_bytes; /* every buffer starts at a multiple */
+} shl_device_caps;
+
+#define SHL_MEM_COMM 1u /* the communicator must reach it: flat parameters, gather slots, buckets */
+
+/* A unit of host work queued on a worker stream (cpu). Returns a code; the first failure of a
+ * stream is sticky and is returned, with its text, by every later wait on that stream. */
+typedef shl_code (*shl_stream_fn)(void *arg);
+
+/* The contract of a backend. Slots marked * are optional, with the default stated. */
+typedef struct shl_device_ops {
+    const char *kind;
+    shl_code (*open)(shl_device *d, const shl_device_config *cfg);
+    void (*close)(shl_device *d);
+    /* Raw memory of a tier; the ledger is posted by device.c, not here. comm as SHL_MEM_COMM. */
+    shl_code (*mem_take)(shl_device *d, size_t bytes, shl_tier tier, bool comm, void **out);
+    void (*mem_give)(shl_device *d, void *data, size_t bytes, shl_tier tier, bool comm);
+    size_t (*reserved_bytes)(const shl_device *d, shl_tier tier); /* *: 0 */
+    shl_code (*copy)(shl_device *d, void *dst, const void *src, size_t bytes, shl_stream *s);
+    shl_code (*fill)(shl_device *d, void *dst, int byte, size_t bytes, shl_stream *s);
+    /* Host pointer <-> device memory, synchronous. */
+    shl_code (*upload)(shl_device *d, void *dst, const void *host, size_t bytes);
+    shl_code (*download)(shl_device *d, void *host, const void *src, size_t bytes);
+    shl_code (*stream_open)(shl_device *d, shl_stream_kind kind, shl_stream *s);
+    void (*stream_close)(shl_device *d, shl_stream *s);
+    shl_code (*submit)(shl_device *d, shl_stream *s, shl_stream_fn fn, void *arg, size_t arg_bytes,
+                       int64_t cost_ns);
+    shl_code (*record)(shl_device *d, shl_stream *s, shl_event *out);
+    shl_code (*wait)(shl_device *d, shl_stream *s, shl_event ev);
+    shl_code (*sync)(shl_device *d, shl_event ev);
+    int64_t (*now_ns)(shl_device *d, shl_stream *s); /* *: shl_clock_ns */
+} shl_device_ops;
+
+struct shl_stream {
+    shl_device *device;
+    shl_stream_kind kind;
+    void *impl;       /* cpu worker, CUDA stream */
+    int64_t clock_ns; /* virtual */
+    int64_t busy_ns;  /* virtual: sum of costs */
+};
+
+struct shl_device {
+    const shl_device_ops *ops;
+    const struct shl_op_table *op_table; /* kernels/ops */
+    shl_device_caps caps;
+    shl_device_config config;
+    shl_ledger *ledger; /* owned */
+    shl_stream streams[SHL_STREAM_KIND_COUNT];
+    void *impl;
+};
+
+/* Opens the device named in cfg->kind. Owner: caller, shl_device_close. Errors: SHL_E_USAGE for an
+ * unknown kind (lists the known ones and says what is missing for one that is known but not
+ * built), SHL_E_SYSTEM. cfg is copied; its strings must outlive the device. Local. */
+shl_code shl_device_open(const shl_device_config *cfg, shl_device **out) SHL_MUST_USE;
+
+/* Drains the streams, closes ledger and device. Errors: what shl_ledger_close says (leaked bytes);
+ * the device is gone all the same. NULL is fine. */
+shl_code shl_device_close(shl_device **d) SHL_MUST_USE;
+
+/* Names of the kinds in this build, NULL-terminated. */
+const char *const *shl_device_kinds(void);
+
+/* `bytes` uninitialised bytes of a tier. owner: borrowed, must live as long as the buffer (path of a
+ * module, or a literal). flags: SHL_MEM_COMM or 0. bytes 0 gives an empty buffer that may be
+ * freed. Errors: SHL_E_OOM (limit, or the system has no more) with the phase, tag and owner;
+ * *out empty. Takes effect at once (a schedule point of the rank). */
+shl_code shl_device_alloc(shl_device *d, size_t bytes, shl_tier tier, shl_tag tag, unsigned flags,
+                          const char *owner, shl_buf *out) SHL_MUST_USE;
+
+/* Releases *b now and empties it; the caller knows that nothing uses it any more on the compute
+ * stream's order. NULL-data buffers are fine. */
+void shl_device_free(shl_device *d, shl_buf *b);
+
+/* Releases *b behind its last use: the ledger falls here, the address is reused only behind
+ * last_use (the cpu waits here, on cuda the next owner's stream waits). Errors: what the stream of
+ * last_use failed with; the buffer is released all the same. */
+shl_code shl_device_free_after(shl_device *d, shl_buf *b, shl_event last_use) SHL_MUST_USE;
+
+/* Bytes the backend's arena holds from the system for a tier. */
+size_t shl_device_reserved_bytes(const shl_device *d, shl_tier tier);
+
+/* Copies or fills on a stream (NULL = compute): enqueues. */
+shl_code shl_device_copy(shl_device *d, void *dst, const void *src, size_t bytes, shl_stream *s)
+    SHL_MUST_USE;
+shl_code shl_device_fill(shl_device *d, void *dst, int byte, size_t bytes, shl_stream *s)
+    SHL_MUST_USE;
+
+/* Host memory to device and back; blocks until done. On virtual a download gives zeros. */
+shl_code shl_device_upload(shl_device *d, void *dst, const void *host, size_t bytes) SHL_MUST_USE;
+shl_code shl_device_download(shl_device *d, void *host, const void *src, size_t bytes) SHL_MUST_USE;
+
+/* The device's stream of a kind; borrowed. */
+shl_stream *shl_device_stream(shl_device *d, shl_stream_kind kind);
+
+/* Queues fn(copy of arg) on s in order: on cpu workers it runs on the worker thread, on the compute
+ * stream at once on the caller; on virtual it is never called and the clock advances by cost_ns.
+ * arg_bytes <= 256. */
+shl_code shl_stream_submit(shl_stream *s, shl_stream_fn fn, void *arg, size_t arg_bytes,
+                           int64_t cost_ns) SHL_MUST_USE;
+
+/* Event behind everything queued on s so far. */
+shl_code shl_stream_record(shl_stream *s, shl_event *out) SHL_MUST_USE;
+
+/* Work queued on s from now on starts behind ev (compute on cpu: the caller blocks). Errors: the
+ * sticky failure of ev's stream. */
+shl_code shl_stream_wait(shl_stream *s, shl_event ev) SHL_MUST_USE;
+
+/* The host waits for ev. Errors as shl_stream_wait. */
+shl_code shl_event_sync(shl_device *d, shl_event ev) SHL_MUST_USE;
+
+/* Everything queued on all streams is done. On virtual: all clocks move to the latest. */
+shl_code shl_device_sync(shl_device *d) SHL_MUST_USE;
+
+/* Now, on the clock that s lives on: monotonic time, or the virtual clock. NULL = compute. */
+int64_t shl_device_now_ns(shl_device *d, shl_stream *s);
+
+#endif

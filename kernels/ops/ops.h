@@ -1,0 +1,210 @@
+/* kernels/ops: one slot per op with its shape contract. The dispatchers here check shapes and
+ * dtypes, take and release scratch (tag work, sizes from shl_op_work_bytes), then call the slot of
+ * the stream's device. Letters: B sequences, T positions, R = B*T rows, C width, I inputs, O
+ * outputs, V vocabulary, NH query heads, NK key/value heads, D head size. Gradients are `d` + name.
+ *
+ * Every call enqueues on stream `s` (on cpu: done on return), borrows its tensors until the stream
+ * has passed, and returns SHL_E_BUG on a shape or dtype that breaks the contract, SHL_E_USAGE for a
+ * dtype this device does not support, or what the slot returned. All are local.
+ * `accumulate`: false overwrites the gradient, true adds to it (g_new = g_old + g). */
+#ifndef SHL_OPS_OPS_H
+#define SHL_OPS_OPS_H
+
+#include "kernels/device/device.h"
+
+#define SHL_IGNORE_INDEX (-100)
+
+typedef enum shl_op {
+    SHL_OP_LINEAR_FORWARD = 0,
+    SHL_OP_LINEAR_BACKWARD_INPUT,
+    SHL_OP_LINEAR_BACKWARD_WEIGHT,
+    SHL_OP_LAYERNORM_FORWARD,
+    SHL_OP_LAYERNORM_BACKWARD,
+    SHL_OP_GELU_FORWARD,
+    SHL_OP_GELU_BACKWARD,
+    SHL_OP_EMBEDDING_FORWARD,
+    SHL_OP_EMBEDDING_BACKWARD,
+    SHL_OP_ATTENTION_FORWARD,
+    SHL_OP_ATTENTION_BACKWARD,
+    SHL_OP_ADD,
+    SHL_OP_SCALE,
+    SHL_OP_CROSS_ENTROPY,
+    SHL_OP_ADAMW,
+    SHL_OP_NORM_MAX,
+    SHL_OP_NORM_SUM,
+    SHL_OP_SUM_RANKS,
+    SHL_OP_INIT,
+    SHL_OP_COUNT
+} shl_op;
+
+const char *shl_op_name(shl_op op);
+
+/* Weights of a linear layer lie [I, O] (GPT-2's Conv1D) or [O, I] (nn.Linear, a tied embedding). */
+typedef enum shl_weight_order { SHL_WEIGHT_IO = 0, SHL_WEIGHT_OI } shl_weight_order;
+
+/* forward:  y[R,O] = x[R,I] W + b      (b may be NULL data)
+ * input:    dx[R,I] = dy W^T           (overwrites; accumulate adds)
+ * weight:   dw = x^T dy (order as W), db = column sums of dy in a fixed order */
+typedef struct shl_linear_args {
+    shl_tensor x, w, b, y;     /* forward; x, w reused below */
+    shl_tensor dy, dx, dw, db; /* backward; unused ones have NULL data */
+    shl_weight_order order;
+    bool accumulate;    /* dw, db */
+    bool accumulate_dx; /* dx */
+} shl_linear_args;
+shl_code shl_op_linear_forward(shl_stream *s, const shl_linear_args *a) SHL_MUST_USE;
+shl_code shl_op_linear_backward_input(shl_stream *s, const shl_linear_args *a) SHL_MUST_USE;
+shl_code shl_op_linear_backward_weight(shl_stream *s, const shl_linear_args *a) SHL_MUST_USE;
+
+/* y = (x - mean) * rstd * w + b per row of C; biased variance (Ba et al. 2016). mean, rstd [R] f32
+ * are saved. backward: dx[R,C] (accumulate_dx adds: the residual branch), dw, db summed over rows in
+ * a fixed order that does not depend on threads. */
+typedef struct shl_layernorm_args {
+    shl_tensor x, w, b, y, mean, rstd;
+    shl_tensor dy, dx, dw, db;
+    float eps;
+    bool accumulate, accumulate_dx;
+} shl_layernorm_args;
+shl_code shl_op_layernorm_forward(shl_stream *s, const shl_layernorm_args *a) SHL_MUST_USE;
+shl_code shl_op_layernorm_backward(shl_stream *s, const shl_layernorm_args *a) SHL_MUST_USE;
+
+/* y = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016); backward:
+ * dx = dy * y'(x); dx may be dy itself. Any shape. */
+typedef struct shl_gelu_args {
+    shl_tensor x, y, dy, dx;
+} shl_gelu_args;
+shl_code shl_op_gelu_forward(shl_stream *s, const shl_gelu_args *a) SHL_MUST_USE;
+shl_code shl_op_gelu_backward(shl_stream *s, const shl_gelu_args *a) SHL_MUST_USE;
+
+/* y[R,C] = wte[token] (+ wpe[position], position = row mod T, when wpe has data). backward: dwte,
+ * dwpe get the sums of their rows in row order (repeated tokens: deterministic), every untouched
+ * row is zeroed unless accumulate. tokens: i32 [R] in host-visible memory of the device. */
+typedef struct shl_embedding_args {
+    shl_tensor tokens, wte, wpe, y;
+    shl_tensor dy, dwte, dwpe;
+    int64_t seq; /* T */
+    bool accumulate_wte, accumulate_wpe;
+} shl_embedding_args;
+shl_code shl_op_embedding_forward(shl_stream *s, const shl_embedding_args *a) SHL_MUST_USE;
+shl_code shl_op_embedding_backward(shl_stream *s, const shl_embedding_args *a) SHL_MUST_USE;
+
+/* Causal attention by row blocks with saved log-sum-exp, never a T x T matrix in memory (Dao et al.
+ * 2022). q element (b, t, h, d) at q[(b*T + t) * q_stride + h*D + d]; k, v with kv_stride and NK
+ * heads (query head h uses kv head h / (NH / NK)); GPT-2 passes views into one [R, 3C] tensor.
+ * y [R, NH*D] dense; lse f32 [B, NH, T]. backward: dq, dk, dv with the strides of q, k, v
+ * (overwritten). scale usually 1/sqrt(D). */
+typedef struct shl_attention_args {
+    const void *q, *k, *v;
+    void *y;
+    float *lse;
+    const void *dy;
+    void *dq, *dk, *dv;
+    int64_t q_stride, kv_stride; /* elements between tokens */
+    int64_t batch, seq, heads, kv_heads, head_dim;
+    float scale;
+    shl_dtype dtype;
+} shl_attention_args;
+shl_code shl_op_attention_forward(shl_stream *s, const shl_attention_args *a) SHL_MUST_USE;
+shl_code shl_op_attention_backward(shl_stream *s, const shl_attention_args *a) SHL_MUST_USE;
+
+/* y = x1 + x2 elementwise; y may be x1 or x2. */
+typedef struct shl_add_args {
+    shl_tensor x1, x2, y;
+} shl_add_args;
+shl_code shl_op_add(shl_stream *s, const shl_add_args *a) SHL_MUST_USE;
+
+/* x *= factor. */
+typedef struct shl_scale_args {
+    shl_tensor x;
+    float factor;
+} shl_scale_args;
+shl_code shl_op_scale(shl_stream *s, const shl_scale_args *a) SHL_MUST_USE;
+
+/* Fused softmax cross-entropy, in place: logits[R,V] become dlogits = (softmax - onehot) * dloss
+ * (rows with target SHL_IGNORE_INDEX: zero). loss_sum: one f64 in device memory; the sum over
+ * valid rows of (lse - logit[target]), rows added in order in double, is ADDED to it. Stable at
+ * large logits. targets: i32 [R]. want_grad false leaves the logits unspecified. */
+typedef struct shl_cross_entropy_args {
+    shl_tensor logits, targets;
+    shl_tensor loss_sum; /* f64 [1] */
+    float dloss;         /* 1 / number of valid targets of the whole global batch */
+    bool want_grad;
+} shl_cross_entropy_args;
+shl_code shl_op_cross_entropy(shl_stream *s, const shl_cross_entropy_args *a) SHL_MUST_USE;
+
+/* AdamW (Loshchilov & Hutter 2019) as torch.optim.AdamW: g = grad * grad_scale;
+ * p *= 1 - lr wd; m += (1-b1)(g-m); v = b2 v + (1-b2) g g;
+ * p -= lr / (1-b1^t) * m / (sqrt(v) / sqrt(1-b2^t) + eps). step t counts from 1. All f32 [n]. The
+ * bits of an element do not depend on its place or on n. */
+typedef struct shl_adamw_args {
+    shl_tensor param, grad, m, v;
+    double lr, beta1, beta2, eps, weight_decay;
+    double grad_scale;
+    int64_t step;
+} shl_adamw_args;
+shl_code shl_op_adamw(shl_stream *s, const shl_adamw_args *a) SHL_MUST_USE;
+
+/* Order-independent squared norm, in two passes over any partition of the data:
+ * norm_max: *out_max (u32 in device memory as SHL_I32 [1]) = max of itself and the bit pattern of
+ *   max |x| (inf and NaN give larger patterns and so win);
+ * norm_sum: each x*x (exact in double) is rounded to an integer multiple of 2^quantum_log2 and the
+ *   integers are added to the 128-bit little-endian integer out_sum (SHL_I64 [2] in device memory).
+ *   Sums of any partition, in any order, are the same integer. */
+typedef struct shl_norm_args {
+    shl_tensor x;
+    shl_tensor out_max; /* i32 [1] */
+    shl_tensor out_sum; /* i64 [2] */
+    int quantum_log2;
+} shl_norm_args;
+shl_code shl_op_norm_max(shl_stream *s, const shl_norm_args *a) SHL_MUST_USE;
+shl_code shl_op_norm_sum(shl_stream *s, const shl_norm_args *a) SHL_MUST_USE;
+
+/* dst[i] = srcs[0][i] + srcs[1][i] + ... + srcs[n-1][i], added in that order in f32; with add_to_dst
+ * the total is then added to dst (dst + total). dst may be one of the srcs. May run on any thread
+ * (a communicator's worker): one thread of compute, no scratch. */
+typedef struct shl_sum_ranks_args {
+    shl_tensor dst;
+    const void *const *srcs;
+    int n;
+    bool add_to_dst;
+} shl_sum_ranks_args;
+shl_code shl_op_sum_ranks(shl_stream *s, const shl_sum_ranks_args *a) SHL_MUST_USE;
+
+/* Fills dst with elements [begin, begin + n) of a tensor's initial value: kind NORMAL draws
+ * mean 0, std by shl_rng_normal(seed, stream, index); CONST gives `value`. */
+typedef enum shl_init_kind { SHL_INIT_CONST = 0, SHL_INIT_NORMAL } shl_init_kind;
+typedef struct shl_init_args {
+    shl_tensor dst;
+    shl_init_kind kind;
+    double value; /* CONST */
+    double std;   /* NORMAL */
+    uint64_t seed, stream;
+    int64_t begin;
+} shl_init_args;
+shl_code shl_op_init(shl_stream *s, const shl_init_args *a) SHL_MUST_USE;
+
+/* Copy and zero fill of tensors of equal size (shl_device_copy / fill with shapes checked). */
+shl_code shl_op_copy(shl_stream *s, const shl_tensor *dst, const shl_tensor *src) SHL_MUST_USE;
+shl_code shl_op_zero(shl_stream *s, const shl_tensor *dst) SHL_MUST_USE;
+
+/* What a device implements. `work` is scratch of shl_op_work_bytes(...) bytes (NULL when 0). Every
+ * slot is required on every device. `args` is the op's own args struct. */
+typedef shl_code (*shl_op_fn)(shl_stream *s, const void *args, void *work);
+typedef struct shl_op_table {
+    const char *kind;
+    shl_op_fn fn[SHL_OP_COUNT];
+} shl_op_table;
+
+/* Scratch bytes of an op on a target ("cpu", "cuda") with `threads`: a pure function of shapes and
+ * settings, the same one for the target and for the virtual device that stands for it. */
+size_t shl_op_work_bytes(const char *target, shl_op op, const void *args, int threads);
+
+/* kernels/ops/cost: what an op must do: floating point operations and bytes moved at least (each
+ * tensor read or written once). Feeds the virtual clocks, rooflines and MFU. */
+typedef struct shl_cost {
+    double flops;
+    double bytes;
+} shl_cost;
+shl_cost shl_op_cost(shl_op op, const void *args);
+
+#endif

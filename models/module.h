@@ -1,0 +1,159 @@
+/* models: a model is a tree of modules; a module has parameters, a forward and a backward in terms
+ * of ops. Modules know no engine: an engine sets the address of each parameter and gradient at its
+ * schedule points through hooks, and shl_module_forward / shl_module_backward are the only
+ * callers of those hooks. Saved activations live in a tape that the caller passes, one per forward
+ * in flight: a module may run several times before its backward. */
+#ifndef SHL_MODELS_MODULE_H
+#define SHL_MODELS_MODULE_H
+
+#include "kernels/device/device.h"
+#include "kernels/ops/ops.h"
+
+typedef struct shl_module shl_module;
+typedef struct shl_model shl_model;
+
+/* One logical parameter. Fields above the line are fixed at build; those below belong to the engine.
+ * A tied parameter is one shl_param used by several modules (n_uses). */
+typedef struct shl_param {
+    const char *name; /* HF state-dict name, without GPT-2's "transformer." */
+    int index;        /* order of first use in forward */
+    int n_dims;
+    int64_t dims[SHL_MAX_DIMS]; /* of the piece held here */
+    int64_t elems;
+    int64_t full_rows, row_begin; /* this piece is rows [row_begin, row_begin + dims[0]) of full_rows */
+    shl_dtype dtype;
+    bool trainable;
+    bool decay; /* weight decay applies: tensors of two or more dimensions */
+    int n_uses; /* modules that list it */
+    shl_init_kind init_kind;
+    double init_value, init_std;
+    uint64_t init_stream; /* shl_rng_stream(name) */
+    /* ---- */
+    void *data;           /* whole piece in `dtype`, while it is resident or gathered; else NULL */
+    void *grad;           /* where backward writes the whole gradient; NULL when there is no room */
+    bool grad_accumulate; /* the next write adds instead of overwriting */
+    int engine_slot;      /* free for the engine */
+} shl_param;
+
+/* Where a module sits in the order of a training step; wrap policies read this, never the kind. */
+typedef enum shl_wrap_hint {
+    SHL_WRAP_NONE = 0, /* part of its parent */
+    SHL_WRAP_INPUT,    /* embeddings */
+    SHL_WRAP_BLOCK,    /* one of the repeated blocks */
+    SHL_WRAP_OUTPUT    /* final norm and head */
+} shl_wrap_hint;
+
+/* What backward needs again. Entries form a stack: backward pops in reverse order. An entry owns
+ * up to SHL_TAPE_BUFS buffers (tag act); it may be kept, dropped (recompute) or moved. */
+#define SHL_TAPE_BUFS 8
+typedef struct shl_tape_entry {
+    shl_module *module;
+    int n_bufs;
+    shl_buf bufs[SHL_TAPE_BUFS];
+    shl_tensor saved[SHL_TAPE_BUFS];
+} shl_tape_entry;
+typedef struct shl_tape {
+    shl_tape_entry *entries;
+    int n, cap;
+} shl_tape;
+
+typedef enum shl_phase { SHL_PHASE_FORWARD = 0, SHL_PHASE_RECOMPUTE, SHL_PHASE_BACKWARD } shl_phase;
+
+typedef struct shl_run shl_run;
+
+/* Called around modules; any may be NULL. A failure ends the run. grad_ready is called after the
+ * backward of each module that lists p, once per use, on the module's own parameters in reverse
+ * order of listing; an engine counts uses to know when a tied gradient is final. */
+typedef struct shl_hooks {
+    shl_code (*before_forward)(void *ctx, shl_module *m, shl_run *run);
+    shl_code (*after_forward)(void *ctx, shl_module *m, shl_run *run);
+    shl_code (*before_backward)(void *ctx, shl_module *m, shl_run *run);
+    shl_code (*after_backward)(void *ctx, shl_module *m, shl_run *run);
+    shl_code (*grad_ready)(void *ctx, shl_module *m, shl_param *p, shl_run *run);
+} shl_hooks;
+
+/* One forward in flight (and its backward). Set up by the caller, borrowed by modules. */
+struct shl_run {
+    shl_device *device;
+    shl_stream *stream; /* compute */
+    const shl_hooks *hooks;
+    void *hooks_ctx;
+    shl_phase phase;
+    shl_tape *tape;
+    int64_t batch, seq;   /* B, T of this micro-batch */
+    shl_tensor tokens;    /* i32 [B*T] on the device */
+    shl_tensor targets;   /* i32 [B*T], SHL_IGNORE_INDEX = ignored; NULL data: no loss */
+    shl_tensor loss_sum;  /* f64 [1] on the device, added to */
+    float dloss;          /* 1 / valid targets of the global batch */
+    bool want_grad;       /* false: evaluation, nothing is saved */
+    shl_buf *logits_out;  /* not NULL: the head leaves the logits there instead of a loss */
+};
+
+typedef struct shl_module_ops {
+    const char *kind; /* "linear", "layernorm", ... for messages and tables only */
+    /* *x is the input (borrowed); the output is allocated here (tag act) and handed to the caller
+     * in *y_buf / *y. Modules save what backward needs on run->tape. A module whose output is the
+     * loss leaves *y_buf empty. */
+    shl_code (*forward)(shl_module *m, shl_run *run, const shl_tensor *x, shl_buf *y_buf,
+                        shl_tensor *y);
+    /* dy is consumed: the module frees or reuses *dy_buf; dx is handed to the caller. */
+    shl_code (*backward)(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *dy,
+                         shl_buf *dx_buf, shl_tensor *dx);
+    /* Bytes that one forward leaves on the tape for B x T, own ones only (children not counted). */
+    size_t (*saved_bytes)(const shl_module *m, int64_t batch, int64_t seq);
+} shl_module_ops;
+
+struct shl_module {
+    const shl_module_ops *ops;
+    const char *path; /* "h.0.attn"; owned by the model */
+    int id;           /* pre-order, execution order of forward */
+    int depth;
+    shl_wrap_hint wrap;
+    shl_module *parent;
+    shl_module **children; /* in execution order */
+    int n_children;
+    shl_param **params; /* used directly by this module; a tied one appears in several modules */
+    int n_params;
+    void *impl; /* owned by the model */
+};
+
+struct shl_model {
+    const char *family; /* "gpt2", ... for messages and records only */
+    shl_module *root;
+    shl_module **modules; /* all, by id */
+    int n_modules;
+    shl_param **params; /* all, by index */
+    int n_params;
+    int64_t n_elems;    /* sum of param elems, ties once */
+    int64_t vocab, context;
+    void *impl;
+};
+
+/* Runs a module between its hooks. The only callers of hooks. Errors: the first of hook or module;
+ * what was allocated stays with tape and buffers, which the caller releases. */
+shl_code shl_module_forward(shl_module *m, shl_run *run, const shl_tensor *x, shl_buf *y_buf,
+                            shl_tensor *y) SHL_MUST_USE;
+shl_code shl_module_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *dy,
+                             shl_buf *dx_buf, shl_tensor *dx) SHL_MUST_USE;
+
+/* Whole model: forward from tokens to the loss (added to run->loss_sum) or logits; backward down to
+ * the embeddings. */
+shl_code shl_model_forward(shl_model *m, shl_run *run) SHL_MUST_USE;
+shl_code shl_model_backward(shl_model *m, shl_run *run) SHL_MUST_USE;
+
+/* Tape of a run. push allocates nothing on the device: the module fills bufs and saved. */
+shl_code shl_tape_push(shl_tape *t, shl_module *m, shl_tape_entry **out) SHL_MUST_USE;
+/* Top entry, which must be m's (SHL_E_BUG otherwise); borrowed until popped. */
+shl_code shl_tape_top(shl_tape *t, shl_module *m, shl_tape_entry **out) SHL_MUST_USE;
+/* Frees the top entry's buffers on d and drops it. */
+void shl_tape_pop(shl_tape *t, shl_device *d);
+/* Frees everything left (after an error, or after an evaluation). */
+void shl_tape_fini(shl_tape *t, shl_device *d);
+
+/* Frees the tree, parameters and names. NULL is fine. */
+void shl_model_free(shl_model **m);
+
+/* The parameter of that name (with or without "transformer."), or NULL; borrowed. */
+shl_param *shl_model_param(const shl_model *m, const char *name);
+
+#endif
