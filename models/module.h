@@ -20,7 +20,8 @@ typedef struct shl_param {
     int n_dims;
     int64_t dims[SHL_MAX_DIMS]; /* of the piece held here */
     int64_t elems;
-    int64_t full_rows, row_begin; /* this piece is rows [row_begin, row_begin + dims[0]) of full_rows */
+    int64_t full_rows,
+        row_begin; /* this piece is rows [row_begin, row_begin + dims[0]) of full_rows */
     shl_dtype dtype;
     bool trainable;
     bool decay; /* weight decay applies: tensors of two or more dimensions */
@@ -80,13 +81,13 @@ struct shl_run {
     void *hooks_ctx;
     shl_phase phase;
     shl_tape *tape;
-    int64_t batch, seq;   /* B, T of this micro-batch */
-    shl_tensor tokens;    /* i32 [B*T] on the device */
-    shl_tensor targets;   /* i32 [B*T], SHL_IGNORE_INDEX = ignored; NULL data: no loss */
-    shl_tensor loss_sum;  /* f64 [1] on the device, added to */
-    float dloss;          /* 1 / valid targets of the global batch */
-    bool want_grad;       /* false: evaluation, nothing is saved */
-    shl_buf *logits_out;  /* not NULL: the head leaves the logits there instead of a loss */
+    int64_t batch, seq;  /* B, T of this micro-batch */
+    shl_tensor tokens;   /* i32 [B*T] on the device */
+    shl_tensor targets;  /* i32 [B*T], SHL_IGNORE_INDEX = ignored; NULL data: no loss */
+    shl_tensor loss_sum; /* f64 [1] on the device, added to */
+    float dloss;         /* 1 / valid targets of the global batch */
+    bool want_grad;      /* false: evaluation, nothing is saved */
+    shl_buf *logits_out; /* not NULL: the head leaves the logits there instead of a loss */
 };
 
 typedef struct shl_module_ops {
@@ -124,7 +125,7 @@ struct shl_model {
     int n_modules;
     shl_param **params; /* all, by index */
     int n_params;
-    int64_t n_elems;    /* sum of param elems, ties once */
+    int64_t n_elems; /* sum of param elems, ties once */
     int64_t vocab, context;
     void *impl;
 };

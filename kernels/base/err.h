@@ -91,7 +91,6 @@ shl_code shl_err_trace(shl_code code, const char *file, int line, const char *fu
 /* A bug: prints the condition and aborts. On in every profile; never inside timed inner loops. */
 void shl_assert_failed(const char *cond, const char *file, int line, const char *func)
     __attribute__((noreturn));
-#define SHL_ASSERT(cond)                                                                           \
-    ((cond) ? (void)0 : shl_assert_failed(#cond, __FILE__, __LINE__, __func__))
+#define SHL_ASSERT(cond) ((cond) ? (void)0 : shl_assert_failed(#cond, __FILE__, __LINE__, __func__))
 
 #endif

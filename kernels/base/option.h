@@ -34,15 +34,11 @@ typedef struct shl_option {
 } shl_option;
 
 /* Where a value came from. */
-typedef enum shl_origin {
-    SHL_ORIGIN_DEFAULT = 0,
-    SHL_ORIGIN_USER,
-    SHL_ORIGIN_AUTO
-} shl_origin;
+typedef enum shl_origin { SHL_ORIGIN_DEFAULT = 0, SHL_ORIGIN_USER, SHL_ORIGIN_AUTO } shl_origin;
 
 /* Fills every field from its fallback; origins[i] = DEFAULT. origins has n entries or is NULL. */
-shl_code shl_option_defaults(const shl_option *table, size_t n, void *values, shl_origin *origins)
-    SHL_MUST_USE;
+shl_code shl_option_defaults(const shl_option *table, size_t n, void *values,
+                             shl_origin *origins) SHL_MUST_USE;
 
 /* Parses argv[0..argc) ("--name value" or "--name=value"); positional words go to
  * positionals[0..*n_positionals), at most max_positionals. Errors: SHL_E_USAGE with the nearest

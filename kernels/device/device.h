@@ -30,21 +30,21 @@ typedef enum shl_stream_kind {
 
 /* What a device is asked for when it is opened. */
 typedef struct shl_device_config {
-    const char *kind;      /* "cpu", "virtual", "cuda" */
+    const char *kind;       /* "cpu", "virtual", "cuda" */
     const char *stands_for; /* virtual only: the target whose sizes it uses ("cpu", "cuda") */
-    int rank;              /* for messages */
-    int threads;           /* compute threads of this rank, >= 1 */
+    int rank;               /* for messages */
+    int threads;            /* compute threads of this rank, >= 1 */
     size_t limit_bytes[SHL_TIER_COUNT]; /* 0: none */
     struct shl_arena *comm_arena; /* memory that peers can reach, lent by the communicator's world
                                      (engines/comm/world.h); NULL: comm memory is plain memory */
-    double flops_per_s;    /* virtual clocks: compute rate; 0 = a documented default */
-    double bytes_per_s;    /* virtual clocks: memory rate; 0 = default */
+    double flops_per_s;           /* virtual clocks: compute rate; 0 = a documented default */
+    double bytes_per_s;           /* virtual clocks: memory rate; 0 = default */
 } shl_device_config;
 
 typedef struct shl_device_caps {
-    bool has_bytes;    /* data can be read back (false on virtual) */
-    bool async;        /* compute is asynchronous to the host */
-    bool predicted;    /* times are predicted, not measured */
+    bool has_bytes;     /* data can be read back (false on virtual) */
+    bool async;         /* compute is asynchronous to the host */
+    bool predicted;     /* times are predicted, not measured */
     size_t align_bytes; /* every buffer starts at a multiple */
 } shl_device_caps;
 
@@ -128,10 +128,10 @@ shl_code shl_device_free_after(shl_device *d, shl_buf *b, shl_event last_use) SH
 size_t shl_device_reserved_bytes(const shl_device *d, shl_tier tier);
 
 /* Copies or fills on a stream (NULL = compute): enqueues. */
-shl_code shl_device_copy(shl_device *d, void *dst, const void *src, size_t bytes, shl_stream *s)
-    SHL_MUST_USE;
-shl_code shl_device_fill(shl_device *d, void *dst, int byte, size_t bytes, shl_stream *s)
-    SHL_MUST_USE;
+shl_code shl_device_copy(shl_device *d, void *dst, const void *src, size_t bytes,
+                         shl_stream *s) SHL_MUST_USE;
+shl_code shl_device_fill(shl_device *d, void *dst, int byte, size_t bytes,
+                         shl_stream *s) SHL_MUST_USE;
 
 /* Host memory to device and back; blocks until done. On virtual a download gives zeros. */
 shl_code shl_device_upload(shl_device *d, void *dst, const void *host, size_t bytes) SHL_MUST_USE;

@@ -10,7 +10,12 @@
 
 #include "kernels/base/err.h"
 
-typedef enum shl_tier { SHL_TIER_DEVICE = 0, SHL_TIER_HOST, SHL_TIER_NVME, SHL_TIER_COUNT } shl_tier;
+typedef enum shl_tier {
+    SHL_TIER_DEVICE = 0,
+    SHL_TIER_HOST,
+    SHL_TIER_NVME,
+    SHL_TIER_COUNT
+} shl_tier;
 
 /* param: resident parameters or shards; gather: temporary unsharded parameters; grad: what survives
  * to the step; master, optim: fp32 copies and moments; act: activations and their gradients;
@@ -48,13 +53,13 @@ const char *shl_mark_name(shl_mark mark); /* "init", "forward", ... */
 typedef struct shl_ledger_tier {
     size_t now_bytes;
     size_t now_tag_bytes[SHL_TAG_COUNT];
-    size_t peak_bytes;                        /* largest total ever */
-    size_t peak_tag_bytes[SHL_TAG_COUNT];     /* each tag's own largest */
-    size_t at_peak_tag_bytes[SHL_TAG_COUNT];  /* the tags at the moment of peak_bytes; sum to it */
-    size_t phase_peak_bytes[SHL_MARK_COUNT];  /* largest total inside each phase */
-    shl_mark peak_mark;                       /* phase of the first moment that reached peak_bytes */
-    char peak_owner[96];                      /* owner of the allocation that reached it */
-    size_t limit_bytes;                       /* 0: none */
+    size_t peak_bytes;                       /* largest total ever */
+    size_t peak_tag_bytes[SHL_TAG_COUNT];    /* each tag's own largest */
+    size_t at_peak_tag_bytes[SHL_TAG_COUNT]; /* the tags at the moment of peak_bytes; sum to it */
+    size_t phase_peak_bytes[SHL_MARK_COUNT]; /* largest total inside each phase */
+    shl_mark peak_mark;                      /* phase of the first moment that reached peak_bytes */
+    char peak_owner[96];                     /* owner of the allocation that reached it */
+    size_t limit_bytes;                      /* 0: none */
 } shl_ledger_tier;
 
 /* One event of the memory time line. `at` counts events from 0. delta > 0 allocates. */
