@@ -1,0 +1,93 @@
+/* checkpoints: logical state as named fragments in global coordinates, one HDF5 shard file per
+ * rank, a manifest with hashes, and a commit that survives a crash at any moment. Knows no engine
+ * and no communicator: shards come and go through calls, rank and world are plain integers, and
+ * ranks are synchronised by the caller between the phases named below.
+ *
+ * On disk, DIR/step-00000010/:
+ *   shard-00000-of-00004.h5   /param/<name>/<begin>-<end>, /opt/m/..., /opt/v/...: fp32, 1-dim
+ *   manifest.json             format, model, step, run id, tensors, files with sizes and XXH3-128
+ *   COMMIT                    hash of the manifest: a folder without it is not a checkpoint
+ * DIR/latest names the newest committed folder. Everything is written into DIR/.tmp-<step>-<run id>,
+ * fsynced, renamed, and `latest` is replaced last.
+ *
+ * Save: every rank: shl_ckpt_save_begin, _put for each shard, _finish; then (all ranks done) rank 0:
+ * shl_ckpt_save_commit with every rank's file record. Load: every rank: shl_ckpt_open, _get for each
+ * shard it wants (any world size and split), _close. */
+#ifndef SHL_CKPT_CKPT_H
+#define SHL_CKPT_CKPT_H
+
+#include "kernels/device/device.h"
+
+/* What belongs to the run and not to a tensor. Strings bounded. Everything needed to go on: */
+typedef struct shl_ckpt_meta {
+    char model[64];      /* name for messages: "gpt2-tiny" */
+    char run_id[33];     /* 32 hex digits */
+    int64_t step;        /* updates done */
+    int64_t data_sample; /* next sample of the global order */
+    uint64_t seed;
+    char config[4096]; /* JSON object of the resolved configuration, for people and for checks */
+    int world;         /* ranks that saved */
+    char strategy[24];
+} shl_ckpt_meta;
+
+/* One logical tensor as the model knows it. */
+typedef struct shl_ckpt_tensor {
+    const char *name;
+    const char *kind; /* "param", "opt/m", "opt/v" */
+    int n_dims;
+    int64_t dims[SHL_MAX_DIMS];
+} shl_ckpt_tensor;
+
+typedef struct shl_ckpt_writer shl_ckpt_writer;
+typedef struct shl_ckpt_reader shl_ckpt_reader;
+
+/* A rank's finished file: rank 0 gathers them for the commit. Plain value (fits a broadcast). */
+typedef struct shl_ckpt_file {
+    char name[64];
+    int64_t bytes;
+    uint64_t hash[2]; /* XXH3-128 of the whole file */
+} shl_ckpt_file;
+
+/* Rank 0 only, before the others begin: makes the temporary folder (removing stale ones of dead
+ * runs). Errors: SHL_E_IO with the path and the system's reason. */
+shl_code shl_ckpt_save_prepare(const char *dir, const shl_ckpt_meta *meta) SHL_MUST_USE;
+
+/* This rank's shard file in the temporary folder. Owner: caller, ended by _finish or _abort. */
+shl_code shl_ckpt_save_begin(const char *dir, const shl_ckpt_meta *meta, int rank, int world,
+                             shl_ckpt_writer **out) SHL_MUST_USE;
+
+/* Writes this rank's part of a shard: with n_replicas > 1 the range is cut into equal slices and slice
+ * `replica` is written, so that every element is written once. Empty ranges are fine. d gives the
+ * bytes (staged through tag ckpt when they are not host-visible; straight from memory otherwise). */
+shl_code shl_ckpt_put(shl_ckpt_writer *w, shl_device *d, const shl_shard *shard) SHL_MUST_USE;
+
+/* Closes, fsyncs and hashes the file; *w is gone. On failure the file is removed. */
+shl_code shl_ckpt_save_finish(shl_ckpt_writer **w, shl_ckpt_file *out) SHL_MUST_USE;
+void shl_ckpt_save_abort(shl_ckpt_writer **w);
+
+/* Rank 0 only, after every rank finished: checks that the files cover every tensor exactly once,
+ * writes manifest and COMMIT, fsyncs, renames, replaces `latest`. A step that exists already is
+ * replaced only after the new one is complete. Errors: SHL_E_IO (disk full: the old state is
+ * untouched and the temporary folder removed), SHL_E_BUG on a gap or overlap. */
+shl_code shl_ckpt_save_commit(const char *dir, const shl_ckpt_meta *meta,
+                              const shl_ckpt_tensor *tensors, int n_tensors,
+                              const shl_ckpt_file *files, int n_files) SHL_MUST_USE;
+/* Rank 0 only: removes the temporary folder after a failure anywhere. */
+void shl_ckpt_save_discard(const char *dir, const shl_ckpt_meta *meta);
+
+/* Opens DIR (its `latest`) or DIR/step-...: checks COMMIT, manifest hash, file sizes; with verify also
+ * every file's hash. Errors: SHL_E_IO missing or unreadable (says what is there), SHL_E_VERIFY
+ * truncated or altered (names the file, both hashes). Owner: caller. */
+shl_code shl_ckpt_open(const char *path, bool verify, shl_ckpt_reader **out) SHL_MUST_USE;
+void shl_ckpt_close(shl_ckpt_reader **r);
+const shl_ckpt_meta *shl_ckpt_reader_meta(const shl_ckpt_reader *r);
+
+/* Errors: SHL_E_CONFIG naming the first tensor that is missing, extra or of another shape. */
+shl_code shl_ckpt_check_tensors(const shl_ckpt_reader *r, const shl_ckpt_tensor *tensors,
+                                int n_tensors) SHL_MUST_USE;
+
+/* Fills shard->local with elements [begin, end) of the tensor, from whatever files hold them. The
+ * whole range is filled whatever the replicas. Errors: SHL_E_VERIFY / SHL_E_IO; d as in put. */
+shl_code shl_ckpt_get(shl_ckpt_reader *r, shl_device *d, const shl_shard *shard) SHL_MUST_USE;
+
+#endif

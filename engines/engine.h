@@ -1,0 +1,127 @@
+/* engines: an engine is a set of hooks around modules plus an end of step: when to gather
+ * parameters, when to free them, when to reduce gradients, where optimizer state lives. Nothing else
+ * differs between ddp, zero1/2/3 and fsdp; `train`, `plan` and the tests are this code on different
+ * devices and communicators. Engines name no model kind.
+ *
+ * All calls of one engine come from its rank's own thread. COLLECTIVE: every rank of the mesh calls
+ * open, begin_step, forward, backward, end_step, visit_state(WRITE) and close in the same order. */
+#ifndef SHL_ENGINES_ENGINE_H
+#define SHL_ENGINES_ENGINE_H
+
+#include "engines/comm/comm.h"
+#include "engines/config/config.h"
+#include "models/module.h"
+
+typedef struct shl_engine shl_engine;
+
+/* The groups an engine sees: never the world. world is used for control (loss, norm, agree). */
+typedef struct shl_mesh {
+    shl_comm *world;
+    shl_comm *shard;     /* states are sharded over these ranks; NULL: not sharded */
+    shl_comm *replicate; /* gradients are also summed over these; NULL: size 1 */
+} shl_mesh;
+
+/* What one optimizer step was. Times are nanoseconds of the device's clock. */
+typedef struct shl_step_report {
+    int64_t step;     /* number of updates done, this one included */
+    double loss;      /* sum over valid targets / their number, whole global batch */
+    double grad_norm; /* global L2, before clipping */
+    double clip_coef; /* what gradients were multiplied with */
+    double lr;
+    int64_t tokens; /* positions of the global batch */
+    int64_t step_ns, forward_ns, backward_ns, update_ns;
+    int64_t exposed_comm_ns; /* compute waited for communication */
+} shl_step_report;
+
+/* Numbers of the layout, for records and formulas. */
+typedef struct shl_engine_info {
+    const char *layout;    /* "bucketed", "per-parameter ceil split", "flat unit" */
+    int64_t padding_elems; /* elements allocated per rank's full view beyond the parameters' own */
+    size_t padding_bytes;  /* resident bytes of this rank due to padding: param + grad + optim */
+    int64_t n_units;       /* buckets, gather groups or units */
+    int64_t payload_elems; /* full flat elements of all units with padding: one gather of all */
+    int64_t root_elems;    /* fsdp: the unit that is kept between forward and backward; else 0 */
+    int64_t n_reduce;      /* reduction calls per reduced micro-step */
+    int64_t n_gather_forward, n_gather_backward; /* gather calls per micro-step (zero3, fsdp) */
+} shl_engine_info;
+
+/* Called for each shard of the engine's state; local may be read (saving) or overwritten
+ * (loading). A failure ends the visit. */
+typedef shl_code (*shl_state_visitor)(void *ctx, const shl_shard *shard);
+typedef enum shl_visit_mode { SHL_VISIT_READ = 0, SHL_VISIT_WRITE } shl_visit_mode;
+
+/* The contract of an engine (engines/engine_registry.c lists them). Every slot is required. */
+typedef struct shl_engine_ops {
+    const char *name;
+    bool (*runs)(shl_strategy s);
+    shl_code (*attach)(shl_engine *e); /* layout, allocation, initial values */
+    void (*detach)(shl_engine *e);     /* frees all; in-flight work was drained */
+    shl_code (*begin_micro)(shl_engine *e, bool first, bool last);
+    shl_code (*begin_backward)(shl_engine *e);
+    shl_code (*end_micro)(shl_engine *e); /* after backward */
+    shl_code (*end_step)(shl_engine *e, shl_step_report *r);
+    shl_code (*visit_state)(shl_engine *e, shl_visit_mode mode, shl_state_visitor v, void *ctx);
+    void (*info)(const shl_engine *e, shl_engine_info *out);
+    const shl_hooks *hooks;
+} shl_engine_ops;
+
+struct shl_engine {
+    const shl_engine_ops *ops;
+    shl_engine_config config;
+    shl_model *model;   /* borrowed */
+    shl_device *device; /* borrowed: compute */
+    shl_mesh mesh;      /* borrowed */
+    int64_t step;       /* updates done */
+    int64_t micro;      /* micro-steps done in this step */
+    double dloss;       /* 1 / valid targets of the global batch */
+    int64_t global_valid;
+    shl_step_report report; /* being filled */
+    int64_t step_start_ns;
+    shl_tape tape;
+    shl_run run;
+    shl_buf tokens, targets, loss_sum; /* tag act: one micro-batch, and the f64 loss */
+    void *impl;                        /* the engine's own */
+};
+
+/* Builds the engine of cfg->strategy over a model: lays out, allocates, and fills this rank's part of
+ * the parameters from cfg->seed (same bits for any world and strategy). cfg is copied; model, device
+ * and mesh are borrowed until close. Owner: caller. Errors: SHL_E_USAGE / OOM; nothing is held
+ * then. COLLECTIVE. */
+shl_code shl_engine_open(const shl_engine_config *cfg, shl_model *model, shl_device *device,
+                         const shl_mesh *mesh, shl_engine **out) SHL_MUST_USE;
+
+/* Frees everything. After it the device ledger is balanced. NULL is fine. Drains in-flight work. */
+void shl_engine_close(shl_engine **e);
+
+/* Starts a step whose whole global batch (all ranks and micro-steps) has global_valid targets. */
+shl_code shl_engine_begin_step(shl_engine *e, int64_t global_valid) SHL_MUST_USE;
+
+/* One micro-batch: tokens and targets are host arrays of batch * seq (targets: SHL_IGNORE_INDEX is
+ * ignored). Borrowed for the call. On virtual they may be NULL. */
+shl_code shl_engine_forward(shl_engine *e, const int32_t *tokens,
+                            const int32_t *targets) SHL_MUST_USE;
+shl_code shl_engine_backward(shl_engine *e) SHL_MUST_USE;
+
+/* After config.accum forward/backward pairs: finish reductions, norm, clip, update, make parameters
+ * ready again. */
+shl_code shl_engine_end_step(shl_engine *e, shl_step_report *out) SHL_MUST_USE;
+
+/* Calls v for every shard: kinds "param", "opt/m", "opt/v". READ: values are complete on the host
+ * side of the device. WRITE: v fills them; afterwards the engine makes itself consistent (gathers
+ * replicated parameters). `step` of the engine is set by the caller through shl_engine_set_step. */
+shl_code shl_engine_visit_state(shl_engine *e, shl_visit_mode mode, shl_state_visitor v,
+                                void *ctx) SHL_MUST_USE;
+void shl_engine_set_step(shl_engine *e, int64_t step);
+
+void shl_engine_info_get(const shl_engine *e, shl_engine_info *out);
+
+/* Additive position-keyed fingerprint of all parameters, equal for any sharding: sum over elements
+ * of mix(name, index, bits) mod 2^64, each element once over the mesh. COLLECTIVE, blocking. 0 on a
+ * device without data. */
+shl_code shl_engine_param_hash(shl_engine *e, uint64_t *out) SHL_MUST_USE;
+
+/* The communicators a strategy wants, from one world communicator (borrowed by the mesh): ddp
+ * replicates over the world, the others shard over it. */
+void shl_mesh_of(shl_strategy s, shl_comm *world, shl_mesh *out);
+
+#endif
