@@ -32,8 +32,8 @@ shl_code shl_gpt_new(const shl_gpt_config *cfg, shl_model **out) SHL_MUST_USE;
 /* Closed forms, written from the definition of the model and never from layout or module code: the
  * independent oracle (models/formula.c). */
 int64_t shl_gpt_formula_params(const shl_gpt_config *cfg);
-/* Useful FLOPs of one training step over B x T: 6 * (matrix parameters incl. head) per token + causal
- * attention, forward and backward (no recomputation). */
+/* Useful FLOPs of one training step over B x T: 6 * (matrix parameters incl. head) per token and
+ * causal attention, forward and backward (no recomputation). */
 double shl_gpt_formula_step_flops(const shl_gpt_config *cfg, int64_t batch, int64_t seq);
 /* Activation bytes (tag act) held at the end of forward, and the largest moment of forward +
  * backward, for one rank's micro-batch in fp32. */

@@ -45,11 +45,11 @@ typedef enum shl_wrap_hint {
 } shl_wrap_hint;
 
 /* What backward needs again. Entries form a stack: backward pops in reverse order. An entry owns
- * up to SHL_TAPE_BUFS buffers (tag act); it may be kept, dropped (recompute) or moved. */
+ * bufs[0 .. SHL_TAPE_BUFS) (tag act, empty ones are free places); saved[] looks at what backward
+ * reads, which may belong to another entry. It may be kept, dropped (recompute) or moved. */
 #define SHL_TAPE_BUFS 8
 typedef struct shl_tape_entry {
     shl_module *module;
-    int n_bufs;
     shl_buf bufs[SHL_TAPE_BUFS];
     shl_tensor saved[SHL_TAPE_BUFS];
 } shl_tape_entry;
@@ -62,9 +62,10 @@ typedef enum shl_phase { SHL_PHASE_FORWARD = 0, SHL_PHASE_RECOMPUTE, SHL_PHASE_B
 
 typedef struct shl_run shl_run;
 
-/* Called around modules; any may be NULL. A failure ends the run. grad_ready is called after the
- * backward of each module that lists p, once per use, on the module's own parameters in reverse
- * order of listing; an engine counts uses to know when a tied gradient is final. */
+/* Called around modules, containers too; any may be NULL. A failure ends the run. grad_ready is
+ * called after the backward of each module that lists p and before its after_backward, once per
+ * use, on the module's own parameters in reverse order of listing (frozen ones too); an engine
+ * counts uses to know when a tied gradient is final. */
 typedef struct shl_hooks {
     shl_code (*before_forward)(void *ctx, shl_module *m, shl_run *run);
     shl_code (*after_forward)(void *ctx, shl_module *m, shl_run *run);
@@ -76,11 +77,11 @@ typedef struct shl_hooks {
 /* One forward in flight (and its backward). Set up by the caller, borrowed by modules. */
 struct shl_run {
     shl_device *device;
-    shl_stream *stream; /* compute */
-    const shl_hooks *hooks;
+    shl_stream *stream;     /* compute */
+    const shl_hooks *hooks; /* NULL: none */
     void *hooks_ctx;
-    shl_phase phase;
-    shl_tape *tape;
+    shl_phase phase;     /* set by shl_model_forward / backward */
+    shl_tape *tape;      /* needed in evaluation too; comes back as it was then */
     int64_t batch, seq;  /* B, T of this micro-batch */
     shl_tensor tokens;   /* i32 [B*T] on the device */
     shl_tensor targets;  /* i32 [B*T], SHL_IGNORE_INDEX = ignored; NULL data: no loss */
@@ -90,14 +91,19 @@ struct shl_run {
     shl_buf *logits_out; /* not NULL: the head leaves the logits there instead of a loss */
 };
 
+/* A buffer and a view travel together. An empty buffer beside a view with data means that the bytes
+ * are borrowed: they must stay as they are, and live until the owner's tape entry is popped.
+ * A module cleans up nothing on failure: what it allocated is in y_buf, dx_buf or on the tape. */
 typedef struct shl_module_ops {
     const char *kind; /* "linear", "layernorm", ... for messages and tables only */
-    /* *x is the input (borrowed); the output is allocated here (tag act) and handed to the caller
-     * in *y_buf / *y. Modules save what backward needs on run->tape. A module whose output is the
-     * loss leaves *y_buf empty. */
-    shl_code (*forward)(shl_module *m, shl_run *run, const shl_tensor *x, shl_buf *y_buf,
-                        shl_tensor *y);
-    /* dy is consumed: the module frees or reuses *dy_buf; dx is handed to the caller. */
+    /* x is the input; *x_buf is consumed: the module moves it to the tape when backward reads it
+     * again, else frees it after its last use. The output (tag act) goes to *y_buf and *y; y_buf
+     * stays empty when the tape owns the output (attention) and when it is the loss (head). */
+    shl_code (*forward)(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x,
+                        shl_buf *y_buf, shl_tensor *y);
+    /* *dy_buf is consumed: freed or reused. dx goes to *dx_buf and *dx; when *dx_buf holds bytes on
+     * entry, dx is added to them (the residual branch; linear and norm modules can). Writes each
+     * wanted param->grad and marks it grad_accumulate, so that a further use adds. */
     shl_code (*backward)(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *dy,
                          shl_buf *dx_buf, shl_tensor *dx);
     /* Bytes that one forward leaves on the tape for B x T, own ones only (children not counted). */
@@ -127,24 +133,28 @@ struct shl_model {
     int n_params;
     int64_t n_elems; /* sum of param elems, ties once */
     int64_t vocab, context;
-    void *impl;
 };
 
-/* Runs a module between its hooks. The only callers of hooks. Errors: the first of hook or module;
- * what was allocated stays with tape and buffers, which the caller releases. */
-shl_code shl_module_forward(shl_module *m, shl_run *run, const shl_tensor *x, shl_buf *y_buf,
-                            shl_tensor *y) SHL_MUST_USE;
+/* Runs a module between its hooks. The only callers of hooks. x_buf, y_buf, dy_buf, dx_buf as in
+ * shl_module_ops, none NULL. Errors: the first of hook or module; all four buffers are released and
+ * empty then, what lies on the tape stays there for shl_tape_fini. */
+shl_code shl_module_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x,
+                            shl_buf *y_buf, shl_tensor *y) SHL_MUST_USE;
 shl_code shl_module_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *dy,
                              shl_buf *dx_buf, shl_tensor *dx) SHL_MUST_USE;
 
 /* Whole model: forward from tokens to the loss (added to run->loss_sum) or logits; backward down to
- * the embeddings. */
+ * the embeddings. Params: run as described above, borrowed. Errors: SHL_E_USAGE for a batch that
+ * the model cannot take (T above its context, sizes that overflow), SHL_E_BUG for a run that asks
+ * for gradients without targets or together with logits, and what hooks and ops return; the tape
+ * then holds what is left (shl_tape_fini) and *logits_out is empty. Local. */
 shl_code shl_model_forward(shl_model *m, shl_run *run) SHL_MUST_USE;
 shl_code shl_model_backward(shl_model *m, shl_run *run) SHL_MUST_USE;
 
-/* Tape of a run. push allocates nothing on the device: the module fills bufs and saved. */
+/* Tape of a run; zero-initialise. push allocates nothing on the device: the module fills bufs and
+ * saved. *out is borrowed until the next push or pop. */
 shl_code shl_tape_push(shl_tape *t, shl_module *m, shl_tape_entry **out) SHL_MUST_USE;
-/* Top entry, which must be m's (SHL_E_BUG otherwise); borrowed until popped. */
+/* Top entry, which must be m's (SHL_E_BUG otherwise: a backward without its forward). */
 shl_code shl_tape_top(shl_tape *t, shl_module *m, shl_tape_entry **out) SHL_MUST_USE;
 /* Frees the top entry's buffers on d and drops it. */
 void shl_tape_pop(shl_tape *t, shl_device *d);

@@ -1,0 +1,100 @@
+/* models: causal self-attention on q, k, v side by side in one [R,3C] tensor; no parameters.
+ * Tape: place 0 is qkv [R,3C], 1 the output [R,C], which the projection behind reads again too,
+ * 2 the log-sum-exp, f32 [B*NH,T]. */
+#include "models/mod.h"
+
+#include <math.h>
+
+typedef struct attention_impl {
+    int64_t width, heads;
+    shl_dtype dtype;
+} attention_impl;
+
+static shl_attention_args
+attention_args(const attention_impl *impl, const shl_run *run, const shl_tensor *qkv)
+{
+    int64_t head_dim = impl->width / impl->heads;
+    return (shl_attention_args){.q = qkv->data,
+                                .k = shl_elem_ptr(qkv->data, qkv->dtype, impl->width),
+                                .v = shl_elem_ptr(qkv->data, qkv->dtype, 2 * impl->width),
+                                .q_stride = 3 * impl->width,
+                                .kv_stride = 3 * impl->width,
+                                .batch = run->batch,
+                                .seq = run->seq,
+                                .heads = impl->heads,
+                                .kv_heads = impl->heads,
+                                .head_dim = head_dim,
+                                .scale = (float)(1.0 / sqrt((double)head_dim)),
+                                .dtype = qkv->dtype};
+}
+
+static shl_code
+attention_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, /* [R,3C] */
+                  shl_buf *y_buf, shl_tensor *y)                                    /* [R,C] */
+{
+    const attention_impl *impl = m->impl;
+    shl_tape_entry *e = NULL;
+    SHL_TRY(shl_leaf_enter(m, run, x_buf, x, &e));
+    SHL_TRY(shl_act_alloc(m, run, x->dtype, x->dims[0], impl->width, y_buf, y));
+    SHL_TRY(shl_act_alloc(m, run, SHL_F32, run->batch * impl->heads, run->seq, &e->bufs[2],
+                          &e->saved[2]));
+    shl_attention_args args = attention_args(impl, run, x);
+    args.y = y->data;
+    args.lse = e->saved[2].data; /* [B,NH,T] */
+    SHL_TRY(shl_op_attention_forward(run->stream, &args));
+    if (run->want_grad) {
+        e->bufs[1] = shl_buf_move(y_buf);
+        e->saved[1] = *y;
+    }
+    shl_leaf_leave(run);
+    return SHL_OK;
+}
+
+static shl_code
+attention_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *dy, /* [R,C] */
+                   shl_buf *dx_buf, shl_tensor *dx)                                    /* [R,3C] */
+{
+    SHL_ASSERT(dx_buf->data == NULL);
+    const attention_impl *impl = m->impl;
+    shl_tape_entry *e = NULL;
+    SHL_TRY(shl_tape_top(run->tape, m, &e));
+    SHL_TRY(shl_act_alloc(m, run, dy->dtype, dy->dims[0], 3 * impl->width, dx_buf, dx));
+    shl_attention_args args = attention_args(impl, run, &e->saved[0]);
+    args.y = e->saved[1].data; /* [R,C] */
+    args.lse = e->saved[2].data;
+    args.dy = dy->data;
+    args.dq = dx->data;
+    args.dk = shl_elem_ptr(dx->data, dx->dtype, impl->width);
+    args.dv = shl_elem_ptr(dx->data, dx->dtype, 2 * impl->width);
+    SHL_TRY(shl_op_attention_backward(run->stream, &args));
+    shl_tape_pop(run->tape, run->device);
+    shl_device_free(run->device, dy_buf);
+    return SHL_OK;
+}
+
+static size_t
+attention_saved_bytes(const shl_module *m, int64_t batch, int64_t seq)
+{
+    const attention_impl *impl = m->impl;
+    size_t rows = (size_t)(batch * seq);
+    return rows * (size_t)(4 * impl->width) * shl_dtype_bytes(impl->dtype) +
+           rows * (size_t)impl->heads * sizeof(float);
+}
+
+static const shl_module_ops attention_ops = {
+    .kind = "attention",
+    .forward = attention_forward,
+    .backward = attention_backward,
+    .saved_bytes = attention_saved_bytes,
+};
+
+shl_code
+shl_mod_attention(shl_model *model, shl_module *parent, const char *path, int64_t width,
+                  int64_t heads)
+{
+    shl_module *m = NULL;
+    SHL_TRY(shl_build_module(model, parent, &attention_ops, path, SHL_WRAP_NONE,
+                             sizeof(attention_impl), &m));
+    *(attention_impl *)m->impl = (attention_impl){width, heads, SHL_F32};
+    return SHL_OK;
+}

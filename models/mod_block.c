@@ -1,0 +1,79 @@
+/* models: the pre-norm block, x += branch(norm(x)) twice: children 0..3 attention, 4..7 MLP.
+ * Residual sums are made in place, forward in the branch's output, backward in the gradient of the
+ * stream, so that a block of GPT-2 keeps per token, in floats: x C, norm C, qkv 3C, attention C, x
+ * C, norm C, MLP I before and I after GELU, NH log-sum-exps and 4 norm statistics: 16C + NH + 4. */
+#include "models/mod.h"
+
+#define BRANCH_CHILDREN 4
+
+/* y[R,C] = x[R,C] + branch(x). */
+static shl_code
+residual_forward(shl_module **branch, shl_run *run, shl_buf *x_buf, const shl_tensor *x,
+                 shl_buf *y_buf, shl_tensor *y)
+{
+    /* The norm at the front takes x to the tape, where the sum below still finds it; in
+     * evaluation it would free x, so x is lent to it then. */
+    shl_buf lent = {0};
+    shl_buf *given = run->want_grad ? x_buf : &lent;
+    SHL_TRY(shl_chain_forward(branch, BRANCH_CHILDREN, run, given, x, y_buf, y));
+    shl_add_args args = {.x1 = *y, .x2 = *x, .y = *y};
+    SHL_TRY(shl_op_add(run->stream, &args));
+    shl_device_free(run->device, x_buf);
+    return SHL_OK;
+}
+
+/* d[R,C] is the gradient of y, then of x: the branch reads it and its norm adds to it. */
+static shl_code
+residual_backward(shl_module **branch, shl_run *run, shl_buf *d_buf, shl_tensor *d)
+{
+    shl_buf lent = {0};
+    shl_tensor dy = *d;
+    return shl_chain_backward(branch, BRANCH_CHILDREN, run, &lent, &dy, d_buf, d);
+}
+
+static shl_code
+block_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, shl_buf *y_buf,
+              shl_tensor *y)
+{
+    shl_buf mid_buf = {0};
+    shl_tensor mid = {0};
+    shl_code code = residual_forward(m->children, run, x_buf, x, &mid_buf, &mid);
+    if (code == SHL_OK) {
+        code = residual_forward(m->children + BRANCH_CHILDREN, run, &mid_buf, &mid, y_buf, y);
+    }
+    shl_device_free(run->device, &mid_buf);
+    return code;
+}
+
+static shl_code
+block_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *dy, shl_buf *dx_buf,
+               shl_tensor *dx)
+{
+    SHL_ASSERT(dy_buf->data != NULL && dx_buf->data == NULL);
+    *dx_buf = shl_buf_move(dy_buf);
+    *dx = *dy;
+    SHL_TRY(residual_backward(m->children + BRANCH_CHILDREN, run, dx_buf, dx));
+    return residual_backward(m->children, run, dx_buf, dx);
+}
+
+static size_t
+block_saved_bytes(const shl_module *m, int64_t batch, int64_t seq)
+{
+    SHL_UNUSED(m);
+    SHL_UNUSED(batch);
+    SHL_UNUSED(seq);
+    return 0;
+}
+
+static const shl_module_ops block_ops = {
+    .kind = "block",
+    .forward = block_forward,
+    .backward = block_backward,
+    .saved_bytes = block_saved_bytes,
+};
+
+shl_code
+shl_mod_block(shl_model *model, shl_module *parent, const char *path, shl_module **out)
+{
+    return shl_build_module(model, parent, &block_ops, path, SHL_WRAP_BLOCK, 0, out);
+}

@@ -1,0 +1,79 @@
+/* models: token and position embedding, y[R,C] = wte[token] + wpe[position].
+ * Leaves nothing on the tape: the tokens are the run's. */
+#include "models/mod.h"
+
+typedef struct embed_impl {
+    int64_t width;
+} embed_impl;
+
+static shl_code
+embed_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, shl_buf *y_buf,
+              shl_tensor *y) /* [R,C] */
+{
+    SHL_UNUSED(x_buf);
+    SHL_UNUSED(x);
+    const embed_impl *impl = m->impl;
+    shl_param *wte = m->params[0], *wpe = m->params[1];
+    SHL_TRY(shl_act_alloc(m, run, wte->dtype, run->batch * run->seq, impl->width, y_buf, y));
+    shl_embedding_args args = {.tokens = run->tokens, /* [R] */
+                               .wte = shl_param_view(wte),
+                               .wpe = shl_param_view(wpe),
+                               .y = *y,
+                               .seq = run->seq};
+    return shl_op_embedding_forward(run->stream, &args);
+}
+
+/* The tokens have no gradient: dx stays empty. */
+static shl_code
+embed_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *dy, /* [R,C] */
+               shl_buf *dx_buf, shl_tensor *dx)
+{
+    SHL_UNUSED(dx_buf);
+    SHL_UNUSED(dx);
+    shl_param *wte = m->params[0], *wpe = m->params[1];
+    shl_embedding_args args = {.tokens = run->tokens,
+                               .wte = shl_param_view(wte),
+                               .wpe = shl_param_view(wpe),
+                               .dy = *dy,
+                               .dwte = shl_param_grad_view(wte),
+                               .dwpe = shl_param_grad_view(wpe),
+                               .seq = run->seq,
+                               .accumulate_wte = wte->grad_accumulate,
+                               .accumulate_wpe = wpe->grad_accumulate};
+    if (args.dwte.data != NULL || args.dwpe.data != NULL) {
+        SHL_TRY(shl_op_embedding_backward(run->stream, &args));
+        shl_param_wrote(wte);
+        shl_param_wrote(wpe);
+    }
+    shl_device_free(run->device, dy_buf);
+    return SHL_OK;
+}
+
+static size_t
+embed_saved_bytes(const shl_module *m, int64_t batch, int64_t seq)
+{
+    SHL_UNUSED(m);
+    SHL_UNUSED(batch);
+    SHL_UNUSED(seq);
+    return 0;
+}
+
+static const shl_module_ops embed_ops = {
+    .kind = "embedding",
+    .forward = embed_forward,
+    .backward = embed_backward,
+    .saved_bytes = embed_saved_bytes,
+};
+
+shl_code
+shl_mod_embed(shl_model *model, shl_module *parent, const char *path, int64_t width, double std)
+{
+    shl_module *m = NULL;
+    SHL_TRY(
+        shl_build_module(model, parent, &embed_ops, path, SHL_WRAP_INPUT, sizeof(embed_impl), &m));
+    *(embed_impl *)m->impl = (embed_impl){width};
+    shl_param_spec wte = {.rows = model->vocab, .cols = width, .std = std};
+    shl_param_spec wpe = {.rows = model->context, .cols = width, .std = std};
+    SHL_TRY(shl_build_param(model, m, "wte", "weight", &wte));
+    return shl_build_param(model, m, "wpe", "weight", &wpe);
+}
