@@ -1,0 +1,271 @@
+# shardlab: one Makefile. `make help` lists the targets; `make config` shows what was found.
+
+# ---- choices -----------------------------------------------------------------------------------
+PROFILE ?= release
+BUILD   ?= build
+PREFIX  ?= /usr/local
+TEST    ?=
+V       ?= 0
+
+PROFILES := release debug asan tsan cov
+ifeq ($(filter $(PROFILE),$(PROFILES)),)
+$(error unknown PROFILE "$(PROFILE)"; choose one of: $(PROFILES))
+endif
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+# The sanitizers' extra code makes the compiler warn about what the program does not do.
+WERROR ?= $(if $(filter release debug,$(PROFILE)),1,0)
+ifeq ($(CI),1)
+WERROR := $(if $(filter release debug,$(PROFILE)),1,0)
+endif
+ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0)
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
+endif
+Q := $(if $(filter 1,$(V)),,@)
+SAY = $(if $(filter 1,$(V)),@:,@printf '  %-7s %s\n')
+
+# ---- flags -------------------------------------------------------------------------------------
+ARCH   := $(shell uname -m)
+IS_X86 := $(filter x86_64 amd64,$(ARCH))
+IS_GCC := $(shell $(CC) --version 2>/dev/null | head -n 1 | grep -qi clang || echo 1)
+
+WARN_COMMON := -Wall -Wextra -Wpedantic -Wshadow -Wundef -Wconversion -Wsign-conversion \
+  -Wdouble-promotion -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition \
+  -Wredundant-decls -Wcast-qual -Wpointer-arith -Wwrite-strings -Wswitch-enum \
+  -Wimplicit-fallthrough -Wvla -Wnull-dereference -fno-common
+WARN_GCC := -Wlogical-op -Wduplicated-cond -Wduplicated-branches -Wjump-misses-init
+WARN := $(WARN_COMMON) $(if $(IS_GCC),$(WARN_GCC)) $(if $(filter 1,$(WERROR)),-Werror)
+
+# Debian keeps the serial HDF5 apart from the MPI one; elsewhere name both by hand.
+HDF5_CFLAGS ?= -isystem /usr/include/hdf5/serial
+HDF5_LIBS   ?= $(if $(wildcard /etc/debian_version),-lhdf5_serial,-lhdf5)
+
+CPPFLAGS_ALL := -I. -D_GNU_SOURCE -DXXH_INLINE_ALL $(if $(IS_X86),-DSHL_HAVE_X86_ISA=1) \
+  $(HDF5_CFLAGS) $(CPPFLAGS)
+LIBS := -Wl,--as-needed -ldnnl $(HDF5_LIBS) -ljansson -lm -lpthread -lrt
+
+SANITIZE_asan := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+SANITIZE_tsan := -fsanitize=thread -fno-omit-frame-pointer
+QUIET_NULL    := -Wno-null-dereference -Wno-maybe-uninitialized
+OPT_release := -O2 -g
+OPT_debug   := -Og -g3
+OPT_asan    := -O1 -g $(SANITIZE_asan) $(QUIET_NULL)
+OPT_tsan    := -O1 -g $(SANITIZE_tsan) $(QUIET_NULL)
+OPT_cov     := -O0 -g --coverage $(QUIET_NULL)
+LINK_asan   := $(SANITIZE_asan)
+LINK_tsan   := $(SANITIZE_tsan)
+LINK_cov    := --coverage
+
+# No contraction anywhere: a*b + c must give the same bits in the vector body of a loop, in its
+# scalar tail and in every partition of a tensor. A kernel that wants a fused multiply-add writes
+# one, and then has it in body and tail alike.
+FP := -ffp-contract=off
+CFLAGS_ALL := -std=c11 $(OPT_$(PROFILE)) $(FP) -fopenmp $(WARN) $(CFLAGS)
+LDFLAGS_ALL := -fopenmp $(LINK_$(PROFILE)) $(LDFLAGS)
+
+# kernels/cpu/*_k.c are compiled once for each instruction set; SHL_ISA suffixes their symbols.
+ISAS := base $(if $(IS_X86),avx2 avx512)
+KERNEL_FLAGS := $(if $(filter debug cov,$(PROFILE)),,-O3) -fno-math-errno -fno-trapping-math
+ISA_base   := -DSHL_ISA=base
+ISA_avx2   := -DSHL_ISA=avx2 -mavx2 -mfma
+ISA_avx512 := -DSHL_ISA=avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma \
+  -mprefer-vector-width=512
+
+# ---- sources -----------------------------------------------------------------------------------
+ROOMS := $(addprefix kernels/,base device ops cpu virtual) models engines \
+  $(addprefix engines/,comm config shared zero fsdp api) checkpoints bench
+SRC         := $(foreach room,$(ROOMS),$(sort $(wildcard $(room)/*.c)))
+HEADERS     := $(foreach room,$(ROOMS),$(sort $(wildcard $(room)/*.h)))
+KERNEL_SRC  := $(filter kernels/cpu/%_k.c,$(SRC))
+MAIN_SRC    := $(filter bench/main.c,$(SRC))
+LIB_SRC     := $(filter-out $(KERNEL_SRC) $(MAIN_SRC),$(SRC))
+TEST_SRC    := $(sort $(shell find tests -name 'test_*.c' 2>/dev/null))
+SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
+ALL_C       := $(SRC) $(TEST_SRC) $(SUPPORT_SRC)
+ALL_H       := $(HEADERS) $(sort $(shell find tests -name '*.h' 2>/dev/null))
+
+OUT      := $(BUILD)/$(PROFILE)
+LIB_OBJ  := $(LIB_SRC:%.c=$(OUT)/%.o) $(foreach isa,$(ISAS),$(KERNEL_SRC:%.c=$(OUT)/%.$(isa).o))
+MAIN_OBJ := $(MAIN_SRC:%.c=$(OUT)/%.o)
+SUPPORT_OBJ := $(SUPPORT_SRC:%.c=$(OUT)/%.o)
+TEST_OBJ := $(TEST_SRC:%.c=$(OUT)/%.o)
+LIB      := $(OUT)/libshardlab.a
+PROG     := $(if $(MAIN_SRC),$(OUT)/shardlab)
+TESTS    := $(foreach t,$(TEST_SRC),$(OUT)/tests/$(notdir $(basename $t)))
+DEPS     := $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(SUPPORT_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
+
+# ---- building ----------------------------------------------------------------------------------
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.SECONDARY:
+.DEFAULT_GOAL := all
+
+all: $(LIB) $(PROG) ## build the library and the program
+tests: $(TESTS) ## build the test programs
+
+# Rewritten only when its text changes, so that new flags rebuild and old ones do not.
+FLAGS_TEXT := $(CC) | $(CPPFLAGS_ALL) | $(CFLAGS_ALL) | $(KERNEL_FLAGS) | $(LDFLAGS_ALL) | $(LIBS) \
+  | $(foreach isa,$(ISAS),$(ISA_$(isa)))
+$(OUT)/flags: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(FLAGS_TEXT)' | cmp -s - $@ || printf '%s\n' '$(FLAGS_TEXT)' > $@
+FORCE:
+
+$(OUT)/%.o: %.c $(OUT)/flags
+	$(SAY) CC $<
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+
+define KERNEL_RULE
+$$(OUT)/%.$1.o: %.c $$(OUT)/flags
+	$$(SAY) CC '$$< ($1)'
+	@mkdir -p $$(@D)
+	$$(Q)$$(CC) $$(CPPFLAGS_ALL) $$(CFLAGS_ALL) $$(KERNEL_FLAGS) $$(ISA_$1) -MMD -MP -c $$< -o $$@
+endef
+$(foreach isa,$(ISAS),$(eval $(call KERNEL_RULE,$(isa))))
+
+# The list of members is a prerequisite: a source that is taken away leaves the archive too.
+$(OUT)/members: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(LIB_OBJ)' | cmp -s - $@ || printf '%s\n' '$(LIB_OBJ)' > $@
+
+$(LIB): $(LIB_OBJ) $(OUT)/members
+	$(SAY) AR $@
+	$(Q)rm -f $@ && $(AR) rcs $@ $(LIB_OBJ)
+
+$(OUT)/shardlab: $(MAIN_OBJ) $(LIB)
+	$(SAY) LINK $@
+	$(Q)$(CC) $(LDFLAGS_ALL) $(MAIN_OBJ) $(LIB) $(LIBS) -o $@
+
+define TEST_RULE
+$$(OUT)/tests/$$(notdir $$(basename $1)): $$(OUT)/$$(basename $1).o $$(SUPPORT_OBJ) $$(LIB)
+	$$(SAY) LINK $$@
+	@mkdir -p $$(@D)
+	$$(Q)$$(CC) $$(LDFLAGS_ALL) $$< $$(SUPPORT_OBJ) $$(LIB) -lcmocka $$(LIBS) -o $$@
+endef
+$(foreach t,$(TEST_SRC),$(eval $(call TEST_RULE,$t)))
+
+-include $(DEPS)
+
+# ---- packages ----------------------------------------------------------------------------------
+# Each probe compiles and links, because a header without its library is of no use.
+define PROBE
+missing=; \
+probe() { printf '#include <stdarg.h>\n#include <stddef.h>\n#include <stdint.h>\n\
+#include <setjmp.h>\n#include <%s>\nint main(void) { return 0; }\n' "$$2" \
+  | $(CC) $(HDF5_CFLAGS) -x c - -o /dev/null $$3 2>/dev/null || missing="$$missing $$1"; }; \
+printf 'int main(void) { return 0; }\n' | $(CC) -x c - -o /dev/null 2>/dev/null \
+  || missing="$$missing build-essential"; \
+probe libhdf5-dev hdf5.h '-Wl,--no-as-needed $(HDF5_LIBS)'; \
+probe libjansson-dev jansson.h '-Wl,--no-as-needed -ljansson'; \
+probe libcmocka-dev cmocka.h '-Wl,--no-as-needed -lcmocka'; \
+probe libdnnl-dev dnnl.h '-Wl,--no-as-needed -ldnnl'; \
+probe libxxhash-dev xxhash.h ''; \
+command -v gnuplot >/dev/null || missing="$$missing gnuplot-nox"
+endef
+
+deps: ## install missing Debian packages, or say which
+	@$(PROBE); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then run=; \
+	elif sudo -n true 2>/dev/null; then run='sudo -n'; else run=none; fi; \
+	if [ "$$run" = none ] || ! command -v apt-get >/dev/null; then \
+	  echo "error: missing packages:$$missing" >&2; \
+	  echo "try: sudo apt-get install$$missing" >&2; exit 1; fi; \
+	echo "installing:$$missing"; \
+	$$run apt-get update -qq || true; \
+	$$run env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	  $$missing >/dev/null || { echo "error: apt-get failed" >&2; \
+	  echo "try: sudo apt-get install$$missing" >&2; exit 1; }; \
+	$(PROBE); \
+	if [ -n "$$missing" ]; then echo "error: still missing:$$missing" >&2; exit 1; fi
+
+# ---- running -----------------------------------------------------------------------------------
+SHL_GOLDEN_DIR ?= tests/golden
+RUN_TESTS = SHL_GOLDEN_DIR='$(SHL_GOLDEN_DIR)' SHL_PROGRAM='$(PROG)' SHL_TEST_OUT='$(OUT)/test-out' \
+  bash tests/run.sh
+
+check: deps ## build and run the tests (TEST=word: only programs whose name contains it)
+	@+$(MAKE) --no-print-directory run-tests
+check-all: deps ## the same, exhaustive
+	@+SHL_TEST_ALL=1 $(MAKE) --no-print-directory run-tests
+check-golden: deps ## only the comparisons with golden values (SHL_GOLDEN_DIR=...)
+	@+$(MAKE) --no-print-directory run-tests TEST=golden
+run-tests: $(PROG) $(TESTS)
+	@$(RUN_TESTS) $(foreach t,$(TESTS),$(if $(TEST),$(if $(findstring $(TEST),$(notdir $t)),$t),$t))
+
+gpu-check: ## tests that need a GPU
+	@echo 'error: gpu-check: this version of shardlab has no GPU half' >&2
+	@echo 'because: kernels/cuda does not exist yet; the CPU and virtual devices do' >&2
+	@echo 'try: make check' >&2
+	@exit 2
+
+demo: deps ## train, compare, checkpoint, plan and plot in about two minutes
+	@+$(MAKE) --no-print-directory all
+	@bash bench/demo.sh '$(OUT)/shardlab' '$(BUILD)/demo'
+
+bench: all ## speed of the parts against their limits, in one run
+	@$(OUT)/shardlab bench
+
+# ---- care of the sources -----------------------------------------------------------------------
+lint: all ## layers, names, bans, comments, format, clang, cppcheck
+	@CC='$(CC)' MAKE='$(MAKE)' sh tests/lint/lint.sh '$(LIB)' $(ALL_C) $(ALL_H)
+
+format: ## rewrite the sources in house format
+	clang-format -i $(ALL_C) $(ALL_H)
+format-check: ## fail if the format differs
+	@if command -v clang-format >/dev/null; then clang-format --dry-run --Werror $(ALL_C) $(ALL_H); \
+	else echo 'skipped: clang-format is not installed'; fi
+
+# clang borrows omp.h from gcc, and nothing else from that folder.
+CLANG ?= clang
+OMP_DIR = $(BUILD)/clang
+SYNTAX = $(CLANG) -fsyntax-only -std=c11 -fopenmp $(CPPFLAGS_ALL) -idirafter $(OMP_DIR) \
+  $(WARN_COMMON) -Werror -O2
+syntax-clang: ## compile everything with clang, to nothing
+	@if ! command -v $(CLANG) >/dev/null; then echo 'skipped: clang is not installed'; exit 0; fi; \
+	mkdir -p $(OMP_DIR); ln -sf "$$($(CC) -print-file-name=include/omp.h)" $(OMP_DIR)/omp.h; \
+	printf '%s\n' $(filter-out $(KERNEL_SRC),$(ALL_C)) | xargs -P 2 -n 8 $(SYNTAX) $(if $(KERNEL_SRC),\
+	$(foreach isa,$(ISAS),&& $(SYNTAX) $(ISA_$(isa)) $(KERNEL_SRC)))
+
+config: ## what was found
+	@echo 'profile   $(PROFILE) in $(OUT)'
+	@echo "compiler  $(CC): $$($(CC) --version 2>/dev/null | head -n 1)"
+	@echo 'machine   $(ARCH), kernels for: $(ISAS)'
+	@echo 'flags     $(CFLAGS_ALL)'
+	@echo 'kernels   $(KERNEL_FLAGS)'
+	@$(PROBE); echo "missing   $${missing:-nothing}"
+	@for p in libhdf5-dev libjansson-dev libcmocka-dev libdnnl-dev libxxhash-dev gnuplot-nox clang \
+	  clang-format cppcheck; do printf 'package   %-16s %s\n' $$p \
+	  "$$(dpkg-query -W -f '$${Version}' $$p 2>/dev/null || echo '-')"; done
+	@echo 'mpi, cuda not built in this version'
+
+define COMMAND_ENTRY
+{"directory": "$(CURDIR)", "file": "$1", "command": "$(CC) $(subst ",\",$(CPPFLAGS_ALL) \
+$(CFLAGS_ALL)) $(if $(filter $(KERNEL_SRC),$1),$(KERNEL_FLAGS) $(ISA_base)) -c $1"}
+endef
+compile_commands.json: FORCE ## for editors and clang tools
+	@printf '%s\n' '[' > $@
+	@printf '%s' $(foreach f,$(ALL_C),'$(call COMMAND_ENTRY,$f)$(if $(filter-out $(lastword \
+	$(ALL_C)),$f),$(COMMA))') | sed 's/},{/},\n{/g' >> $@
+	@printf '\n]\n' >> $@
+COMMA := ,
+
+install: all ## install below PREFIX (default /usr/local)
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib' '$(DESTDIR)$(PREFIX)/include/shardlab'
+	$(if $(PROG),install -m 755 $(PROG) '$(DESTDIR)$(PREFIX)/bin/')
+	install -m 644 $(LIB) '$(DESTDIR)$(PREFIX)/lib/'
+	@for h in $(filter-out bench/%,$(HEADERS)); do \
+	  install -D -m 644 $$h '$(DESTDIR)$(PREFIX)/include/shardlab/'$$h; done
+
+clean: ## remove what was built
+	rm -rf $(BUILD) compile_commands.json
+
+help: ## this list
+	@echo 'make [target] [PROFILE=$(subst $() ,|,$(PROFILES))] [V=1] [WERROR=0] [CC=...]'
+	@awk -F ':.*## ' '/^[a-z_.-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: all tests deps check check-all check-golden run-tests gpu-check demo bench lint format \
+  format-check syntax-clang config install clean help FORCE
