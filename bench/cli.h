@@ -1,0 +1,88 @@
+/* bench: what every subcommand of the program has: an entry of the command table with its option
+ * rows, its words, its help; stdout that reports a full disk, and the flag that Ctrl-C sets. */
+#ifndef SHL_BENCH_CLI_H
+#define SHL_BENCH_CLI_H
+
+#include <signal.h>
+#include <stdbool.h>
+
+#include "kernels/base/option.h"
+#include "kernels/base/str.h"
+
+#define SHL_VERSION "0.1.0"
+
+struct shl_world;
+
+/* One call of the program. Borrowed by the command. */
+typedef struct shl_cli {
+    int argc; /* words after the subcommand */
+    const char *const *argv;
+    int full_argc; /* the whole command line, for records and for rank processes */
+    const char *const *full_argv;
+    struct shl_world *world; /* this process is one rank of it; NULL: an ordinary process */
+} shl_cli;
+
+typedef struct shl_command {
+    const char *name;
+    const char *summary;       /* one line in the list of commands */
+    const char *usage;         /* "shardlab train [options]" */
+    const char *examples;      /* lines, each ending in a newline; or NULL */
+    const shl_option *options; /* fed to parser and help; or NULL */
+    size_t n_options;          /* rows shown and parsed */
+    size_t n_hidden;           /* rows behind them that are parsed and not shown */
+    shl_code (*run)(const shl_cli *cli);
+} shl_command;
+
+/* Each in its own bench/cmd_<name>.c. */
+extern const shl_command shl_command_train;
+extern const shl_command shl_command_bench;
+extern const shl_command shl_command_plan;
+extern const shl_command shl_command_plot;
+extern const shl_command shl_command_info;
+extern const shl_command shl_command_help;
+
+/* The commands in the order of the list (bench/commands.c); one by name (NULL: unknown). */
+const shl_command *const *shl_command_table(size_t *n);
+const shl_command *shl_command_find(const char *name);
+
+/* Errors: SHL_E_USAGE with the nearest name and the list. Returns it, to end a function. */
+shl_code shl_command_raise_unknown(const char *name);
+
+/* Appends the help text of a command: what `help NAME` and `NAME --help` print. */
+void shl_command_help_text(const shl_command *c, shl_str *out);
+
+/* Appends the usage of the bare program (under ten lines). */
+void shl_cli_usage_text(shl_str *out);
+
+/* Defaults, then the words of cli; --help or -h anywhere prints the help on stdout, sets *help_shown
+ * and parses nothing. Params: origins, positionals as shl_option_parse (NULL and 0 for none). */
+shl_code shl_cli_parse(const shl_command *c, const shl_cli *cli, void *values, shl_origin *origins,
+                       const char **positionals, int *n_positionals, int max_positionals,
+                       bool *help_shown) SHL_MUST_USE;
+
+/* Writes and flushes text on stdout. Errors: SHL_E_IO (full disk, closed pipe), SHL_E_HEAP when the
+ * text itself is incomplete. */
+shl_code shl_cli_print(const shl_str *text) SHL_MUST_USE;
+
+/* Messages and progress on stderr. */
+void shl_cli_note(const char *fmt, ...) SHL_PRINTF(1, 2);
+bool shl_cli_stderr_is_terminal(void);
+
+/* The three lines "error: what", "because: ...", "try: ..." of the thread's error on stderr. */
+void shl_cli_report_error(void);
+
+/* SIGINT: the first sets the flag, the second ends the process (in a rank process it is left to the
+ * parent). SIGPIPE is ignored: a closed pipe is an error of the write. */
+shl_code shl_cli_catch_signals(bool is_rank) SHL_MUST_USE;
+const volatile sig_atomic_t *shl_cli_stop_flag(void);
+
+/* libgomp reads its environment when it is loaded, so the program starts itself once more with
+ * OMP_NUM_THREADS and its waiting policy set: passive when ranks * threads exceed the cores, a short
+ * spin otherwise. What the user has set stays. Returns when nothing is to be done; rank processes
+ * have theirs from their parent. Call before any output. */
+shl_code shl_cli_fit_openmp(const shl_cli *cli, int ranks, int threads) SHL_MUST_USE;
+
+/* Cores that this process may use. */
+int shl_cli_cores(void);
+
+#endif
