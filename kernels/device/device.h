@@ -51,7 +51,8 @@ typedef struct shl_device_caps {
 #define SHL_MEM_COMM 1u /* the communicator must reach it: flat parameters, gather slots, buckets */
 
 /* A unit of host work queued on a worker stream (cpu). Returns a code; the first failure of a
- * stream is sticky and is returned, with its text, by every later wait on that stream. */
+ * stream is sticky: the work behind it is skipped, and every wait for an event at or behind it
+ * returns it with its text, on whatever thread. On the compute stream submit itself returns it. */
 typedef shl_code (*shl_stream_fn)(void *arg);
 
 /* The contract of a backend. Slots marked * are optional, with the default stated. */
@@ -62,6 +63,10 @@ typedef struct shl_device_ops {
     /* Raw memory of a tier; the ledger is posted by device.c, not here. comm as SHL_MEM_COMM. */
     shl_code (*mem_take)(shl_device *d, size_t bytes, shl_tier tier, bool comm, void **out);
     void (*mem_give)(shl_device *d, void *data, size_t bytes, shl_tier tier, bool comm);
+    /* *: sync(last_use), then mem_give. An asynchronous device orders the next owner of the address
+     * behind last_use instead of waiting. */
+    shl_code (*mem_give_after)(shl_device *d, void *data, size_t bytes, shl_tier tier, bool comm,
+                               shl_event last_use);
     size_t (*reserved_bytes)(const shl_device *d, shl_tier tier); /* *: 0 */
     shl_code (*copy)(shl_device *d, void *dst, const void *src, size_t bytes, shl_stream *s);
     shl_code (*fill)(shl_device *d, void *dst, int byte, size_t bytes, shl_stream *s);

@@ -92,6 +92,11 @@ void shl_ledger_fail_at(shl_ledger *l, int64_t n);
 void shl_ledger_set_mark(shl_ledger *l, shl_mark mark);
 shl_mark shl_ledger_get_mark(const shl_ledger *l);
 
+/* Whether a post would stay within the limit: SHL_OK, or the SHL_E_OOM that the post would give. A
+ * device asks before it takes memory from the system. */
+shl_code shl_ledger_admit(const shl_ledger *l, shl_tier tier, shl_tag tag, size_t bytes,
+                          const char *owner) SHL_MUST_USE;
+
 /* Posts `bytes` for `owner` (borrowed until the matching drop; a static or model-lifetime string).
  * *id names the entry. Errors: SHL_E_OOM naming phase, tag, owner, bytes asked, held and limit;
  * nothing is posted then. For devices only. */
@@ -102,12 +107,13 @@ void shl_ledger_drop(shl_ledger *l, int64_t id);
 /* Reads one tier; borrowed, valid until the next event. */
 const shl_ledger_tier *shl_ledger_get(const shl_ledger *l, shl_tier tier);
 
-/* Forgets peaks (they restart from the bytes held now). */
+/* Forgets peaks: they restart from the bytes held now, with an empty peak_owner. */
 void shl_ledger_reset_peaks(shl_ledger *l);
 
 /* Records events from now on (at most `cap`, later ones are dropped and counted). */
 shl_code shl_ledger_timeline_start(shl_ledger *l, size_t cap) SHL_MUST_USE;
 size_t shl_ledger_timeline_get(const shl_ledger *l, const shl_ledger_event **events);
+int64_t shl_ledger_timeline_dropped(const shl_ledger *l);
 
 /* Order-sensitive hash of every event since open (tier, tag, bytes, mark, owner): two ranks with
  * equal hashes went through the same schedule. */

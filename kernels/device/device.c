@@ -1,0 +1,283 @@
+/* kernels/device: what every backend shares: checks, the ledger around each allocation, dispatch.
+ * A backend only finds memory, moves bytes and orders work. */
+#include "kernels/device/device.h"
+
+#include "kernels/base/clock.h"
+#include "kernels/base/heap.h"
+#include "kernels/device/device_registry.h"
+
+#define MAX_ARG_BYTES 256
+
+static void
+close_streams(shl_device *d)
+{
+    for (int k = 0; k < SHL_STREAM_KIND_COUNT; k++) {
+        if (d->streams[k].device != NULL) {
+            d->ops->stream_close(d, &d->streams[k]);
+            d->streams[k].device = NULL;
+        }
+    }
+}
+
+static shl_code
+open_streams(shl_device *d)
+{
+    for (int k = 0; k < SHL_STREAM_KIND_COUNT; k++) {
+        shl_stream *s = &d->streams[k];
+        s->kind = (shl_stream_kind)k;
+        SHL_TRY(d->ops->stream_open(d, s->kind, s));
+        s->device = d;
+    }
+    return SHL_OK;
+}
+
+shl_code
+shl_device_open(const shl_device_config *cfg, shl_device **out)
+{
+    const shl_device_ops *ops = NULL;
+    shl_device *d = NULL;
+    shl_code code = SHL_OK;
+    bool opened = false;
+    *out = NULL;
+    SHL_TRY(shl_device_registry_find(cfg->kind, &ops));
+    if (cfg->threads < 1) {
+        SHL_RAISE(SHL_E_USAGE, "a device cannot compute with %d threads", cfg->threads);
+        return shl_err_because("at least 1 is needed");
+    }
+    SHL_TRY(shl_heap_alloc(1, sizeof(*d), &d));
+    d->ops = ops;
+    d->config = *cfg;
+    SHL_TRY_TO(code, out, shl_ledger_open(&d->ledger));
+    for (int t = 0; t < SHL_TIER_COUNT; t++) {
+        shl_ledger_limit(d->ledger, (shl_tier)t, cfg->limit_bytes[t]);
+    }
+    SHL_TRY_TO(code, out, ops->open(d, cfg));
+    opened = true;
+    SHL_TRY_TO(code, out, open_streams(d));
+    SHL_ASSERT(d->op_table != NULL && d->caps.align_bytes > 0);
+    *out = d;
+    return SHL_OK;
+out:
+    close_streams(d);
+    if (opened) {
+        ops->close(d);
+    }
+    /* Nothing was posted yet: closing an empty ledger cannot fail. */
+    shl_code empty = shl_ledger_close(&d->ledger);
+    SHL_ASSERT(empty == SHL_OK);
+    shl_heap_free(&d);
+    return code;
+}
+
+shl_code
+shl_device_close(shl_device **d_ptr)
+{
+    shl_device *d = *d_ptr;
+    if (d == NULL) {
+        return SHL_OK;
+    }
+    close_streams(d);
+    shl_code code = shl_ledger_close(&d->ledger);
+    d->ops->close(d);
+    shl_heap_free(d_ptr);
+    return code;
+}
+
+/* The system refused what the limit allows: say so in the words of the ledger. */
+static shl_code
+explain_oom(const shl_device *d, size_t bytes, shl_tier tier, shl_tag tag, const char *owner)
+{
+    shl_err low = *shl_err_get();
+    SHL_RAISE(SHL_E_OOM, "out of %s memory in %s: %s asked for %zu bytes of %s",
+              shl_tier_name(tier), shl_mark_name(shl_ledger_get_mark(d->ledger)), owner, bytes,
+              shl_tag_name(tag));
+    shl_err_because("%.200s (%.200s); %zu bytes are held", low.what, low.because,
+                    shl_ledger_get(d->ledger, tier)->now_bytes);
+    return shl_err_advice("more ranks, a strategy that shards more, or a smaller batch");
+}
+
+shl_code
+shl_device_alloc(shl_device *d, size_t bytes, shl_tier tier, shl_tag tag, unsigned flags,
+                 const char *owner, shl_buf *out)
+{
+    void *data = NULL;
+    int64_t id = 0;
+    bool comm = (flags & SHL_MEM_COMM) != 0;
+    SHL_ASSERT((unsigned)tier < SHL_TIER_COUNT && (unsigned)tag < SHL_TAG_COUNT);
+    SHL_ASSERT(owner != NULL && (flags & ~SHL_MEM_COMM) == 0);
+    *out = (shl_buf){NULL, 0, 0, tier, comm};
+    if (bytes == 0) {
+        return SHL_OK;
+    }
+    SHL_TRY(shl_ledger_admit(d->ledger, tier, tag, bytes, owner));
+    shl_code code = d->ops->mem_take(d, bytes, tier, comm, &data);
+    if (code == SHL_E_OOM) {
+        return explain_oom(d, bytes, tier, tag, owner);
+    }
+    SHL_TRY(code);
+    code = shl_ledger_post(d->ledger, tier, tag, bytes, owner, &id);
+    if (code != SHL_OK) {
+        d->ops->mem_give(d, data, bytes, tier, comm);
+        return shl_err_trace(code, __FILE__, __LINE__, __func__);
+    }
+    *out = (shl_buf){data, bytes, id, tier, comm};
+    return SHL_OK;
+}
+
+void
+shl_device_free(shl_device *d, shl_buf *b)
+{
+    if (b->data != NULL) {
+        shl_ledger_drop(d->ledger, b->ledger_id);
+        d->ops->mem_give(d, b->data, b->bytes, b->tier, b->comm);
+    }
+    *b = (shl_buf){NULL, 0, 0, b->tier, b->comm};
+}
+
+shl_code
+shl_device_free_after(shl_device *d, shl_buf *b, shl_event last_use)
+{
+    shl_buf gone = *b;
+    *b = (shl_buf){NULL, 0, 0, gone.tier, gone.comm};
+    if (gone.data == NULL) {
+        return shl_event_sync(d, last_use);
+    }
+    shl_ledger_drop(d->ledger, gone.ledger_id);
+    if (d->ops->mem_give_after != NULL && last_use.stream != NULL) {
+        return d->ops->mem_give_after(d, gone.data, gone.bytes, gone.tier, gone.comm, last_use);
+    }
+    shl_code code = shl_event_sync(d, last_use);
+    d->ops->mem_give(d, gone.data, gone.bytes, gone.tier, gone.comm);
+    return code;
+}
+
+size_t
+shl_device_reserved_bytes(const shl_device *d, shl_tier tier)
+{
+    SHL_ASSERT((unsigned)tier < SHL_TIER_COUNT);
+    return d->ops->reserved_bytes == NULL ? 0 : d->ops->reserved_bytes(d, tier);
+}
+
+shl_stream *
+shl_device_stream(shl_device *d, shl_stream_kind kind)
+{
+    SHL_ASSERT((unsigned)kind < SHL_STREAM_KIND_COUNT);
+    return &d->streams[kind];
+}
+
+static shl_stream *
+stream_or_compute(shl_device *d, shl_stream *s)
+{
+    if (s == NULL) {
+        return &d->streams[SHL_STREAM_COMPUTE];
+    }
+    SHL_ASSERT(s->device == d);
+    return s;
+}
+
+shl_code
+shl_device_copy(shl_device *d, void *dst, const void *src, size_t bytes, shl_stream *s)
+{
+    if (bytes == 0) {
+        return SHL_OK;
+    }
+    SHL_ASSERT(dst != NULL && src != NULL);
+    return d->ops->copy(d, dst, src, bytes, stream_or_compute(d, s));
+}
+
+shl_code
+shl_device_fill(shl_device *d, void *dst, int byte, size_t bytes, shl_stream *s)
+{
+    if (bytes == 0) {
+        return SHL_OK;
+    }
+    SHL_ASSERT(dst != NULL);
+    return d->ops->fill(d, dst, byte, bytes, stream_or_compute(d, s));
+}
+
+shl_code
+shl_device_upload(shl_device *d, void *dst, const void *host, size_t bytes)
+{
+    if (bytes == 0) {
+        return SHL_OK;
+    }
+    SHL_ASSERT(dst != NULL && host != NULL);
+    return d->ops->upload(d, dst, host, bytes);
+}
+
+shl_code
+shl_device_download(shl_device *d, void *host, const void *src, size_t bytes)
+{
+    if (bytes == 0) {
+        return SHL_OK;
+    }
+    SHL_ASSERT(host != NULL && src != NULL);
+    return d->ops->download(d, host, src, bytes);
+}
+
+shl_code
+shl_stream_submit(shl_stream *s, shl_stream_fn fn, void *arg, size_t arg_bytes, int64_t cost_ns)
+{
+    SHL_ASSERT(fn != NULL && arg_bytes <= MAX_ARG_BYTES && (arg != NULL || arg_bytes == 0));
+    SHL_ASSERT(cost_ns >= 0);
+    return s->device->ops->submit(s->device, s, fn, arg, arg_bytes, cost_ns);
+}
+
+shl_code
+shl_stream_record(shl_stream *s, shl_event *out)
+{
+    *out = (shl_event){NULL, 0};
+    return s->device->ops->record(s->device, s, out);
+}
+
+shl_code
+shl_stream_wait(shl_stream *s, shl_event ev)
+{
+    if (ev.stream == NULL) {
+        return SHL_OK;
+    }
+    SHL_ASSERT(ev.stream->device == s->device);
+    return s->device->ops->wait(s->device, s, ev);
+}
+
+shl_code
+shl_event_sync(shl_device *d, shl_event ev)
+{
+    if (ev.stream == NULL) {
+        return SHL_OK;
+    }
+    SHL_ASSERT(ev.stream->device == d);
+    return d->ops->sync(d, ev);
+}
+
+shl_code
+shl_device_sync(shl_device *d)
+{
+    shl_code first = SHL_OK;
+    shl_err err = {SHL_OK, "", "", "", ""};
+    shl_event ev;
+    /* All streams are waited for, whatever one of them says; the first failure is told. */
+    for (int k = 0; k < SHL_STREAM_KIND_COUNT; k++) {
+        shl_code code = shl_stream_record(&d->streams[k], &ev);
+        code = code != SHL_OK ? code : shl_event_sync(d, ev);
+        if (code != SHL_OK && first == SHL_OK) {
+            first = code;
+            err = *shl_err_get();
+        }
+    }
+    if (first != SHL_OK) {
+        return shl_err_put(&err);
+    }
+    /* The host is now behind everything: bring the clocks of the other streams up to it. */
+    SHL_TRY(shl_stream_record(&d->streams[SHL_STREAM_COMPUTE], &ev));
+    for (int k = 0; k < SHL_STREAM_KIND_COUNT; k++) {
+        SHL_TRY(shl_stream_wait(&d->streams[k], ev));
+    }
+    return SHL_OK;
+}
+
+int64_t
+shl_device_now_ns(shl_device *d, shl_stream *s)
+{
+    return d->ops->now_ns == NULL ? shl_clock_ns() : d->ops->now_ns(d, stream_or_compute(d, s));
+}

@@ -1,0 +1,14 @@
+/* kernels/device: the explicit list of backends. The tables are declared here, in the interface's
+ * room, so that the list includes nothing from above. */
+#ifndef SHL_DEVICE_REGISTRY_H
+#define SHL_DEVICE_REGISTRY_H
+
+#include "kernels/device/device.h"
+
+extern const shl_device_ops shl_cpu_device_ops;     /* kernels/cpu */
+extern const shl_device_ops shl_virtual_device_ops; /* kernels/virtual */
+
+/* The table of a kind. Errors: SHL_E_USAGE, as shl_device_open says. */
+shl_code shl_device_registry_find(const char *kind, const shl_device_ops **out) SHL_MUST_USE;
+
+#endif
