@@ -134,7 +134,7 @@ read_with_unit(const char *text, const unit *units, size_t n_units, long double 
     if (end == text) {
         return false;
     }
-    end += *end == ' ';
+    end += *end == ' ' && end[1] != '\0';
     for (size_t i = 0; i < n_units; i++) {
         if (strcasecmp(end, units[i].name) == 0) {
             *out = number * units[i].factor;
