@@ -92,6 +92,7 @@ MAIN_OBJ := $(MAIN_SRC:%.c=$(OUT)/%.o)
 SUPPORT_OBJ := $(SUPPORT_SRC:%.c=$(OUT)/%.o)
 TEST_OBJ := $(TEST_SRC:%.c=$(OUT)/%.o)
 LIB      := $(OUT)/libshardlab.a
+SUPPORT  := $(OUT)/libsupport.a
 PROG     := $(if $(MAIN_SRC),$(OUT)/shardlab)
 TESTS    := $(foreach t,$(TEST_SRC),$(OUT)/tests/$(notdir $(basename $t)))
 DEPS     := $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(SUPPORT_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
@@ -129,7 +130,8 @@ $(foreach isa,$(ISAS),$(eval $(call KERNEL_RULE,$(isa))))
 # The list of members is a prerequisite: a source that is taken away leaves the archive too.
 $(OUT)/members: FORCE
 	@mkdir -p $(@D)
-	@printf '%s\n' '$(LIB_OBJ)' | cmp -s - $@ || printf '%s\n' '$(LIB_OBJ)' > $@
+	@printf '%s\n' '$(LIB_OBJ) $(SUPPORT_OBJ)' | cmp -s - $@ \
+	  || printf '%s\n' '$(LIB_OBJ) $(SUPPORT_OBJ)' > $@
 
 $(LIB): $(LIB_OBJ) $(OUT)/members
 	$(SAY) AR $@
@@ -139,11 +141,15 @@ $(OUT)/shardlab: $(MAIN_OBJ) $(LIB)
 	$(SAY) LINK $@
 	$(Q)$(CC) $(LDFLAGS_ALL) $(MAIN_OBJ) $(LIB) $(LIBS) -o $@
 
+# An archive, so that a test of the ground floor does not link the house.
+$(SUPPORT): $(SUPPORT_OBJ) $(OUT)/members
+	$(Q)rm -f $@ && $(AR) rcs $@ $(SUPPORT_OBJ)
+
 define TEST_RULE
-$$(OUT)/tests/$$(notdir $$(basename $1)): $$(OUT)/$$(basename $1).o $$(SUPPORT_OBJ) $$(LIB)
+$$(OUT)/tests/$$(notdir $$(basename $1)): $$(OUT)/$$(basename $1).o $$(SUPPORT) $$(LIB)
 	$$(SAY) LINK $$@
 	@mkdir -p $$(@D)
-	$$(Q)$$(CC) $$(LDFLAGS_ALL) $$< $$(SUPPORT_OBJ) $$(LIB) -lcmocka $$(LIBS) -o $$@
+	$$(Q)$$(CC) $$(LDFLAGS_ALL) $$< $$(SUPPORT) $$(LIB) -lcmocka $$(LIBS) -o $$@
 endef
 $(foreach t,$(TEST_SRC),$(eval $(call TEST_RULE,$t)))
 
@@ -187,14 +193,16 @@ SHL_GOLDEN_DIR ?= tests/golden
 RUN_TESTS = SHL_GOLDEN_DIR='$(SHL_GOLDEN_DIR)' SHL_PROGRAM='$(PROG)' SHL_TEST_OUT='$(OUT)/test-out' \
   bash tests/run.sh
 
-check: deps ## build and run the tests (TEST=word: only programs whose name contains it)
+check: deps ## build and run the tests (TEST='words': programs whose name has one)
 	@+$(MAKE) --no-print-directory run-tests
 check-all: deps ## the same, exhaustive
 	@+SHL_TEST_ALL=1 $(MAKE) --no-print-directory run-tests
 check-golden: deps ## only the comparisons with golden values (SHL_GOLDEN_DIR=...)
 	@+$(MAKE) --no-print-directory run-tests TEST=golden
-run-tests: $(PROG) $(TESTS)
-	@$(RUN_TESTS) $(foreach t,$(TESTS),$(if $(TEST),$(if $(findstring $(TEST),$(notdir $t)),$t),$t))
+CHOSEN_TESTS := $(if $(TEST),$(strip $(foreach t,$(TESTS),$(foreach w,$(TEST),$(if \
+  $(findstring $w,$(notdir $t)),$t)))),$(TESTS))
+run-tests: $(PROG) $(CHOSEN_TESTS)
+	@$(RUN_TESTS) $(CHOSEN_TESTS)
 
 gpu-check: ## tests that need a GPU
 	@echo 'error: gpu-check: this version of shardlab has no GPU half' >&2

@@ -47,7 +47,9 @@ shl_heap_alloc(size_t n, size_t size, void *out_ptr)
 {
     store_ptr(out_ptr, NULL);
     /* An empty array still gets an address of its own: NULL means failure only. */
-    void *p = planned_failure_is_due() ? NULL : calloc(n > 0 ? n : 1, size > 0 ? size : 1);
+    size_t bytes;
+    bool fits = !__builtin_mul_overflow(n, size, &bytes) && !planned_failure_is_due();
+    void *p = fits ? calloc(1, bytes > 0 ? bytes : 1) : NULL;
     if (!p) {
         return raise_exhausted(n, size);
     }
