@@ -61,6 +61,7 @@ typedef struct shl_engine_ops {
     shl_code (*end_micro)(shl_engine *e); /* after backward */
     shl_code (*end_step)(shl_engine *e, shl_step_report *r);
     shl_code (*visit_state)(shl_engine *e, shl_visit_mode mode, shl_state_visitor v, void *ctx);
+    shl_code (*param_hash)(shl_engine *e, uint64_t *sum); /* this rank's part, mod 2^64 */
     void (*info)(const shl_engine *e, shl_engine_info *out);
     const shl_hooks *hooks;
 } shl_engine_ops;
@@ -119,6 +120,10 @@ void shl_engine_info_get(const shl_engine *e, shl_engine_info *out);
  * of mix(name, index, bits) mod 2^64, each element once over the mesh. COLLECTIVE, blocking. 0 on a
  * device without data. */
 shl_code shl_engine_param_hash(shl_engine *e, uint64_t *out) SHL_MUST_USE;
+
+/* For engines: work on the compute stream goes on behind `done` (cpu: the caller waits); the time
+ * lost is counted as exposed communication. */
+shl_code shl_engine_wait_comm(shl_engine *e, shl_event done) SHL_MUST_USE;
 
 /* The communicators a strategy wants, from one world communicator (borrowed by the mesh): ddp
  * replicates over the world, the others shard over it. */

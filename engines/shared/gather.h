@@ -1,0 +1,50 @@
+/* engines/shared: gather groups: flats whose parameters are gathered by one coalesced all-gather
+ * into a temporary slot (tag gather), used by some modules and then freed. A phase (forward or
+ * backward) walks a fixed sequence of groups; up to `prefetch` of the next ones are issued ahead. */
+#ifndef SHL_SHARED_GATHER_H
+#define SHL_SHARED_GATHER_H
+
+#include "engines/shared/state.h"
+
+typedef struct shl_gather_group {
+    /* Fixed by the plan. */
+    int *flats; /* owned */
+    int n_flats;
+    int n_uses;        /* modules that use it, in each phase */
+    bool keep;         /* after forward, until its backward (root unit, SHARD_GRAD_OP) */
+    const char *owner; /* path for the ledger; borrowed from the model */
+    /* Of the moment. */
+    enum { SHL_GATHER_NONE = 0, SHL_GATHER_FLYING, SHL_GATHER_READY } at;
+    int uses_left;
+    shl_buf slot;
+    shl_event done;
+} shl_gather_group;
+
+typedef struct shl_gatherer {
+    shl_state *st;            /* borrowed */
+    shl_gather_group *groups; /* owned */
+    int n_groups;
+    int *forward, *backward; /* owned: groups in order of first use; n_groups each */
+    int *position[2];        /* owned: place of a group in forward / backward */
+    bool in_backward;
+} shl_gatherer;
+
+/* Allocates n_groups empty groups and the two sequences for the caller to fill. */
+shl_code shl_gatherer_init(shl_gatherer *g, shl_state *st, int n_groups) SHL_MUST_USE;
+/* After the sequences were filled: derives positions. */
+void shl_gatherer_seal(shl_gatherer *g);
+/* Drops slots (in-flight gathers were drained) and frees. */
+void shl_gatherer_fini(shl_gatherer *g);
+
+/* Starts forward or backward: every group has all its uses ahead. */
+void shl_gatherer_begin(shl_gatherer *g, bool backward);
+
+/* The group's parameters are there when it returns (param->data set): issues its gather unless it is
+ * there or under way, issues the next ones, waits for its own. COLLECTIVE over the shard group. */
+shl_code shl_gatherer_acquire(shl_gatherer *g, int group) SHL_MUST_USE;
+
+/* One use is over; after the last one of the phase the slot is freed, unless it is kept for
+ * backward. Local. */
+void shl_gatherer_release(shl_gatherer *g, int group);
+
+#endif

@@ -1,0 +1,148 @@
+/* engines/shared: layout: offsets, padding and fragments. Every number here is decided by sizes and
+ * rank counts alone, so that a plan for any world is the layout of that world. */
+#include "engines/shared/layout.h"
+
+#include "kernels/base/heap.h"
+
+static shl_code
+checked_round_up(int64_t a, int64_t b, int64_t *out)
+{
+    int64_t sum;
+    if (!shl_add_elems(a, b - 1, &sum)) {
+        return SHL_RAISE(SHL_E_USAGE, "a layout of %lld elements is too large", (long long)a);
+    }
+    *out = sum / b * b;
+    return SHL_OK;
+}
+
+static shl_code
+close_flat(shl_layout *l, shl_layout_flat *f, int64_t used, shl_layout_split split)
+{
+    int64_t n = l->n_pieces;
+    if (split == SHL_SPLIT_TENSOR) {
+        f->piece_elems = shl_ceil_div(used, n);
+    } else {
+        int64_t padded;
+        SHL_TRY(checked_round_up(used, n * SHL_TENSOR_ALIGN_ELEMS, &padded));
+        f->piece_elems = padded / n;
+    }
+    if (!shl_mul_elems(f->piece_elems, n, &f->flat_elems)) {
+        return SHL_RAISE(SHL_E_USAGE, "a flat of %lld elements over %d pieces is too large",
+                         (long long)used, l->n_pieces);
+    }
+    f->shard_offset = l->shard_elems;
+    f->full_offset = l->full_elems;
+    l->shard_elems += shl_round_up(f->piece_elems, SHL_TENSOR_ALIGN_ELEMS);
+    if (!shl_add_elems(l->full_elems, shl_round_up(f->flat_elems, SHL_TENSOR_ALIGN_ELEMS),
+                       &l->full_elems)) {
+        return SHL_RAISE(SHL_E_USAGE, "the model is too large for 64-bit element counts");
+    }
+    l->payload_elems += f->flat_elems;
+    return SHL_OK;
+}
+
+static shl_code
+place_items(shl_layout *l, const shl_layout_item *items, int n, shl_layout_split split)
+{
+    int64_t used = 0;
+    for (int i = 0; i < n; ++i) {
+        shl_layout_flat *f = &l->flats[items[i].flat];
+        if (i == 0 || items[i].flat != items[i - 1].flat) {
+            SHL_ASSERT(items[i].flat == (i == 0 ? 0 : items[i - 1].flat + 1));
+            f->first_slot = i;
+            used = 0;
+        } else {
+            SHL_ASSERT(split == SHL_SPLIT_FLAT);
+            used = shl_round_up(used, SHL_TENSOR_ALIGN_ELEMS);
+        }
+        f->n_slots++;
+        l->slots[i] = (shl_layout_slot){.param = items[i].param,
+                                        .flat = items[i].flat,
+                                        .offset = used,
+                                        .elems = items[i].elems};
+        l->slot_of_param[items[i].param] = i;
+        l->elems += items[i].elems;
+        if (!shl_add_elems(used, items[i].elems, &used)) {
+            return SHL_RAISE(SHL_E_USAGE, "the model is too large for 64-bit element counts");
+        }
+        if (i + 1 == n || items[i + 1].flat != items[i].flat) {
+            SHL_TRY(close_flat(l, f, used, split));
+        }
+    }
+    return SHL_OK;
+}
+
+shl_code
+shl_layout_new(const shl_layout_item *items, int n, int n_pieces, shl_layout_split split,
+               shl_layout **out)
+{
+    shl_layout *l = NULL;
+    shl_code code;
+    *out = NULL;
+    SHL_ASSERT(n > 0 && n_pieces > 0);
+    SHL_TRY(shl_heap_alloc(1, sizeof(*l), &l));
+    l->n_pieces = n_pieces;
+    l->n_slots = n;
+    l->n_flats = items[n - 1].flat + 1;
+    for (int i = 0; i < n; ++i) {
+        SHL_ASSERT(items[i].elems > 0 && items[i].param >= 0);
+        l->n_params = items[i].param >= l->n_params ? items[i].param + 1 : l->n_params;
+    }
+    SHL_TRY_TO(code, out, shl_heap_alloc((size_t)l->n_flats, sizeof(*l->flats), &l->flats));
+    SHL_TRY_TO(code, out, shl_heap_alloc((size_t)n, sizeof(*l->slots), &l->slots));
+    SHL_TRY_TO(code, out,
+               shl_heap_alloc((size_t)l->n_params, sizeof(*l->slot_of_param), &l->slot_of_param));
+    for (int i = 0; i < l->n_params; ++i) {
+        l->slot_of_param[i] = -1;
+    }
+    SHL_TRY_TO(code, out, place_items(l, items, n, split));
+    *out = l;
+    return SHL_OK;
+out:
+    shl_layout_free(&l);
+    return code;
+}
+
+void
+shl_layout_free(shl_layout **l)
+{
+    if (*l == NULL) {
+        return;
+    }
+    shl_heap_free(&(*l)->flats);
+    shl_heap_free(&(*l)->slots);
+    shl_heap_free(&(*l)->slot_of_param);
+    shl_heap_free(l);
+}
+
+shl_code
+shl_layout_fragments(const shl_layout *l, int rank, shl_fragment **out, int *n)
+{
+    shl_fragment *frags = NULL;
+    int count = 0;
+    *out = NULL;
+    *n = 0;
+    SHL_ASSERT(rank >= 0 && rank < l->n_pieces);
+    /* A slot meets one piece at most once, so there are never more fragments than slots. */
+    SHL_TRY(shl_heap_alloc((size_t)l->n_slots, sizeof(*frags), &frags));
+    for (int i = 0; i < l->n_slots; ++i) {
+        const shl_layout_slot *s = &l->slots[i];
+        const shl_layout_flat *f = &l->flats[s->flat];
+        int64_t piece_begin = f->piece_elems * rank;
+        int64_t piece_end = piece_begin + f->piece_elems;
+        int64_t begin = s->offset > piece_begin ? s->offset : piece_begin;
+        int64_t end = s->offset + s->elems < piece_end ? s->offset + s->elems : piece_end;
+        if (begin >= end) {
+            continue;
+        }
+        frags[count++] = (shl_fragment){.param = s->param,
+                                        .flat = s->flat,
+                                        .begin = begin - s->offset,
+                                        .end = end - s->offset,
+                                        .flat_offset = begin,
+                                        .shard_offset = f->shard_offset + (begin - piece_begin)};
+    }
+    *out = frags;
+    *n = count;
+    return SHL_OK;
+}
