@@ -35,8 +35,10 @@ WARN_COMMON := -Wall -Wextra -Wpedantic -Wshadow -Wundef -Wconversion -Wsign-con
   -Wdouble-promotion -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition \
   -Wredundant-decls -Wcast-qual -Wpointer-arith -Wwrite-strings -Wswitch-enum \
   -Wimplicit-fallthrough -Wvla -Wnull-dereference -fno-common
+# SHL_ASSERT(!"why") is an idiom.
+WARN_CLANG := -Wno-string-conversion
 WARN_GCC := -Wlogical-op -Wduplicated-cond -Wduplicated-branches -Wjump-misses-init
-WARN := $(WARN_COMMON) $(if $(IS_GCC),$(WARN_GCC)) $(if $(filter 1,$(WERROR)),-Werror)
+WARN := $(WARN_COMMON) $(if $(IS_GCC),$(WARN_GCC),$(WARN_CLANG)) $(if $(filter 1,$(WERROR)),-Werror)
 
 # Debian keeps the serial HDF5 apart from the MPI one; elsewhere name both by hand.
 HDF5_CFLAGS ?= -isystem /usr/include/hdf5/serial
@@ -231,7 +233,7 @@ format-check: ## fail if the format differs
 CLANG ?= clang
 OMP_DIR = $(BUILD)/clang
 SYNTAX = $(CLANG) -fsyntax-only -std=c11 -fopenmp $(CPPFLAGS_ALL) -idirafter $(OMP_DIR) \
-  $(WARN_COMMON) -Werror -O2
+  $(WARN_COMMON) $(WARN_CLANG) -Werror -O2
 syntax-clang: ## compile everything with clang, to nothing
 	@if ! command -v $(CLANG) >/dev/null; then echo 'skipped: clang is not installed'; exit 0; fi; \
 	mkdir -p $(OMP_DIR); ln -sf "$$($(CC) -print-file-name=include/omp.h)" $(OMP_DIR)/omp.h; \
