@@ -46,6 +46,7 @@ shl_code shl_world_join(shl_world **out) SHL_MUST_USE;
 /* Leaves: posts this rank's final code (with its thread's error text) and unmaps. */
 void shl_world_leave(shl_world **w, shl_code code);
 
+/* The place of this rank in its world. Local, constant for the life of w. */
 int shl_world_rank(const shl_world *w);
 int shl_world_size(const shl_world *w);
 int shl_world_threads_per_rank(const shl_world *w);

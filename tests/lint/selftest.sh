@@ -45,7 +45,7 @@ expect bans engines/zero/e.c 'ncclAllGather(1);' 'backend is named'
 expect bans engines/zero/f.c 'x = "cpu"; int64_t cpu_ns; cpu_set_t s; /* cuda */' clean
 expect bans engines/zero/g.c 'int gpt2_layers;' 'name no model'
 expect bans models/l.c 'int is_zero3;' 'no engine'
-expect shape engines/comm/a.h 'int shl_x(int a);' 'no contract comment'
+expect shape engines/comm/a.h '\nint shl_x(int a);' 'no contract comment'
 expect shape engines/comm/b.h '/* What. */\nint shl_x(int a);\nint shl_y(int a);' clean
 expect shape models/m.c "$(printf '%0601d' 0 | sed 's/0/x;\\n/g')" 'more than 600'
 expect shape models/n.c "int\nf(void)\n{\n$(printf '%081d' 0 | sed 's/0/x;\\n/g')}" 'function of 81'
