@@ -22,7 +22,7 @@ close_flat(shl_layout *l, shl_layout_flat *f, int64_t used, shl_layout_split spl
     if (split == SHL_SPLIT_TENSOR) {
         f->piece_elems = shl_ceil_div(used, n);
     } else {
-        int64_t padded;
+        int64_t padded = 0;
         SHL_TRY(checked_round_up(used, n * SHL_TENSOR_ALIGN_ELEMS, &padded));
         f->piece_elems = padded / n;
     }
