@@ -5,6 +5,7 @@ PROFILE ?= release
 BUILD   ?= build
 PREFIX  ?= /usr/local
 TEST    ?=
+SKIP    ?=
 V       ?= 0
 
 PROFILES := release debug asan tsan cov
@@ -195,14 +196,15 @@ SHL_GOLDEN_DIR ?= tests/golden
 RUN_TESTS = SHL_GOLDEN_DIR='$(SHL_GOLDEN_DIR)' SHL_PROGRAM='$(PROG)' SHL_TEST_OUT='$(OUT)/test-out' \
   bash tests/run.sh
 
-check: deps ## build and run the tests (TEST='words': programs whose name has one)
+check: deps ## build and run the tests (TEST, SKIP: words in names of programs)
 	@+$(MAKE) --no-print-directory run-tests
 check-all: deps ## the same, exhaustive
 	@+SHL_TEST_ALL=1 $(MAKE) --no-print-directory run-tests
 check-golden: deps ## only the comparisons with golden values (SHL_GOLDEN_DIR=...)
 	@+$(MAKE) --no-print-directory run-tests TEST=golden
-CHOSEN_TESTS := $(if $(TEST),$(strip $(foreach t,$(TESTS),$(foreach w,$(TEST),$(if \
-  $(findstring $w,$(notdir $t)),$t)))),$(TESTS))
+named = $(strip $(foreach t,$2,$(if $(strip $(foreach w,$1,$(findstring $w,$(notdir $t)))),$t)))
+CHOSEN_TESTS := $(filter-out $(call named,$(SKIP),$(TESTS)),$(if \
+  $(TEST),$(call named,$(TEST),$(TESTS)),$(TESTS)))
 run-tests: $(PROG) $(CHOSEN_TESTS)
 	@$(RUN_TESTS) $(CHOSEN_TESTS)
 
