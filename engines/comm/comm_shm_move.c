@@ -59,8 +59,7 @@ shl_shm_needs_staging(const shl_shm_comm *m, shl_coll kind, int root, const shl_
 }
 
 int64_t
-shl_shm_staged_bytes(const shl_shm_comm *m, shl_coll kind, int root, int64_t elems,
-                     shl_dtype dtype)
+shl_shm_staged_bytes(const shl_shm_comm *m, shl_coll kind, int root, int64_t elems, shl_dtype dtype)
 {
     int64_t bytes = elems * (int64_t)shl_dtype_bytes(dtype);
     if (kind == SHL_COLL_BROADCAST && m->rank != root) {
@@ -149,8 +148,8 @@ check_calls(round_state *r)
 static shl_code
 barrier(const round_state *r, bool leaving)
 {
-    return shl_shm_barrier(
-        &r->m->data, (shl_shm_label){shl_coll_name(r->op->kind), r->op->seq, leaving});
+    return shl_shm_barrier(&r->m->data,
+                           (shl_shm_label){shl_coll_name(r->op->kind), r->op->seq, leaving});
 }
 
 /* --- addresses --------------------------------------------------------------------------- */
@@ -198,8 +197,8 @@ stage(const round_state *r, chunk c)
     }
     for (int q = 0; q < m->size; q++) {
         if (q != m->rank) {
-            memcpy(staging + (size_t)q * bytes,
-                   src + (size_t)input_index(r, c, q) * r->elem_bytes, bytes);
+            memcpy(staging + (size_t)q * bytes, src + (size_t)input_index(r, c, q) * r->elem_bytes,
+                   bytes);
         }
     }
 }
@@ -251,8 +250,8 @@ static shl_code
 reduce_piece(const round_state *r, chunk c)
 {
     chunk mine = piece_of(r, c, r->m->rank);
-    float *out = r->op->staged ? (float *)r->m->comm->staging.data
-                               : (float *)r->segs[c.seg].dst + c.off;
+    float *out =
+        r->op->staged ? (float *)r->m->comm->staging.data : (float *)r->segs[c.seg].dst + c.off;
     return sum_inputs(r, c, mine.off, mine.n, out + mine.off);
 }
 

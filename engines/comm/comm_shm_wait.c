@@ -305,9 +305,8 @@ same_call(shl_shm_port *p)
                              "ranks disagree: rank %d entered %s #%llu (operation %d, %d bytes), "
                              "rank %d entered %s #%llu (operation %d, %d bytes)",
                              p->world_rank[0], control_name(zero->op),
-                             (unsigned long long)zero->seq, zero->op, zero->bytes,
-                             p->world_rank[m], control_name(s->op), (unsigned long long)s->seq,
-                             s->op, s->bytes);
+                             (unsigned long long)zero->seq, zero->op, zero->bytes, p->world_rank[m],
+                             control_name(s->op), (unsigned long long)s->seq, s->op, s->bytes);
         }
         shl_shm_abort(p->world, "control");
         return code;

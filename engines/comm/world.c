@@ -202,8 +202,7 @@ shl_shm_result(shl_shm_block *b, int *rank)
             continue;
         }
         bool own = !shl_shm_is_report(&r->err, i);
-        if (best < 0 || (own && !best_own) ||
-            (own == best_own && r->order < b->rank[best].order)) {
+        if (best < 0 || (own && !best_own) || (own == best_own && r->order < b->rank[best].order)) {
             best = i;
             best_own = own;
         }
@@ -238,8 +237,8 @@ threads_open(shl_shm_block *b, rank_thread *ranks)
 {
     SHL_TRY(shl_shm_range_find(b->ranks, &b->range_bytes));
     for (int r = 0; r < b->ranks; r++) {
-        void *p = mmap(NULL, b->range_bytes, PROT_NONE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void *p = mmap(NULL, b->range_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                       -1, 0);
         if (p == MAP_FAILED) {
             (void)SHL_RAISE(SHL_E_SYSTEM, "no address space for the memory of rank %d", r);
             return shl_err_because("%s", strerror(errno));
@@ -292,8 +291,8 @@ shl_world_run_threads(const shl_world_config *cfg, shl_rank_main fn, void *arg)
 {
     SHL_TRY(shl_shm_config_check(cfg));
     size_t bytes = shl_shm_block_bytes(cfg->ranks);
-    void *p =
-        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
     if (p == MAP_FAILED) {
         (void)SHL_RAISE(SHL_E_SYSTEM, "no memory for the control block of %d ranks", cfg->ranks);
         return shl_err_because("%s", strerror(errno));

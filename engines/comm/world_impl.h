@@ -7,8 +7,8 @@
 
 #include "engines/comm/world.h"
 
-#define SHL_SHM_GROUPS 64      /* communicators alive at once in a world; 0 is the world's own */
-#define SHL_SHM_ROUND_SEGS 64  /* segments published at a time */
+#define SHL_SHM_GROUPS 64     /* communicators alive at once in a world; 0 is the world's own */
+#define SHL_SHM_ROUND_SEGS 64 /* segments published at a time */
 #define SHL_SHM_SLOT_BYTES 4096
 #define SHL_SHM_MAGIC UINT64_C(0x73686c776f726c31)
 
@@ -55,7 +55,7 @@ typedef struct shl_shm_member {
 
 typedef struct shl_shm_group {
     shl_shm_lane lane[SHL_SHM_LANES];
-    _Atomic uint32_t users; /* members that have not closed */
+    _Atomic uint32_t users;               /* members that have not closed */
     _Alignas(64) shl_shm_member member[]; /* as many as the world has ranks */
 } shl_shm_group;
 
@@ -78,12 +78,12 @@ typedef struct shl_shm_block {
     int ranks, threads_per_rank, cores;
     bool processes;
     int64_t timeout_ms;
-    size_t range_bytes;               /* address space of one rank's communication memory */
-    int memfd[SHL_WORLD_MAX_RANKS];   /* processes: inherited descriptors */
-    void *base[SHL_WORLD_MAX_RANKS];  /* threads: where the memory lies */
-    _Atomic uint32_t aborted;         /* 1 + index of the first note, 0: none */
+    size_t range_bytes;              /* address space of one rank's communication memory */
+    int memfd[SHL_WORLD_MAX_RANKS];  /* processes: inherited descriptors */
+    void *base[SHL_WORLD_MAX_RANKS]; /* threads: where the memory lies */
+    _Atomic uint32_t aborted;        /* 1 + index of the first note, 0: none */
     _Atomic uint32_t order;
-    _Atomic uint64_t groups;          /* bits of the groups in use */
+    _Atomic uint64_t groups; /* bits of the groups in use */
     shl_shm_rank rank[SHL_WORLD_MAX_RANKS + 1];
 } shl_shm_block;
 
@@ -102,7 +102,7 @@ typedef struct shl_shm_port {
 struct shl_world {
     shl_shm_block *block;
     int rank;
-    int memfd; /* own, to grow; -1 for threads */
+    int memfd;                       /* own, to grow; -1 for threads */
     void *base[SHL_WORLD_MAX_RANKS]; /* where each rank's memory lies in this process */
     shl_arena *arena;
     int identity[SHL_WORLD_MAX_RANKS];

@@ -20,8 +20,6 @@
 #include "kernels/base/str.h"
 #include "kernels/base/types.h"
 
-extern char **environ;
-
 #define POLL_NS 100000000
 
 /* What the supervisor knows of its ranks. */
@@ -40,8 +38,8 @@ typedef struct party {
     char env[4][96]; /* our own variables; [0] is SHL_WORLD */
 } party;
 
-static const char *const env_names[] = {"SHL_WORLD=", "OMP_NUM_THREADS=", "OMP_WAIT_POLICY=",
-                                        "GOMP_SPINCOUNT="};
+static const char *const env_names[] = {
+    "SHL_WORLD=", "OMP_NUM_THREADS=", "OMP_WAIT_POLICY=", "GOMP_SPINCOUNT="};
 
 /* A sealed-off file in memory above the standard descriptors. */
 static shl_code
@@ -284,8 +282,8 @@ kill_late(party *p)
     if (p->kill_ns == 0) {
         p->kill_ns = now_ns + p->block->timeout_ms * 1000000;
     }
-    bool culprit_alone = p->n_alive == 1 && p->pid[note->note_rank] > 0 &&
-                         note != &p->block->rank[note->note_rank];
+    bool culprit_alone =
+        p->n_alive == 1 && p->pid[note->note_rank] > 0 && note != &p->block->rank[note->note_rank];
     if (culprit_alone || now_ns >= p->kill_ns) {
         p->killed = true;
         kill_all(p, SIGKILL);
@@ -321,6 +319,7 @@ shl_world_run_processes(const shl_world_config *cfg, const char *const *argv, bo
     p->block_fd = -1;
     p->supervisor = getpid();
     shl_code code = SHL_OK;
+    int failed = -1;
     SHL_TRY_TO(code, out, party_open_memory(p, cfg));
     SHL_TRY_TO(code, out, party_open_program(p, argv));
 
@@ -333,7 +332,6 @@ shl_world_run_processes(const shl_world_config *cfg, const char *const *argv, bo
     supervise(p);
     (void)pthread_sigmask(SIG_SETMASK, &p->old_mask, NULL);
 
-    int failed = -1;
     code = shl_shm_result(p->block, &failed);
     *printed = failed >= 0 && atomic_load(&p->block->rank[failed].state) == SHL_SHM_LEFT;
 out:
