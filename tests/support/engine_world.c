@@ -14,6 +14,12 @@ typedef struct ew_job {
     ew_result *r;
 } ew_job;
 
+/* What a visitor of the state sees. */
+typedef struct ew_visit {
+    const ew_job *job;
+    shl_device *device;
+} ew_visit;
+
 void
 ew_config_init(ew_config *c, shl_strategy s, int ranks)
 {
@@ -53,8 +59,9 @@ fill_rows(const ew_config *c, int step, int64_t row, int64_t n, int32_t *tokens,
 static shl_code
 set_initial(void *ctx, const shl_shard *s)
 {
-    const ew_job *job = ((void **)ctx)[0];
-    shl_device *d = ((void **)ctx)[1];
+    const ew_visit *visit = ctx;
+    const ew_job *job = visit->job;
+    shl_device *d = visit->device;
     if (strcmp(s->kind, "param") != 0) {
         return SHL_OK;
     }
@@ -70,8 +77,9 @@ set_initial(void *ctx, const shl_shard *s)
 static shl_code
 keep_shard(void *ctx, const shl_shard *s)
 {
-    const ew_job *job = ((void **)ctx)[0];
-    shl_device *d = ((void **)ctx)[1];
+    const ew_visit *visit = ctx;
+    const ew_job *job = visit->job;
+    shl_device *d = visit->device;
     if (s->replica != 0) {
         return SHL_OK;
     }
@@ -121,7 +129,8 @@ run_engine(const ew_job *job, shl_device *d, shl_comm *comm, int rank)
 {
     const ew_config *c = job->c;
     int slot = strcmp(c->device, "virtual") == 0 ? 0 : rank;
-    void *ctx[2] = {(void *)job, d};
+    ew_visit ctx = {job, d};
+    uint64_t hash = 0;
     shl_model *model = NULL;
     shl_engine *e = NULL;
     shl_mesh mesh;
@@ -134,7 +143,7 @@ run_engine(const ew_job *job, shl_device *d, shl_comm *comm, int rank)
     code = shl_engine_open(&c->engine, model, d, &mesh, &e);
     SHL_TRY_TO(code, out, shl_comm_agree(comm, code, "init"));
     if (c->initial != NULL) {
-        SHL_TRY_TO(code, out, shl_engine_visit_state(e, SHL_VISIT_WRITE, set_initial, ctx));
+        SHL_TRY_TO(code, out, shl_engine_visit_state(e, SHL_VISIT_WRITE, set_initial, &ctx));
     }
     shl_comm_stats_reset(comm);
     SHL_TRY_TO(code, out, run_steps(job, e, comm, rank));
@@ -144,13 +153,12 @@ run_engine(const ew_job *job, shl_device *d, shl_comm *comm, int rank)
     if (slot == 0) {
         shl_engine_info_get(e, &job->r->info);
     }
-    uint64_t hash = 0;
     SHL_TRY_TO(code, out, shl_engine_param_hash(e, &hash));
     if (slot == 0) {
         job->r->param_hash = hash;
     }
     if (job->r->tensors != NULL) {
-        SHL_TRY_TO(code, out, shl_engine_visit_state(e, SHL_VISIT_READ, keep_shard, ctx));
+        SHL_TRY_TO(code, out, shl_engine_visit_state(e, SHL_VISIT_READ, keep_shard, &ctx));
     }
 out:
     shl_engine_close(&e);
