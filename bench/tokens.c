@@ -11,15 +11,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "bench/locate.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/rng.h"
 #include "kernels/base/str.h"
 
-#ifndef SHL_DATA_DIR
-#define SHL_DATA_DIR "bench/data"
-#endif
-
-#define BUNDLED_TEXT "tinyshakespeare.txt"
+#define BUNDLED_TEXT "bench/data/tinyshakespeare.txt"
 #define BIN_HEADER_BYTES 1024 /* 256 int32: magic, version, number of tokens, zeros */
 #define SYNTHETIC_SAMPLES (INT64_C(1) << 20)
 #define FEISTEL_ROUNDS 6
@@ -82,34 +79,6 @@ token_at(const shl_tokens *t, int64_t index)
     uint32_t wide = 0;
     memcpy(&wide, at, sizeof wide);
     return (int64_t)wide;
-}
-
-/* The bundled text: where the build was told that data lives, else beside the source tree or the
- * installation that holds this program. */
-static shl_code
-find_bundled(char *path, size_t path_bytes)
-{
-    shl_strf(path, path_bytes, "%s/%s", SHL_DATA_DIR, BUNDLED_TEXT);
-    if (access(path, R_OK) == 0) {
-        return SHL_OK;
-    }
-    char folder[PATH_MAX];
-    ssize_t len = readlink("/proc/self/exe", folder, sizeof folder - 1);
-    folder[len > 0 ? len : 0] = '\0';
-    for (char *cut = strrchr(folder, '/'); cut; cut = strrchr(folder, '/')) {
-        *cut = '\0';
-        static const char *const under[] = {"bench/data", "share/shardlab"};
-        for (size_t i = 0; i < sizeof under / sizeof under[0]; i++) {
-            shl_strf(path, path_bytes, "%.3000s/%s/%s", folder, under[i], BUNDLED_TEXT);
-            if (access(path, R_OK) == 0) {
-                return SHL_OK;
-            }
-        }
-    }
-    (void)SHL_RAISE(SHL_E_IO, "the bundled text %s was not found", BUNDLED_TEXT);
-    (void)shl_err_because("it is neither in %s nor in a bench/data above the program",
-                          SHL_DATA_DIR);
-    return shl_err_advice("--data FILE, or --data synthetic");
 }
 
 static shl_code
@@ -261,7 +230,7 @@ open_source(shl_tokens *t, const char *source)
         return SHL_OK;
     }
     if (!source) {
-        SHL_TRY(find_bundled(t->path, sizeof t->path));
+        SHL_TRY(shl_locate(BUNDLED_TEXT, t->path, sizeof t->path));
     } else if (strlen(source) >= sizeof t->path) {
         return raise_io(source, ENAMETOOLONG);
     } else {
