@@ -5,6 +5,7 @@ PROFILE ?= release
 BUILD   ?= build
 PREFIX  ?= /usr/local
 TEST    ?=
+SKIP    ?=
 V       ?= 0
 
 PROFILES := release debug asan tsan cov
@@ -35,8 +36,10 @@ WARN_COMMON := -Wall -Wextra -Wpedantic -Wshadow -Wundef -Wconversion -Wsign-con
   -Wdouble-promotion -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition \
   -Wredundant-decls -Wcast-qual -Wpointer-arith -Wwrite-strings -Wswitch-enum \
   -Wimplicit-fallthrough -Wvla -Wnull-dereference -fno-common
+# SHL_ASSERT(!"why") is an idiom.
+WARN_CLANG := -Wno-string-conversion
 WARN_GCC := -Wlogical-op -Wduplicated-cond -Wduplicated-branches -Wjump-misses-init
-WARN := $(WARN_COMMON) $(if $(IS_GCC),$(WARN_GCC)) $(if $(filter 1,$(WERROR)),-Werror)
+WARN := $(WARN_COMMON) $(if $(IS_GCC),$(WARN_GCC),$(WARN_CLANG)) $(if $(filter 1,$(WERROR)),-Werror)
 
 # Debian keeps the serial HDF5 apart from the MPI one; elsewhere name both by hand.
 HDF5_CFLAGS ?= -isystem /usr/include/hdf5/serial
@@ -193,14 +196,15 @@ SHL_GOLDEN_DIR ?= tests/golden
 RUN_TESTS = SHL_GOLDEN_DIR='$(SHL_GOLDEN_DIR)' SHL_PROGRAM='$(PROG)' SHL_TEST_OUT='$(OUT)/test-out' \
   bash tests/run.sh
 
-check: deps ## build and run the tests (TEST='words': programs whose name has one)
+check: deps ## build and run the tests (TEST, SKIP: words in names of programs)
 	@+$(MAKE) --no-print-directory run-tests
 check-all: deps ## the same, exhaustive
 	@+SHL_TEST_ALL=1 $(MAKE) --no-print-directory run-tests
 check-golden: deps ## only the comparisons with golden values (SHL_GOLDEN_DIR=...)
 	@+$(MAKE) --no-print-directory run-tests TEST=golden
-CHOSEN_TESTS := $(if $(TEST),$(strip $(foreach t,$(TESTS),$(foreach w,$(TEST),$(if \
-  $(findstring $w,$(notdir $t)),$t)))),$(TESTS))
+named = $(strip $(foreach t,$2,$(if $(strip $(foreach w,$1,$(findstring $w,$(notdir $t)))),$t)))
+CHOSEN_TESTS := $(filter-out $(call named,$(SKIP),$(TESTS)),$(if \
+  $(TEST),$(call named,$(TEST),$(TESTS)),$(TESTS)))
 run-tests: $(PROG) $(CHOSEN_TESTS)
 	@$(RUN_TESTS) $(CHOSEN_TESTS)
 
@@ -231,7 +235,7 @@ format-check: ## fail if the format differs
 CLANG ?= clang
 OMP_DIR = $(BUILD)/clang
 SYNTAX = $(CLANG) -fsyntax-only -std=c11 -fopenmp $(CPPFLAGS_ALL) -idirafter $(OMP_DIR) \
-  $(WARN_COMMON) -Werror -O2
+  $(WARN_COMMON) $(WARN_CLANG) -Werror -O2
 syntax-clang: ## compile everything with clang, to nothing
 	@if ! command -v $(CLANG) >/dev/null; then echo 'skipped: clang is not installed'; exit 0; fi; \
 	mkdir -p $(OMP_DIR); ln -sf "$$($(CC) -print-file-name=include/omp.h)" $(OMP_DIR)/omp.h; \

@@ -114,6 +114,7 @@ shl_code shl_engine_visit_state(shl_engine *e, shl_visit_mode mode, shl_state_vi
                                 void *ctx) SHL_MUST_USE;
 void shl_engine_set_step(shl_engine *e, int64_t step);
 
+/* Numbers of the layout, complete after open. Local. */
 void shl_engine_info_get(const shl_engine *e, shl_engine_info *out);
 
 /* Additive position-keyed fingerprint of all parameters, equal for any sharding: sum over elements

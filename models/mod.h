@@ -8,6 +8,7 @@
 
 /* ---- building (module_build.c). The model owns all of it, also after a failure. ---- */
 
+/* A model without modules. family borrowed (static storage). */
 shl_code shl_build_model(const char *family, shl_model **out) SHL_MUST_USE;
 
 /* Appends a module, the last child of `parent` (NULL: the root), with impl_bytes zeroed bytes. */
@@ -39,6 +40,7 @@ typedef struct shl_linear_spec {
 shl_code shl_mod_linear(shl_model *model, shl_module *parent, const char *path,
                         const shl_linear_spec *spec) SHL_MUST_USE;
 
+/* Leaves and one container over rows of `width`; each names its parameters "<path>.<suffix>". */
 shl_code shl_mod_layernorm(shl_model *model, shl_module *parent, const char *path, int64_t width,
                            double eps) SHL_MUST_USE;
 shl_code shl_mod_gelu(shl_model *model, shl_module *parent, const char *path,

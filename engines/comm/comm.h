@@ -73,6 +73,7 @@ shl_code shl_comm_open(const shl_comm_config *cfg, shl_device *d, shl_comm **out
 /* Local; frees staging. NULL is fine. In-flight collectives must have been waited for. */
 void shl_comm_close(shl_comm **c);
 
+/* This rank, the number of ranks, the kind as configured, and whether data moves. Local. */
 int shl_comm_rank(const shl_comm *c);
 int shl_comm_size(const shl_comm *c);
 const char *shl_comm_kind(const shl_comm *c);
@@ -108,6 +109,7 @@ typedef enum shl_control_op {
 } shl_control_op;
 shl_code shl_comm_control(shl_comm *c, shl_control_op op, void *data, int n) SHL_MUST_USE;
 
+/* COLLECTIVE: returns when every rank has entered, or with the error of one that cannot. */
 shl_code shl_comm_barrier(shl_comm *c) SHL_MUST_USE;
 
 /* One code on every rank: SHL_OK only when every rank passed SHL_OK. A rank that failed keeps its own

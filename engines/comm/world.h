@@ -46,10 +46,15 @@ shl_code shl_world_join(shl_world **out) SHL_MUST_USE;
 /* Leaves: posts this rank's final code (with its thread's error text) and unmaps. */
 void shl_world_leave(shl_world **w, shl_code code);
 
+/* The place of this rank in its world. Local, constant for the life of w. */
 int shl_world_rank(const shl_world *w);
 int shl_world_size(const shl_world *w);
 int shl_world_threads_per_rank(const shl_world *w);
 bool shl_world_is_processes(const shl_world *w);
+
+/* Whether this thread's current error began on this rank; false when it tells of another rank's (so
+ * that a rank process prints its own failure only). */
+bool shl_world_error_is_own(const shl_world *w);
 
 /* This rank's communication memory: give it to shl_device_config.comm_arena. Borrowed, lives as long
  * as w. */

@@ -4,44 +4,44 @@
 
 #include "kernels/base/heap.h"
 
-static shl_code
-checked_round_up(int64_t a, int64_t b, int64_t *out)
-{
-    int64_t sum;
-    if (!shl_add_elems(a, b - 1, &sum)) {
-        return SHL_RAISE(SHL_E_USAGE, "a layout of %lld elements is too large", (long long)a);
-    }
-    *out = sum / b * b;
-    return SHL_OK;
-}
+/* With every sum below this, no offset below can overflow 64 bits (flats * ranks < 2^60 / 8). */
+#define MAX_ELEMS ((int64_t)1 << 56)
+#define MAX_PIECES (1 << 24)
 
-static shl_code
+static void
 close_flat(shl_layout *l, shl_layout_flat *f, int64_t used, shl_layout_split split)
 {
     int64_t n = l->n_pieces;
-    if (split == SHL_SPLIT_TENSOR) {
-        f->piece_elems = shl_ceil_div(used, n);
-    } else {
-        int64_t padded;
-        SHL_TRY(checked_round_up(used, n * SHL_TENSOR_ALIGN_ELEMS, &padded));
-        f->piece_elems = padded / n;
-    }
-    if (!shl_mul_elems(f->piece_elems, n, &f->flat_elems)) {
-        return SHL_RAISE(SHL_E_USAGE, "a flat of %lld elements over %d pieces is too large",
-                         (long long)used, l->n_pieces);
-    }
+    int64_t unit = split == SHL_SPLIT_FLAT ? SHL_TENSOR_ALIGN_ELEMS : 1;
+    f->piece_elems = shl_ceil_div(used, n * unit) * unit;
+    f->flat_elems = f->piece_elems * n;
     f->shard_offset = l->shard_elems;
     f->full_offset = l->full_elems;
     l->shard_elems += shl_round_up(f->piece_elems, SHL_TENSOR_ALIGN_ELEMS);
-    if (!shl_add_elems(l->full_elems, shl_round_up(f->flat_elems, SHL_TENSOR_ALIGN_ELEMS),
-                       &l->full_elems)) {
-        return SHL_RAISE(SHL_E_USAGE, "the model is too large for 64-bit element counts");
-    }
+    l->full_elems += shl_round_up(f->flat_elems, SHL_TENSOR_ALIGN_ELEMS);
     l->payload_elems += f->flat_elems;
-    return SHL_OK;
 }
 
 static shl_code
+check_sizes(const shl_layout_item *items, int n, int n_pieces)
+{
+    int64_t total = 0;
+    for (int i = 0; i < n; ++i) {
+        SHL_ASSERT(items[i].elems > 0 && items[i].param >= 0);
+        if (items[i].elems > MAX_ELEMS - total) {
+            (void)SHL_RAISE(SHL_E_USAGE, "the model is too large to lay out");
+            return shl_err_because("more than 2^56 elements in %d tensors", n);
+        }
+        total += items[i].elems;
+    }
+    if (n_pieces > MAX_PIECES) {
+        return SHL_RAISE(SHL_E_USAGE, "%d ranks are more than the largest world, %d", n_pieces,
+                         MAX_PIECES);
+    }
+    return SHL_OK;
+}
+
+static void
 place_items(shl_layout *l, const shl_layout_item *items, int n, shl_layout_split split)
 {
     int64_t used = 0;
@@ -62,14 +62,11 @@ place_items(shl_layout *l, const shl_layout_item *items, int n, shl_layout_split
                                         .elems = items[i].elems};
         l->slot_of_param[items[i].param] = i;
         l->elems += items[i].elems;
-        if (!shl_add_elems(used, items[i].elems, &used)) {
-            return SHL_RAISE(SHL_E_USAGE, "the model is too large for 64-bit element counts");
-        }
+        used += items[i].elems;
         if (i + 1 == n || items[i + 1].flat != items[i].flat) {
-            SHL_TRY(close_flat(l, f, used, split));
+            close_flat(l, f, used, split);
         }
     }
-    return SHL_OK;
 }
 
 shl_code
@@ -80,12 +77,12 @@ shl_layout_new(const shl_layout_item *items, int n, int n_pieces, shl_layout_spl
     shl_code code;
     *out = NULL;
     SHL_ASSERT(n > 0 && n_pieces > 0);
+    SHL_TRY(check_sizes(items, n, n_pieces));
     SHL_TRY(shl_heap_alloc(1, sizeof(*l), &l));
     l->n_pieces = n_pieces;
     l->n_slots = n;
     l->n_flats = items[n - 1].flat + 1;
     for (int i = 0; i < n; ++i) {
-        SHL_ASSERT(items[i].elems > 0 && items[i].param >= 0);
         l->n_params = items[i].param >= l->n_params ? items[i].param + 1 : l->n_params;
     }
     SHL_TRY_TO(code, out, shl_heap_alloc((size_t)l->n_flats, sizeof(*l->flats), &l->flats));
@@ -95,7 +92,7 @@ shl_layout_new(const shl_layout_item *items, int n, int n_pieces, shl_layout_spl
     for (int i = 0; i < l->n_params; ++i) {
         l->slot_of_param[i] = -1;
     }
-    SHL_TRY_TO(code, out, place_items(l, items, n, split));
+    place_items(l, items, n, split);
     *out = l;
     return SHL_OK;
 out:

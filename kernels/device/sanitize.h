@@ -14,10 +14,12 @@
 #include <sanitizer/asan_interface.h>
 #define SHL_POISON(data, bytes) ASAN_POISON_MEMORY_REGION((data), (bytes))
 #define SHL_UNPOISON(data, bytes) ASAN_UNPOISON_MEMORY_REGION((data), (bytes))
+#define SHL_IS_POISONED(data) (__asan_address_is_poisoned(data) != 0)
 #else
 #define SHL_ASAN 0
 #define SHL_POISON(data, bytes) ((void)(data), (void)(bytes))
 #define SHL_UNPOISON(data, bytes) ((void)(data), (void)(bytes))
+#define SHL_IS_POISONED(data) ((void)(data), 0)
 #endif
 
 #if defined(__SANITIZE_THREAD__) || SHL_HAS_FEATURE(thread_sanitizer)

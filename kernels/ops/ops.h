@@ -37,6 +37,7 @@ typedef enum shl_op {
     SHL_OP_COUNT
 } shl_op;
 
+/* Name of an op for messages and tables; static storage. */
 const char *shl_op_name(shl_op op);
 
 /* Weights of a linear layer lie [I, O] (GPT-2's Conv1D) or [O, I] (nn.Linear, a tied embedding). */

@@ -57,6 +57,15 @@ shl_golden_real(hid_t file, const char *path, const char *attr)
     return value;
 }
 
+void
+shl_golden_str(hid_t file, const char *path, const char *attr, char *dst, size_t dst_bytes)
+{
+    hid_t type = H5Tcopy(H5T_C_S1);
+    assert_true(H5Tset_size(type, dst_bytes) >= 0);
+    read_attr(file, path, attr, type, dst);
+    H5Tclose(type);
+}
+
 bool
 shl_golden_has(hid_t file, const char *path)
 {

@@ -15,6 +15,8 @@ void shl_golden_close(hid_t file);
 /* A scalar attribute of the object at `path` ("/" for the file's own). */
 int64_t shl_golden_int(hid_t file, const char *path, const char *attr);
 double shl_golden_real(hid_t file, const char *path, const char *attr);
+/* A fixed-length string attribute, terminated, truncated to dst_bytes. */
+void shl_golden_str(hid_t file, const char *path, const char *attr, char *dst, size_t dst_bytes);
 
 bool shl_golden_has(hid_t file, const char *path);
 

@@ -1,0 +1,58 @@
+/* engines/comm: private to the room: the list of backends, and what the shm files share. */
+#ifndef SHL_COMM_BACKEND_H
+#define SHL_COMM_BACKEND_H
+
+#include "engines/comm/comm.h"
+#include "engines/comm/world_impl.h"
+
+/* comm_registry.c: the backend of a kind. Errors: SHL_E_USAGE, listing the kinds of this build and
+ * saying so when the kind is known but not built. */
+shl_code shl_comm_backend_find(const char *kind, const shl_comm_ops **out) SHL_MUST_USE;
+
+extern const shl_comm_ops shl_comm_self_ops;
+extern const shl_comm_ops shl_comm_shm_ops;
+extern const shl_comm_ops shl_comm_virtual_ops;
+
+/* comm_volume.c */
+#define SHL_COMM_VIRTUAL_BYTES_PER_S 1e10 /* wire rate of virtual when the configuration has none */
+int64_t shl_comm_coll_bytes(shl_coll kind, int world, int64_t elems, shl_dtype dtype);
+int64_t shl_comm_cost_ns(const shl_comm_config *cfg, int64_t wire_bytes);
+
+/* A collective on its way: made by the caller, run by the stream, reused when done. */
+typedef struct shl_shm_op {
+    struct shl_shm_op *next;
+    struct shl_shm_comm *comm;
+    shl_stream *stream;
+    _Atomic uint32_t done;
+    shl_coll kind;
+    shl_dtype dtype;
+    int root, n_segs, cap;
+    uint64_t seq;    /* of the communicator, from 1 */
+    int64_t cost_ns; /* to sleep up to; 0: none */
+    bool staged;
+    shl_comm_seg *segs;
+} shl_shm_op;
+
+typedef struct shl_shm_comm {
+    shl_comm *comm;
+    shl_world *world;
+    int group;
+    int rank, size;
+    int world_rank[SHL_WORLD_MAX_RANKS]; /* of each member */
+    shl_shm_port data, control;
+    shl_shm_op *ops;       /* all of them; the caller's list */
+    uint64_t n_issued;     /* the caller's count */
+    _Atomic uint32_t turn; /* collectives done here: they run in the order of their issue, whatever
+                              streams they were given */
+} shl_shm_comm;
+
+/* comm_shm_move.c: runs one collective; a shl_stream_fn whose argument is a shl_shm_op pointer. */
+shl_code shl_shm_collective_run(void *arg) SHL_MUST_USE;
+/* Bytes that go through this rank's staging buffer in a collective that is staged. */
+int64_t shl_shm_staged_bytes(const shl_shm_comm *m, shl_coll kind, int root, int64_t elems,
+                             shl_dtype dtype);
+/* Whether peers read this rank's buffers of the collective where they cannot reach them. */
+bool shl_shm_needs_staging(const shl_shm_comm *m, shl_coll kind, int root, const shl_comm_seg *segs,
+                           int n);
+
+#endif

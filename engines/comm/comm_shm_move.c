@@ -1,0 +1,436 @@
+/* engines/comm: shm, the data of a collective: what runs on the stream. Every rank publishes where
+ * its buffers lie, reads its peers' memory, and writes only its own outputs.
+ *
+ * A round of segments is bounded by two barriers. When a rank's buffers cannot be reached, all ranks
+ * go through the round in chunks of the staging buffer, with barriers around each chunk. */
+#include <string.h>
+
+#include "engines/comm/comm_backend.h"
+#include "kernels/base/clock.h"
+#include "kernels/base/types.h"
+#include "kernels/ops/ops.h"
+
+#define SUM_TILE_ELEMS 4096 /* 16 KiB of every source: the tile of the sum stays in L1 */
+#define PIECE_ELEMS 16      /* pieces of an all-reduce start at whole cache lines */
+#define TURN_SLICE_NS 20000000
+
+typedef struct round_state {
+    shl_shm_comm *m;
+    shl_shm_op *op;
+    const shl_comm_seg *segs; /* of this round */
+    int n_segs;
+    bool chunked; /* some rank is staged */
+    size_t elem_bytes;
+} round_state;
+
+/* Elements [off, off + n) of one segment: per rank, or of the whole for all_reduce, broadcast. */
+typedef struct chunk {
+    int seg;
+    int64_t off, n;
+} chunk;
+
+static uint64_t
+offset_of(const shl_shm_comm *m, const void *data)
+{
+    return (uint64_t)((uintptr_t)data - (uintptr_t)m->world->base[m->world->rank]);
+}
+
+static bool
+reachable(const shl_shm_comm *m, const void *data)
+{
+    return data == NULL || offset_of(m, data) < m->world->block->range_bytes;
+}
+
+bool
+shl_shm_needs_staging(const shl_shm_comm *m, shl_coll kind, int root, const shl_comm_seg *segs,
+                      int n)
+{
+    if (m->size == 1 || (kind == SHL_COLL_BROADCAST && m->rank != root)) {
+        return false;
+    }
+    for (int i = 0; i < n; i++) {
+        bool dst_read = kind == SHL_COLL_ALL_REDUCE;
+        if (segs[i].elems > 0 &&
+            (!reachable(m, segs[i].src) || (dst_read && !reachable(m, segs[i].dst)))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int64_t
+shl_shm_staged_bytes(const shl_shm_comm *m, shl_coll kind, int root, int64_t elems, shl_dtype dtype)
+{
+    int64_t bytes = elems * (int64_t)shl_dtype_bytes(dtype);
+    if (kind == SHL_COLL_BROADCAST && m->rank != root) {
+        return 0;
+    }
+    return kind == SHL_COLL_REDUCE_SCATTER ? bytes * (m->size - 1) : bytes;
+}
+
+static const shl_shm_call *
+call_of(const shl_shm_comm *m, int member)
+{
+    return &m->data.group->member[member].call;
+}
+
+static const char *
+peer_memory(const shl_shm_comm *m, int member, uint64_t offset)
+{
+    return (const char *)m->world->base[m->world_rank[member]] + offset;
+}
+
+/* --- entering a round -------------------------------------------------------------------- */
+
+/* FNV-1a over the counts: different cuts of the same total are different calls. */
+static uint64_t
+hash_elems(const shl_comm_seg *segs, int n, int64_t *total)
+{
+    uint64_t h = UINT64_C(14695981039346656037);
+    *total = 0;
+    for (int i = 0; i < n; i++) {
+        h = (h ^ (uint64_t)segs[i].elems) * UINT64_C(1099511628211);
+        *total += segs[i].elems;
+    }
+    return h;
+}
+
+static void
+publish(const round_state *r)
+{
+    const shl_shm_op *op = r->op;
+    shl_shm_call *call = &r->m->data.group->member[r->m->rank].call;
+    call->seq = op->seq;
+    call->coll = (int32_t)op->kind;
+    call->dtype = (int32_t)op->dtype;
+    call->root = op->root;
+    call->n_segs = op->n_segs;
+    call->elems_hash = hash_elems(op->segs, op->n_segs, &call->elems);
+    call->staged = op->staged ? 1 : 0;
+    call->staging = offset_of(r->m, r->m->comm->staging.data);
+    for (int i = 0; i < r->n_segs; i++) {
+        call->segs[i].src = offset_of(r->m, r->segs[i].src);
+        call->segs[i].dst = offset_of(r->m, r->segs[i].dst);
+    }
+}
+
+static bool
+same_call(const shl_shm_call *a, const shl_shm_call *b)
+{
+    return a->seq == b->seq && a->coll == b->coll && a->dtype == b->dtype && a->root == b->root &&
+           a->n_segs == b->n_segs && a->elems == b->elems && a->elems_hash == b->elems_hash;
+}
+
+static shl_code
+check_calls(round_state *r)
+{
+    const shl_shm_comm *m = r->m;
+    const shl_shm_call *zero = call_of(m, 0);
+    r->chunked = zero->staged != 0;
+    for (int q = 1; q < m->size; q++) {
+        const shl_shm_call *call = call_of(m, q);
+        if (!same_call(zero, call)) {
+            return SHL_RAISE(
+                SHL_E_BUG,
+                "ranks disagree: rank %d entered %s #%llu (%d segments, %lld elements, %s, root "
+                "%d), rank %d entered %s #%llu (%d segments, %lld elements, %s, root %d)",
+                m->world_rank[0], shl_coll_name((shl_coll)zero->coll),
+                (unsigned long long)zero->seq, zero->n_segs, (long long)zero->elems,
+                shl_dtype_name((shl_dtype)zero->dtype), zero->root, m->world_rank[q],
+                shl_coll_name((shl_coll)call->coll), (unsigned long long)call->seq, call->n_segs,
+                (long long)call->elems, shl_dtype_name((shl_dtype)call->dtype), call->root);
+        }
+        r->chunked = r->chunked || call->staged != 0;
+    }
+    return SHL_OK;
+}
+
+static shl_code
+barrier(const round_state *r, bool leaving)
+{
+    return shl_shm_barrier(&r->m->data,
+                           (shl_shm_label){shl_coll_name(r->op->kind), r->op->seq, leaving});
+}
+
+/* --- addresses --------------------------------------------------------------------------- */
+
+/* First element of a chunk in a rank's own input, for the reader `reader`. */
+static int64_t
+input_index(const round_state *r, chunk c, int reader)
+{
+    bool scattered = r->op->kind == SHL_COLL_REDUCE_SCATTER;
+    return scattered ? reader * r->segs[c.seg].elems + c.off : c.off;
+}
+
+/* The elements of chunk c that member q has for this rank. */
+static const char *
+input_of(const round_state *r, int q, chunk c)
+{
+    const shl_shm_comm *m = r->m;
+    size_t at = (size_t)input_index(r, c, m->rank) * r->elem_bytes;
+    if (q == m->rank) {
+        return (const char *)r->segs[c.seg].src + at;
+    }
+    const shl_shm_call *call = call_of(m, q);
+    if (call->staged == 0) {
+        return peer_memory(m, q, call->segs[c.seg].src + at);
+    }
+    bool scattered = r->op->kind == SHL_COLL_REDUCE_SCATTER;
+    size_t row = scattered ? (size_t)(m->rank * c.n) * r->elem_bytes : 0;
+    return peer_memory(m, q, call->staging + row);
+}
+
+/* Puts what the peers need of a chunk into the staging buffer. */
+static void
+stage(const round_state *r, chunk c)
+{
+    const shl_shm_comm *m = r->m;
+    if (!r->op->staged) {
+        return;
+    }
+    char *staging = (char *)m->comm->staging.data;
+    const char *src = (const char *)r->segs[c.seg].src;
+    size_t bytes = (size_t)c.n * r->elem_bytes;
+    if (r->op->kind != SHL_COLL_REDUCE_SCATTER) {
+        memcpy(staging, src + (size_t)c.off * r->elem_bytes, bytes);
+        return;
+    }
+    for (int q = 0; q < m->size; q++) {
+        if (q != m->rank) {
+            memcpy(staging + (size_t)q * bytes, src + (size_t)input_index(r, c, q) * r->elem_bytes,
+                   bytes);
+        }
+    }
+}
+
+/* --- moving ------------------------------------------------------------------------------ */
+
+static void
+copy_bytes(char *dst, const char *src, size_t bytes)
+{
+    if (dst != src && bytes > 0) {
+        memcpy(dst, src, bytes);
+    }
+}
+
+/* dst = sum of every member's input in rank order, fp32. skip: elements into the chunk. */
+static shl_code
+sum_inputs(const round_state *r, chunk c, int64_t skip, int64_t n, float *dst)
+{
+    const shl_shm_comm *m = r->m;
+    const char *first[SHL_WORLD_MAX_RANKS];
+    const void *srcs[SHL_WORLD_MAX_RANKS];
+    for (int q = 0; q < m->size; q++) {
+        first[q] = input_of(r, q, c) + (size_t)skip * sizeof(float);
+    }
+    for (int64_t i = 0; i < n; i += SUM_TILE_ELEMS) {
+        int64_t len = n - i < SUM_TILE_ELEMS ? n - i : SUM_TILE_ELEMS;
+        for (int q = 0; q < m->size; q++) {
+            srcs[q] = first[q] + (size_t)i * sizeof(float);
+        }
+        shl_sum_ranks_args args = {
+            .dst = shl_tensor_1d(dst + i, SHL_F32, len), .srcs = srcs, .n = m->size};
+        SHL_TRY(shl_op_sum_ranks(r->op->stream, &args));
+    }
+    return SHL_OK;
+}
+
+/* Rank q's share [begin, begin + n) of a chunk that is reduced by everybody. */
+static chunk
+piece_of(const round_state *r, chunk c, int q)
+{
+    int64_t each = shl_round_up(shl_ceil_div(c.n, r->m->size), PIECE_ELEMS);
+    int64_t begin = q * each < c.n ? q * each : c.n;
+    int64_t end = begin + each < c.n ? begin + each : c.n;
+    return (chunk){c.seg, begin, end - begin};
+}
+
+/* all_reduce, first half: my piece of the sum, to where peers can read it. */
+static shl_code
+reduce_piece(const round_state *r, chunk c)
+{
+    chunk mine = piece_of(r, c, r->m->rank);
+    float *out =
+        r->op->staged ? (float *)r->m->comm->staging.data : (float *)r->segs[c.seg].dst + c.off;
+    return sum_inputs(r, c, mine.off, mine.n, out + mine.off);
+}
+
+/* all_reduce, second half: everybody's pieces. */
+static void
+gather_pieces(const round_state *r, chunk c)
+{
+    const shl_shm_comm *m = r->m;
+    float *dst = (float *)r->segs[c.seg].dst + c.off;
+    for (int i = 0; i < m->size; i++) {
+        int q = (m->rank + i) % m->size;
+        const shl_shm_call *call = call_of(m, q);
+        chunk piece = piece_of(r, c, q);
+        size_t at = (size_t)piece.off * sizeof(float);
+        const char *from =
+            call->staged != 0
+                ? peer_memory(m, q, call->staging + at)
+                : peer_memory(m, q, call->segs[c.seg].dst + (size_t)c.off * sizeof(float) + at);
+        if (q == m->rank && !r->op->staged) {
+            continue; /* it lies there already */
+        }
+        copy_bytes((char *)(dst + piece.off), from, (size_t)piece.n * sizeof(float));
+    }
+}
+
+static void
+gather(const round_state *r, chunk c)
+{
+    const shl_comm_seg *s = &r->segs[c.seg];
+    const shl_shm_comm *m = r->m;
+    for (int i = 0; i < m->size; i++) {
+        int q = (m->rank + i) % m->size; /* ranks start at different peers */
+        char *dst = (char *)s->dst + (size_t)(q * s->elems + c.off) * r->elem_bytes;
+        copy_bytes(dst, input_of(r, q, c), (size_t)c.n * r->elem_bytes);
+    }
+}
+
+static shl_code
+move_chunk(const round_state *r, chunk c)
+{
+    char *dst = (char *)r->segs[c.seg].dst + (size_t)c.off * r->elem_bytes;
+    switch (r->op->kind) {
+    case SHL_COLL_ALL_GATHER:
+        gather(r, c);
+        return SHL_OK;
+    case SHL_COLL_REDUCE_SCATTER:
+        return sum_inputs(r, c, 0, c.n, (float *)(void *)dst);
+    case SHL_COLL_ALL_REDUCE:
+        return reduce_piece(r, c);
+    case SHL_COLL_BROADCAST:
+        copy_bytes(dst, input_of(r, r->op->root, c), (size_t)c.n * r->elem_bytes);
+        return SHL_OK;
+    case SHL_COLL_CONTROL:
+    case SHL_COLL_COUNT:
+        break;
+    }
+    SHL_ASSERT(false);
+    return SHL_E_BUG;
+}
+
+/* Everything can be reached: whole segments, one barrier between the halves of an all-reduce. */
+static shl_code
+move_direct(const round_state *r)
+{
+    for (int i = 0; i < r->n_segs; i++) {
+        if (r->segs[i].elems > 0) {
+            SHL_TRY(move_chunk(r, (chunk){i, 0, r->segs[i].elems}));
+        }
+    }
+    if (r->op->kind != SHL_COLL_ALL_REDUCE) {
+        return SHL_OK;
+    }
+    SHL_TRY(barrier(r, false));
+    for (int i = 0; i < r->n_segs; i++) {
+        if (r->segs[i].elems > 0) {
+            gather_pieces(r, (chunk){i, 0, r->segs[i].elems});
+        }
+    }
+    return SHL_OK;
+}
+
+static int64_t
+chunk_elems(const round_state *r)
+{
+    size_t bytes = r->m->comm->staging.bytes;
+    if (r->op->kind == SHL_COLL_REDUCE_SCATTER) {
+        bytes /= (size_t)r->m->size;
+    }
+    return (int64_t)(bytes / r->elem_bytes) / PIECE_ELEMS * PIECE_ELEMS;
+}
+
+static shl_code
+move_chunked(const round_state *r)
+{
+    int64_t most = chunk_elems(r);
+    for (int i = 0; i < r->n_segs; i++) {
+        int64_t elems = r->segs[i].elems;
+        for (int64_t off = 0; off < elems; off += most) {
+            chunk c = {i, off, elems - off < most ? elems - off : most};
+            stage(r, c);
+            SHL_TRY(barrier(r, false));
+            SHL_TRY(move_chunk(r, c));
+            if (r->op->kind == SHL_COLL_ALL_REDUCE) {
+                SHL_TRY(barrier(r, false));
+                gather_pieces(r, c);
+            }
+            SHL_TRY(barrier(r, true));
+        }
+    }
+    return SHL_OK;
+}
+
+/* --- the collective ---------------------------------------------------------------------- */
+
+static shl_code
+run_round(shl_shm_op *op, int first)
+{
+    int rest = op->n_segs - first;
+    round_state r = {.m = op->comm,
+                     .op = op,
+                     .segs = op->segs + first,
+                     .n_segs = rest < SHL_SHM_ROUND_SEGS ? rest : SHL_SHM_ROUND_SEGS,
+                     .elem_bytes = shl_dtype_bytes(op->dtype)};
+    /* Of a world that was given up, peers may still read the last published call. */
+    SHL_TRY(shl_shm_check(op->comm->world));
+    publish(&r);
+    SHL_TRY(barrier(&r, false));
+    SHL_TRY(check_calls(&r));
+    SHL_TRY(r.chunked ? move_chunked(&r) : move_direct(&r));
+    return barrier(&r, true);
+}
+
+/* Waits until every collective issued before this one has run here. */
+static shl_code
+wait_turn(shl_shm_op *op)
+{
+    shl_shm_comm *m = op->comm;
+    int64_t deadline_ns = shl_clock_ns() + m->data.timeout_ms * 1000000;
+    for (;;) {
+        uint32_t turn = atomic_load_explicit(&m->turn, memory_order_acquire);
+        if (turn == (uint32_t)(op->seq - 1)) {
+            return SHL_OK;
+        }
+        SHL_TRY(shl_shm_check(m->world));
+        if (shl_clock_ns() > deadline_ns) {
+            return SHL_RAISE(SHL_E_PEER, "%s #%llu waits for #%u, which was never run",
+                             shl_coll_name(op->kind), (unsigned long long)op->seq, turn + 1);
+        }
+        shl_shm_sleep_on(&m->turn, turn, TURN_SLICE_NS);
+    }
+}
+
+static shl_code
+run_rounds(shl_shm_op *op)
+{
+    SHL_TRY(wait_turn(op));
+    for (int first = 0; first < op->n_segs; first += SHL_SHM_ROUND_SEGS) {
+        SHL_TRY(run_round(op, first));
+    }
+    return SHL_OK;
+}
+
+shl_code
+shl_shm_collective_run(void *arg)
+{
+    shl_shm_op *op = *(shl_shm_op **)arg;
+    shl_shm_comm *m = op->comm;
+    int64_t start_ns = shl_clock_ns();
+    shl_code code = run_rounds(op);
+    if (code != SHL_OK) {
+        shl_shm_abort(m->world, shl_coll_name(op->kind));
+    } else if (op->cost_ns > 0) {
+        int64_t rest_ns = op->cost_ns - (shl_clock_ns() - start_ns);
+        if (rest_ns > 0) {
+            shl_clock_sleep_ns(rest_ns);
+        }
+    }
+    atomic_store_explicit(&m->turn, (uint32_t)op->seq, memory_order_release);
+    shl_shm_wake(&m->turn);
+    atomic_store_explicit(&op->done, 1, memory_order_release);
+    return code;
+}

@@ -1,0 +1,130 @@
+/* tests/engines: the six strategies are one training run: losses, norms and final parameters are
+ * bit-identical at equal world size, whatever the bucket, the prefetch depth, the clipping. */
+#include "tests/support/engine_world.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#define STEPS 3
+
+static void
+agree_with_ddp(ew_config *c, const ew_result *ddp, shl_strategy s)
+{
+    ew_result r;
+    c->engine.strategy = s;
+    ew_run(c, &r);
+    const char *why = ew_bits_differ(ddp, &r, c->steps);
+    if (why[0] != '\0') {
+        fail_msg("%s against ddp, ranks %d, accum %lld, bucket %lld, prefetch %d, clip %g: %s",
+                 shl_strategy_name(s), c->ranks, (long long)c->engine.accum,
+                 (long long)c->engine.bucket_elems, c->engine.prefetch, c->engine.optim.clip, why);
+    }
+    ew_result_fini(&r);
+}
+
+static void
+test_engine_bits_agree_at_every_world_size(void **state)
+{
+    (void)state;
+    static const int worlds[] = {1, 2, 3, 4};
+    for (size_t w = 0; w < SHL_ARRAY_LEN(worlds); ++w) {
+        ew_config c;
+        ew_result ddp;
+        ew_config_init(&c, SHL_DDP, worlds[w]);
+        c.engine.optim.clip = w % 2 == 0 ? 0.5 : 0.0;
+        ew_run(&c, &ddp);
+        assert_string_equal(ddp.what, "");
+        assert_true(ddp.reports[0].loss > ddp.reports[STEPS - 1].loss);
+        for (int s = SHL_ZERO1; s < SHL_STRATEGY_COUNT; ++s) {
+            agree_with_ddp(&c, &ddp, (shl_strategy)s);
+        }
+        ew_result_fini(&ddp);
+    }
+}
+
+static void
+test_engine_bits_do_not_depend_on_bucket_or_prefetch(void **state)
+{
+    (void)state;
+    static const int64_t buckets[] = {1, 700, 9001, 1000000};
+    ew_config c;
+    ew_result ddp;
+    ew_config_init(&c, SHL_DDP, 3);
+    ew_run(&c, &ddp);
+    for (size_t b = 0; b < SHL_ARRAY_LEN(buckets); ++b) {
+        c.engine.bucket_elems = buckets[b];
+        c.engine.prefetch = (int)b;
+        for (int s = SHL_DDP; s < SHL_STRATEGY_COUNT; ++s) {
+            agree_with_ddp(&c, &ddp, (shl_strategy)s);
+        }
+    }
+    ew_result_fini(&ddp);
+}
+
+static void
+test_engine_bits_agree_inside_a_family_and_across_with_micro(void **state)
+{
+    (void)state;
+    ew_config c;
+    ew_result ddp;
+    ew_config_init(&c, SHL_DDP, 2);
+    c.engine.accum = 4;
+    c.engine.optim.clip = 0.7;
+    c.engine.reduce_every = SHL_REDUCE_BOUNDARY;
+    ew_run(&c, &ddp);
+    agree_with_ddp(&c, &ddp, SHL_ZERO1);
+    agree_with_ddp(&c, &ddp, SHL_FSDP);
+    agree_with_ddp(&c, &ddp, SHL_FSDP_GRAD_OP);
+    ew_result_fini(&ddp);
+    c.engine.strategy = SHL_DDP;
+    c.engine.reduce_every = SHL_REDUCE_MICRO;
+    ew_run(&c, &ddp);
+    for (int s = SHL_ZERO1; s < SHL_STRATEGY_COUNT; ++s) {
+        agree_with_ddp(&c, &ddp, (shl_strategy)s);
+    }
+    ew_result_fini(&ddp);
+}
+
+static void
+test_engine_bits_agree_for_an_untied_head(void **state)
+{
+    (void)state;
+    ew_config c;
+    ew_result ddp;
+    ew_config_init(&c, SHL_DDP, 2);
+    c.model.tied = false;
+    ew_run(&c, &ddp);
+    for (int s = SHL_ZERO1; s < SHL_STRATEGY_COUNT; ++s) {
+        agree_with_ddp(&c, &ddp, (shl_strategy)s);
+    }
+    ew_result_fini(&ddp);
+}
+
+static void
+test_engine_bits_repeat(void **state)
+{
+    (void)state;
+    ew_config c;
+    ew_result a;
+    ew_config_init(&c, SHL_ZERO3, 4);
+    ew_run(&c, &a);
+    agree_with_ddp(&c, &a, SHL_ZERO3);
+    ew_result_fini(&a);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_engine_bits_agree_at_every_world_size),
+        cmocka_unit_test(test_engine_bits_do_not_depend_on_bucket_or_prefetch),
+        cmocka_unit_test(test_engine_bits_agree_inside_a_family_and_across_with_micro),
+        cmocka_unit_test(test_engine_bits_agree_for_an_untied_head),
+        cmocka_unit_test(test_engine_bits_repeat),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
