@@ -194,7 +194,9 @@ deps: ## install missing Debian packages, or say which
 # ---- running -----------------------------------------------------------------------------------
 SHL_GOLDEN_DIR ?= tests/golden
 RUN_TESTS = SHL_GOLDEN_DIR='$(SHL_GOLDEN_DIR)' SHL_PROGRAM='$(PROG)' SHL_TEST_OUT='$(OUT)/test-out' \
-  bash tests/run.sh
+  $(FIXED_MAP) bash tests/run.sh
+# TSan's shadow memory does not survive every address randomisation.
+FIXED_MAP := $(if $(filter tsan,$(PROFILE)),$(shell setarch -R true 2>/dev/null && echo setarch -R))
 
 check: deps ## build and run the tests (TEST, SKIP: words in names of programs)
 	@+$(MAKE) --no-print-directory run-tests
@@ -269,8 +271,10 @@ install: all ## install below PREFIX (default /usr/local)
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib' '$(DESTDIR)$(PREFIX)/include/shardlab'
 	$(if $(PROG),install -m 755 $(PROG) '$(DESTDIR)$(PREFIX)/bin/')
 	install -m 644 $(LIB) '$(DESTDIR)$(PREFIX)/lib/'
-	@for h in $(filter-out bench/%,$(HEADERS)); do \
+	@for h in $(filter-out bench/% kernels/cpu/% kernels/virtual/% %_impl.h,$(HEADERS)); do \
 	  install -D -m 644 $$h '$(DESTDIR)$(PREFIX)/include/shardlab/'$$h; done
+	@for f in $(wildcard plots/*.gp bench/data/* bench/published/*); do \
+	  install -D -m 644 $$f '$(DESTDIR)$(PREFIX)/share/shardlab/'$$f; done
 
 clean: ## remove what was built
 	rm -rf $(BUILD) compile_commands.json

@@ -24,8 +24,8 @@ typedef struct shl_option {
     const char *name;  /* "--micro-batch" without dashes */
     const char *alias; /* another accepted name, or NULL */
     shl_option_type type;
-    size_t offset; /* offsetof the field in the caller's struct */
-    double min, max;
+    size_t offset;              /* offsetof the field in the caller's struct */
+    double min, max;            /* of numbers, both included; min >= max: no range */
     const char *fallback;       /* default, spelled as a user would; NULL = zero value, unset */
     const char *const *choices; /* ENUM: NULL-terminated names; else NULL */
     const char *unit;           /* "sequences per rank", "elements", ... or NULL */

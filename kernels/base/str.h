@@ -28,8 +28,8 @@ const char *shl_str_get(const shl_str *s);
 /* snprintf into a fixed array, truncating with a terminator; never overruns. */
 void shl_strf(char *dst, size_t dst_bytes, const char *fmt, ...) SHL_PRINTF(3, 4);
 
-/* "80GB", "80GiB", "1.5e9", "512", "64KiB" -> bytes. GB is 1e9, GiB 2^30; no unit = bytes.
- * Errors: SHL_E_USAGE on garbage, negative, NaN, or above 2^62. */
+/* "80GB", "80GiB", "1.5e9", "512", "64KiB" -> bytes. GB is 1e9, GiB 2^30; no unit = bytes; case of
+ * the unit is free, one blank may stand before it. Errors: SHL_E_USAGE on garbage, negative, NaN, or above 2^62. */
 shl_code shl_parse_bytes(const char *text, size_t *out) SHL_MUST_USE;
 
 /* "7.5B", "124M", "5e8", "16k", "1000" -> a count (k 1e3, M 1e6, B 1e9, T 1e12). Must be whole. */
@@ -45,7 +45,7 @@ void shl_format_bytes(size_t bytes, char *dst, size_t dst_bytes);
 void shl_format_count(int64_t count, char *dst, size_t dst_bytes);
 
 /* The nearest of n names to `text` by edit distance, or NULL when none is near (distance above
- * max(2, len / 3)). Borrowed from names. */
+ * max(2, len / 3), or nothing in common). Borrowed from names. */
 const char *shl_nearest(const char *text, const char *const *names, size_t n);
 
 #endif
