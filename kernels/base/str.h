@@ -29,7 +29,8 @@ const char *shl_str_get(const shl_str *s);
 void shl_strf(char *dst, size_t dst_bytes, const char *fmt, ...) SHL_PRINTF(3, 4);
 
 /* "80GB", "80GiB", "1.5e9", "512", "64KiB" -> bytes. GB is 1e9, GiB 2^30; no unit = bytes; case of
- * the unit is free, one blank may stand before it. Errors: SHL_E_USAGE on garbage, negative, NaN, or above 2^62. */
+ * the unit is free, one blank may stand before it. Errors: SHL_E_USAGE on garbage, negative, NaN, or
+ * above 2^62. */
 shl_code shl_parse_bytes(const char *text, size_t *out) SHL_MUST_USE;
 
 /* "7.5B", "124M", "5e8", "16k", "1000" -> a count (k 1e3, M 1e6, B 1e9, T 1e12). Must be whole. */
