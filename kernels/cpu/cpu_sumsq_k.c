@@ -1,0 +1,156 @@
+/* kernels/cpu: the order-independent squared norm: squares are rounded to whole multiples of one
+ * quantum and added as integers, so that any partition in any order gives the same sum. */
+#include "kernels/cpu/cpu_simd.h"
+#include "kernels/cpu/cpu_slots.h"
+
+__extension__ typedef __int128 i128;
+typedef int32_t i32_any __attribute__((may_alias));
+
+enum { MAX_PARTS = 64, BLOCK = 1024 };
+
+/* Cuts [0, n) for the threads; integers make the cut invisible. */
+static int64_t
+part_elems(const shl_stream *s, int64_t n, int *parts)
+{
+    int threads = cpu_threads(s, n);
+    threads = threads < MAX_PARTS ? threads : MAX_PARTS;
+    int64_t part = shl_round_up(shl_ceil_div(n, threads), BLOCK);
+    *parts = (int)shl_ceil_div(n, part);
+    return part;
+}
+
+static int32_t
+max_bits(const float *x, int64_t n)
+{
+    int32_t best = 0;
+    const i32_any *bits = (const i32_any *)x;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t b = bits[i] & 0x7fffffff;
+        best = b > best ? b : best;
+    }
+    return best;
+}
+
+shl_code
+SHL_K(shl_cpu_norm_max)(shl_stream *s, const void *args, void *work)
+{
+    const shl_norm_args *a = args;
+    SHL_UNUSED(work);
+    SHL_TRY(cpu_need_f32(a->x.dtype, SHL_OP_NORM_MAX));
+    const float *x = a->x.data;
+    int64_t n = shl_tensor_elems(&a->x);
+    if (n == 0) {
+        return SHL_OK;
+    }
+    int parts = 1;
+    int64_t part = part_elems(s, n, &parts);
+    int32_t best[MAX_PARTS];
+    SHL_PARALLEL_FOR(parts)
+    for (int i = 0; i < parts; i++) {
+        int64_t begin = i * part;
+        best[i] = max_bits(x + begin, n - begin < part ? n - begin : part);
+    }
+    int32_t *out = a->out_max.data;
+    for (int i = 0; i < parts; i++) {
+        *out = best[i] > *out ? best[i] : *out;
+    }
+    return SHL_OK;
+}
+
+/* Rounding by adding a magic number: 1.5 * 2^84 leaves multiples of 2^32 in the low bits, 1.5 * 2^52
+ * whole numbers; ties go to even in both, and together. */
+#define MAGIC_HIGH 2.9014219670751100192391e25
+#define MAGIC_LOW 6755399441055744.0
+
+static inline void
+quanta(vd x, vd scale, vl *high, vl *low)
+{
+    vd magic_high = vd_dup(MAGIC_HIGH), magic_low = vd_dup(MAGIC_LOW);
+    vd t = x * x * scale;
+    vd h = t + magic_high;
+    vd l = (t - (h - magic_high)) + magic_low;
+    *high += (vl)h - (vl)magic_high;
+    *low += (vl)l - (vl)magic_low;
+}
+
+/* At most BLOCK elements whose squares stay below 2^83 quanta. */
+static i128
+block_sum(const float *x, int64_t n, double scale)
+{
+    vl high = {0}, low = {0};
+    vd vscale = vd_dup(scale);
+    for (int64_t i = 0; i < n; i += VL) {
+        vf v = i + VL <= n ? vload(x + i) : vload_n(x + i, n - i);
+        quanta(vd_low(v), vscale, &high, &low);
+        quanta(vd_high(v), vscale, &high, &low);
+    }
+    i128 sum_high = 0, sum_low = 0;
+    for (int j = 0; j < VL / 2; j++) {
+        sum_high += high[j];
+        sum_low += low[j];
+    }
+    return sum_high * ((i128)1 << 32) + sum_low;
+}
+
+/* Any finite element; squares of 2^126 quanta and more count as that. */
+static i128
+slow_sum(const float *x, int64_t n, double scale)
+{
+    const double most = 8.507059173023462e37; /* 2^126 */
+    i128 sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double t = (double)x[i] * (double)x[i] * scale;
+        if (t > 0.0) {
+            sum += (i128)rint(t < most ? t : most);
+        }
+    }
+    return sum;
+}
+
+/* Bits of the smallest |x| that block_sum cannot take: x^2 = 2^(83 + quantum). */
+static int32_t
+fast_limit_bits(int quantum_log2)
+{
+    int twice = 83 + quantum_log2;
+    int e = twice >= 0 ? twice / 2 : -((-twice + 1) / 2);
+    if (e > 127) {
+        return 0x7f800000;
+    }
+    return e < -126 ? 0 : (e + 127) << 23;
+}
+
+shl_code
+SHL_K(shl_cpu_norm_sum)(shl_stream *s, const void *args, void *work)
+{
+    const shl_norm_args *a = args;
+    SHL_UNUSED(work);
+    SHL_TRY(cpu_need_f32(a->x.dtype, SHL_OP_NORM_SUM));
+    const float *x = a->x.data;
+    int64_t n = shl_tensor_elems(&a->x);
+    if (n == 0) {
+        return SHL_OK;
+    }
+    double scale = ldexp(1.0, -a->quantum_log2);
+    int32_t limit = fast_limit_bits(a->quantum_log2);
+    int parts = 1;
+    int64_t part = part_elems(s, n, &parts);
+    i128 sums[MAX_PARTS];
+    SHL_PARALLEL_FOR(parts)
+    for (int p = 0; p < parts; p++) {
+        int64_t end = (p + 1) * part < n ? (p + 1) * part : n;
+        i128 sum = 0;
+        for (int64_t i = p * part; i < end; i += BLOCK) {
+            int64_t m = end - i < BLOCK ? end - i : BLOCK;
+            bool fast = max_bits(x + i, m) < limit;
+            sum += fast ? block_sum(x + i, m, scale) : slow_sum(x + i, m, scale);
+        }
+        sums[p] = sum;
+    }
+    i128 total = 0;
+    memcpy(&total, a->out_sum.data, sizeof(total));
+    for (int p = 0; p < parts; p++) {
+        total += sums[p];
+    }
+    memcpy(a->out_sum.data, &total, sizeof(total));
+    return SHL_OK;
+}

@@ -1,0 +1,49 @@
+/* kernels/cpu: run-time choice between the instruction sets the kernels were compiled for. */
+#include "kernels/cpu/cpu_table.h"
+
+#include <string.h>
+
+#if defined(__x86_64__)
+static const char *const isas[] = {"avx512", "avx2", "base", NULL};
+#else
+static const char *const isas[] = {"base", NULL};
+#endif
+
+const char *const *
+shl_cpu_isas(void)
+{
+    return isas;
+}
+
+const shl_op_table *
+shl_cpu_op_table_isa(const char *isa)
+{
+#if defined(__x86_64__)
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (strcmp(isa, "avx512") == 0) {
+        return avx2 && avx512 ? &shl_cpu_table_avx512 : NULL;
+    }
+    if (strcmp(isa, "avx2") == 0) {
+        return avx2 ? &shl_cpu_table_avx2 : NULL;
+    }
+#endif
+    return strcmp(isa, "base") == 0 ? &shl_cpu_table_base : NULL;
+}
+
+const char *
+shl_cpu_isa(void)
+{
+    const char *const *isa = isas;
+    while (shl_cpu_op_table_isa(*isa) == NULL) {
+        isa++;
+    }
+    return *isa;
+}
+
+const shl_op_table *
+shl_cpu_op_table(void)
+{
+    return shl_cpu_op_table_isa(shl_cpu_isa());
+}

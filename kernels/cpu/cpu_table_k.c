@@ -1,0 +1,7 @@
+/* kernels/cpu: the op table of one instruction set. */
+#include "kernels/cpu/cpu_slots.h"
+#include "kernels/cpu/cpu_table.h"
+
+#define X(op, name) [SHL_OP_##op] = SHL_K(name),
+const shl_op_table SHL_K(shl_cpu_table) = {.kind = "cpu", .fn = {SHL_CPU_SLOTS(X)}};
+#undef X

@@ -1,0 +1,76 @@
+/* kernels/ops: scratch bytes per op and target: pure functions of shapes and threads, the same for
+ * a device and for the virtual one that stands for it. */
+#include "kernels/ops/work.h"
+
+#include <string.h>
+
+int
+shl_work_attention_threads(const shl_attention_args *a, bool backward, int threads)
+{
+    int64_t tasks = a->batch * (backward ? a->kv_heads : a->heads);
+    return tasks < threads ? (int)tasks : threads;
+}
+
+int64_t
+shl_work_attention_elems(const shl_attention_args *a, bool backward)
+{
+    int64_t seq = shl_round_up(a->seq, SHL_WORK_PAD);
+    int64_t width = shl_round_up(a->head_dim, SHL_WORK_PAD);
+    int64_t scores = SHL_WORK_Q * SHL_WORK_SCORES;
+    if (backward) {
+        /* q, dy, dq, delta of a head; k^T, v^T, k, dk, dv of a key block; p, ds */
+        return 3 * seq * width + seq + 5 * SHL_WORK_K * width + 2 * scores;
+    }
+    /* k^T, v of a head; q, y of a query block; p; row maximum and sum */
+    return 2 * seq * width + 2 * SHL_WORK_Q * width + scores + 2 * SHL_WORK_Q;
+}
+
+int64_t
+shl_work_layernorm_rows(int64_t rows)
+{
+    int64_t run = shl_ceil_div(rows, SHL_WORK_LAYERNORM_RUNS);
+    return run < 32 ? 32 : run;
+}
+
+static size_t
+cpu_bytes(shl_op op, const void *args, int threads)
+{
+    bool backward = op == SHL_OP_ATTENTION_BACKWARD;
+    if (op == SHL_OP_ATTENTION_FORWARD || backward) {
+        const shl_attention_args *a = args;
+        int n = shl_work_attention_threads(a, backward, threads);
+        return (size_t)(shl_work_attention_elems(a, backward) * n) * sizeof(float);
+    }
+    if (op == SHL_OP_LAYERNORM_BACKWARD) {
+        const shl_layernorm_args *a = args;
+        int64_t rows = a->x.dims[0];
+        int64_t runs = shl_ceil_div(rows, shl_work_layernorm_rows(rows));
+        return (size_t)(runs * 2 * a->x.dims[1]) * sizeof(float);
+    }
+    if (op == SHL_OP_CROSS_ENTROPY) {
+        const shl_cross_entropy_args *a = args;
+        return (size_t)a->logits.dims[0] * sizeof(double); /* loss per row */
+    }
+    return 0;
+}
+
+/* A GPU's kernels keep score tiles and queries on chip; what needs memory is the delta of
+ * attention's backward, the partial sums of layernorm's, and the row losses. */
+static size_t
+gpu_bytes(shl_op op, const void *args)
+{
+    if (op == SHL_OP_ATTENTION_FORWARD) {
+        return 0;
+    }
+    if (op == SHL_OP_ATTENTION_BACKWARD) {
+        const shl_attention_args *a = args;
+        return (size_t)(a->batch * a->heads * a->seq) * sizeof(float);
+    }
+    return cpu_bytes(op, args, 1);
+}
+
+size_t
+shl_op_work_bytes(const char *target, shl_op op, const void *args, int threads)
+{
+    return strcmp(target, "cpu") == 0 ? cpu_bytes(op, args, threads) : gpu_bytes(op, args);
+}
