@@ -64,15 +64,42 @@ shl_rng_uniform(uint64_t seed, uint64_t stream, uint64_t index)
     return unit(shl_rng_u64(seed, stream, index));
 }
 
-float
-shl_rng_normal(uint64_t seed, uint64_t stream, uint64_t index)
+/* Box-Muller: the two normals of block `pair`. */
+static void
+normal_pair(uint64_t seed, uint64_t stream, uint64_t pair, float out[2])
 {
     uint32_t w[4];
-    shl_rng_block(seed, stream, index / 2, w);
+    shl_rng_block(seed, stream, pair, w);
     /* 1 - u lies in (0, 1], where the logarithm is finite. */
     double radius = sqrt(-2.0 * log(1.0 - unit(join(w[0], w[1]))));
     double angle = TWO_PI * unit(join(w[2], w[3]));
-    return (float)(radius * (index % 2 == 0 ? cos(angle) : sin(angle)));
+    out[0] = (float)(radius * cos(angle));
+    out[1] = (float)(radius * sin(angle));
+}
+
+float
+shl_rng_normal(uint64_t seed, uint64_t stream, uint64_t index)
+{
+    float pair[2];
+    normal_pair(seed, stream, index / 2, pair);
+    return pair[index % 2];
+}
+
+void
+shl_rng_normal_fill(uint64_t seed, uint64_t stream, uint64_t begin, float *dst, int64_t n)
+{
+    float pair[2];
+    int64_t i = 0;
+    if (begin % 2 == 1 && n > 0) {
+        dst[i++] = shl_rng_normal(seed, stream, begin);
+    }
+    for (; i < n; i += 2) {
+        normal_pair(seed, stream, (begin + (uint64_t)i) / 2, pair);
+        dst[i] = pair[0];
+        if (i + 1 < n) {
+            dst[i + 1] = pair[1];
+        }
+    }
 }
 
 uint64_t

@@ -14,6 +14,9 @@ uint64_t shl_rng_u64(uint64_t seed, uint64_t stream, uint64_t index);
 double shl_rng_uniform(uint64_t seed, uint64_t stream, uint64_t index);
 float shl_rng_normal(uint64_t seed, uint64_t stream, uint64_t index);
 
+/* The normals at [begin, begin + n): the same bits as one by one, each pair drawn once. */
+void shl_rng_normal_fill(uint64_t seed, uint64_t stream, uint64_t begin, float *dst, int64_t n);
+
 /* A stable 64-bit stream id of a name (XXH3). */
 uint64_t shl_rng_stream(const char *name);
 

@@ -7,10 +7,10 @@
 typedef struct backward_task {
     const shl_attention_args *a;
     int64_t seq, dim, width;
-    float *q, *dy, *dq, *delta;           /* of a head, [seq, width]; q times scale */
-    float *k_panels, *v_panels, *k;       /* of a key block */
-    float *dk, *dv;                       /* of a key block, [keys, width] */
-    float *p, *ds;                        /* score tiles */
+    float *q, *dy, *dq, *delta;     /* of a head, [seq, width]; q times scale */
+    float *k_panels, *v_panels, *k; /* of a key block */
+    float *dk, *dv;                 /* of a key block, [keys, width] */
+    float *p, *ds;                  /* score tiles */
     const float *lse;
 } backward_task;
 
@@ -88,8 +88,7 @@ add_transposed(const backward_task *t, const float *weights, const float *from, 
             int64_t r = j - ahead > 0 ? j - ahead : 0;
             if (r < rows) {
                 tile_rows(m, rows - r, weights + r * SHL_WORK_SCORES + j, 1, SHL_WORK_SCORES,
-                          from + r * t->width + d, t->width, to + j * t->width + d, t->width,
-                          true);
+                          from + r * t->width + d, t->width, to + j * t->width + d, t->width, true);
             }
         }
     }
@@ -169,10 +168,8 @@ SHL_K(shl_cpu_attention_backward)(shl_stream *s, const void *args, void *work)
     SHL_PARALLEL_FOR(threads)
     for (int64_t task = 0; task < tasks; task++) {
         int64_t b = task / a->kv_heads, kv_head = task % a->kv_heads;
-        backward_task t = {.a = a,
-                           .seq = a->seq,
-                           .dim = a->head_dim,
-                           .width = shl_round_up(a->head_dim, TILE_N)};
+        backward_task t = {
+            .a = a, .seq = a->seq, .dim = a->head_dim, .width = shl_round_up(a->head_dim, TILE_N)};
         carve(&t, (float *)work + cpu_thread() * elems);
         for (int64_t g = 0; g < group; g++) {
             backward_head(&t, b, kv_head * group + g, kv_head, g > 0);

@@ -56,7 +56,8 @@ forward_block(forward_tile *t, int64_t j0, const float *k_panels, const float *v
 {
     int64_t keys = t->i0 + t->rows - j0;
     keys = keys < SHL_WORK_K ? keys : SHL_WORK_K;
-    attention_scores(t->q, t->rows, t->dim, t->dim, k_panels + j0 * t->dim, keys, t->i0 - j0, t->scores);
+    attention_scores(t->q, t->rows, t->dim, t->dim, k_panels + j0 * t->dim, keys, t->i0 - j0,
+                     t->scores);
     for (int64_t r0 = attention_first_row(0, t->i0 - j0); r0 < t->rows; r0 += TILE_M) {
         int64_t m = t->rows - r0 < TILE_M ? t->rows - r0 : TILE_M;
         int64_t end = attention_keys(t->i0 + r0 + m - 1, j0, keys);

@@ -18,22 +18,40 @@
 
 #if defined(__AVX512F__)
 #define VL 16
-#define V_DUP(x) {x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}
+#define V_DUP(x)                                                                                   \
+    {                                                                                              \
+        x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x                                             \
+    }
 #define V_LOW 0, 1, 2, 3, 4, 5, 6, 7
 #define V_HIGH 8, 9, 10, 11, 12, 13, 14, 15
-#define VD_DUP(x) {x, x, x, x, x, x, x, x}
+#define VD_DUP(x)                                                                                  \
+    {                                                                                              \
+        x, x, x, x, x, x, x, x                                                                     \
+    }
 #elif defined(__AVX2__)
 #define VL 8
-#define V_DUP(x) {x, x, x, x, x, x, x, x}
+#define V_DUP(x)                                                                                   \
+    {                                                                                              \
+        x, x, x, x, x, x, x, x                                                                     \
+    }
 #define V_LOW 0, 1, 2, 3
 #define V_HIGH 4, 5, 6, 7
-#define VD_DUP(x) {x, x, x, x}
+#define VD_DUP(x)                                                                                  \
+    {                                                                                              \
+        x, x, x, x                                                                                 \
+    }
 #else
 #define VL 4
-#define V_DUP(x) {x, x, x, x}
+#define V_DUP(x)                                                                                   \
+    {                                                                                              \
+        x, x, x, x                                                                                 \
+    }
 #define V_LOW 0, 1
 #define V_HIGH 2, 3
-#define VD_DUP(x) {x, x}
+#define VD_DUP(x)                                                                                  \
+    {                                                                                              \
+        x, x                                                                                       \
+    }
 #endif
 
 typedef float vf __attribute__((vector_size(4 * VL)));

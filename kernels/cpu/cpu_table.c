@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#if defined(__x86_64__)
+#if defined(SHL_HAVE_X86_ISA)
 static const char *const isas[] = {"avx512", "avx2", "base", NULL};
 #else
 static const char *const isas[] = {"base", NULL};
@@ -18,7 +18,7 @@ shl_cpu_isas(void)
 const shl_op_table *
 shl_cpu_op_table_isa(const char *isa)
 {
-#if defined(__x86_64__)
+#if defined(SHL_HAVE_X86_ISA)
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -17,7 +17,7 @@ const char *const *shl_cpu_isas(void);
 const char *shl_cpu_isa(void);
 
 extern const shl_op_table shl_cpu_table_base;
-#if defined(__x86_64__)
+#if defined(SHL_HAVE_X86_ISA)
 extern const shl_op_table shl_cpu_table_avx2;
 extern const shl_op_table shl_cpu_table_avx512;
 #endif

@@ -1,0 +1,360 @@
+/* kernels/ops: the dispatchers: check shapes and dtypes, take scratch, call the device's slot. */
+#include "kernels/ops/ops.h"
+
+static const char *const op_names[SHL_OP_COUNT] = {
+    [SHL_OP_LINEAR_FORWARD] = "linear_forward",
+    [SHL_OP_LINEAR_BACKWARD_INPUT] = "linear_backward_input",
+    [SHL_OP_LINEAR_BACKWARD_WEIGHT] = "linear_backward_weight",
+    [SHL_OP_LAYERNORM_FORWARD] = "layernorm_forward",
+    [SHL_OP_LAYERNORM_BACKWARD] = "layernorm_backward",
+    [SHL_OP_GELU_FORWARD] = "gelu_forward",
+    [SHL_OP_GELU_BACKWARD] = "gelu_backward",
+    [SHL_OP_EMBEDDING_FORWARD] = "embedding_forward",
+    [SHL_OP_EMBEDDING_BACKWARD] = "embedding_backward",
+    [SHL_OP_ATTENTION_FORWARD] = "attention_forward",
+    [SHL_OP_ATTENTION_BACKWARD] = "attention_backward",
+    [SHL_OP_ADD] = "add",
+    [SHL_OP_SCALE] = "scale",
+    [SHL_OP_CROSS_ENTROPY] = "cross_entropy",
+    [SHL_OP_ADAMW] = "adamw",
+    [SHL_OP_NORM_MAX] = "norm_max",
+    [SHL_OP_NORM_SUM] = "norm_sum",
+    [SHL_OP_SUM_RANKS] = "sum_ranks",
+    [SHL_OP_INIT] = "init",
+};
+
+const char *
+shl_op_name(shl_op op)
+{
+    SHL_ASSERT((int)op >= 0 && op < SHL_OP_COUNT);
+    return op_names[op];
+}
+
+/* Fails with SHL_E_BUG unless `cond`: a caller passed shapes that break the contract. */
+#define NEED(op, cond)                                                                             \
+    do {                                                                                           \
+        if (!(cond)) {                                                                             \
+            (void)SHL_RAISE(SHL_E_BUG, "%s: arguments break the contract", shl_op_name(op));       \
+            return shl_err_because("this must hold: %s", #cond);                                   \
+        }                                                                                          \
+    } while (0)
+
+/* Calls the slot with its scratch, owned by the op and given back at once. */
+static shl_code
+call(shl_stream *s, shl_op op, const void *args)
+{
+    shl_device *d = s->device;
+    const char *target = d->config.stands_for != NULL ? d->config.stands_for : d->ops->kind;
+    size_t bytes = shl_op_work_bytes(target, op, args, d->config.threads);
+    shl_op_fn fn = d->op_table->fn[op];
+    SHL_ASSERT(fn != NULL);
+    if (bytes == 0) {
+        SHL_TRY(fn(s, args, NULL));
+        return SHL_OK;
+    }
+    shl_buf work = {0};
+    SHL_TRY(shl_device_alloc(d, bytes, SHL_TIER_DEVICE, SHL_TAG_WORK, 0, shl_op_name(op), &work));
+    shl_code code = fn(s, args, work.data);
+    shl_device_free(d, &work);
+    SHL_TRY(code);
+    return SHL_OK;
+}
+
+static bool
+is_float(shl_dtype dtype)
+{
+    return dtype == SHL_F32 || dtype == SHL_BF16 || dtype == SHL_F16;
+}
+
+static bool
+has_data(const shl_tensor *t)
+{
+    return t->data != NULL;
+}
+
+/* [rows, cols] of a dtype, with data. */
+static bool
+is_2d(const shl_tensor *t, shl_dtype dtype, int64_t rows, int64_t cols)
+{
+    return has_data(t) && t->dtype == dtype && t->n_dims == 2 && t->dims[0] == rows &&
+           t->dims[1] == cols;
+}
+
+/* n elements of a dtype in any shape; data may be missing only when n is 0. */
+static bool
+is_flat(const shl_tensor *t, shl_dtype dtype, int64_t n)
+{
+    return t->dtype == dtype && shl_tensor_elems(t) == n && (has_data(t) || n == 0);
+}
+
+/* W of a layer from `in` to `out` features. */
+static bool
+is_weight(const shl_tensor *t, shl_dtype dtype, shl_weight_order order, int64_t in, int64_t out)
+{
+    return order == SHL_WEIGHT_IO ? is_2d(t, dtype, in, out) : is_2d(t, dtype, out, in);
+}
+
+shl_code
+shl_op_linear_forward(shl_stream *s, const shl_linear_args *a)
+{
+    const shl_op op = SHL_OP_LINEAR_FORWARD;
+    shl_dtype dt = a->x.dtype;
+    NEED(op, is_float(dt) && has_data(&a->x) && a->x.n_dims == 2 && a->y.n_dims == 2);
+    int64_t rows = a->x.dims[0], in = a->x.dims[1], out = a->y.dims[1];
+    NEED(op, rows > 0 && in > 0 && out > 0);
+    NEED(op, is_2d(&a->y, dt, rows, out));
+    NEED(op, is_weight(&a->w, dt, a->order, in, out));
+    NEED(op, !has_data(&a->b) || is_flat(&a->b, dt, out));
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_linear_backward_input(shl_stream *s, const shl_linear_args *a)
+{
+    const shl_op op = SHL_OP_LINEAR_BACKWARD_INPUT;
+    shl_dtype dt = a->dy.dtype;
+    NEED(op, is_float(dt) && has_data(&a->dy) && a->dy.n_dims == 2 && a->dx.n_dims == 2);
+    int64_t rows = a->dy.dims[0], out = a->dy.dims[1], in = a->dx.dims[1];
+    NEED(op, rows > 0 && in > 0 && out > 0);
+    NEED(op, is_2d(&a->dx, dt, rows, in));
+    NEED(op, is_weight(&a->w, dt, a->order, in, out));
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_linear_backward_weight(shl_stream *s, const shl_linear_args *a)
+{
+    const shl_op op = SHL_OP_LINEAR_BACKWARD_WEIGHT;
+    shl_dtype dt = a->dy.dtype;
+    NEED(op, is_float(dt) && has_data(&a->dy) && a->dy.n_dims == 2 && a->x.n_dims == 2);
+    int64_t rows = a->dy.dims[0], out = a->dy.dims[1], in = a->x.dims[1];
+    NEED(op, rows > 0 && in > 0 && out > 0);
+    NEED(op, is_2d(&a->x, dt, rows, in));
+    NEED(op, has_data(&a->dw) || has_data(&a->db));
+    NEED(op, !has_data(&a->dw) || is_weight(&a->dw, a->dw.dtype, a->order, in, out));
+    NEED(op, !has_data(&a->db) || is_flat(&a->db, a->db.dtype, out));
+    return call(s, op, a);
+}
+
+static shl_code
+check_layernorm(shl_op op, const shl_layernorm_args *a)
+{
+    shl_dtype dt = a->x.dtype;
+    NEED(op, is_float(dt) && has_data(&a->x) && a->x.n_dims == 2);
+    int64_t rows = a->x.dims[0], cols = a->x.dims[1];
+    NEED(op, rows > 0 && cols > 0);
+    NEED(op, has_data(&a->w) && is_flat(&a->w, dt, cols));
+    NEED(op, has_data(&a->mean) && is_flat(&a->mean, SHL_F32, rows));
+    NEED(op, has_data(&a->rstd) && is_flat(&a->rstd, SHL_F32, rows));
+    return SHL_OK;
+}
+
+shl_code
+shl_op_layernorm_forward(shl_stream *s, const shl_layernorm_args *a)
+{
+    const shl_op op = SHL_OP_LAYERNORM_FORWARD;
+    SHL_TRY(check_layernorm(op, a));
+    NEED(op, has_data(&a->b) && is_flat(&a->b, a->x.dtype, a->x.dims[1]));
+    NEED(op, is_2d(&a->y, a->x.dtype, a->x.dims[0], a->x.dims[1]));
+    NEED(op, a->eps >= 0.0f);
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_layernorm_backward(shl_stream *s, const shl_layernorm_args *a)
+{
+    const shl_op op = SHL_OP_LAYERNORM_BACKWARD;
+    SHL_TRY(check_layernorm(op, a));
+    int64_t rows = a->x.dims[0], cols = a->x.dims[1];
+    NEED(op, is_2d(&a->dy, a->x.dtype, rows, cols));
+    NEED(op, is_2d(&a->dx, a->x.dtype, rows, cols));
+    NEED(op, has_data(&a->dw) && is_flat(&a->dw, a->dw.dtype, cols));
+    NEED(op, has_data(&a->db) && is_flat(&a->db, a->dw.dtype, cols));
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_gelu_forward(shl_stream *s, const shl_gelu_args *a)
+{
+    const shl_op op = SHL_OP_GELU_FORWARD;
+    int64_t n = shl_tensor_elems(&a->x);
+    NEED(op, is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, n));
+    NEED(op, is_flat(&a->y, a->x.dtype, n));
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_gelu_backward(shl_stream *s, const shl_gelu_args *a)
+{
+    const shl_op op = SHL_OP_GELU_BACKWARD;
+    int64_t n = shl_tensor_elems(&a->x);
+    NEED(op, is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, n));
+    NEED(op, is_flat(&a->dy, a->x.dtype, n) && is_flat(&a->dx, a->x.dtype, n));
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_embedding_forward(shl_stream *s, const shl_embedding_args *a)
+{
+    const shl_op op = SHL_OP_EMBEDDING_FORWARD;
+    shl_dtype dt = a->wte.dtype;
+    int64_t rows = shl_tensor_elems(&a->tokens);
+    NEED(op, rows > 0 && has_data(&a->tokens) && a->tokens.dtype == SHL_I32);
+    NEED(op, is_float(dt) && a->wte.n_dims == 2 && has_data(&a->wte));
+    NEED(op, is_2d(&a->y, dt, rows, a->wte.dims[1]));
+    if (has_data(&a->wpe)) {
+        NEED(op, a->wpe.n_dims == 2 && is_2d(&a->wpe, dt, a->wpe.dims[0], a->wte.dims[1]));
+        NEED(op, a->seq > 0 && rows % a->seq == 0 && a->seq <= a->wpe.dims[0]);
+    }
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_embedding_backward(shl_stream *s, const shl_embedding_args *a)
+{
+    const shl_op op = SHL_OP_EMBEDDING_BACKWARD;
+    int64_t rows = shl_tensor_elems(&a->tokens);
+    NEED(op, rows > 0 && has_data(&a->tokens) && a->tokens.dtype == SHL_I32);
+    NEED(op, is_float(a->dy.dtype) && a->dy.n_dims == 2);
+    int64_t width = a->dy.dims[1];
+    NEED(op, is_2d(&a->dy, a->dy.dtype, rows, width));
+    NEED(op, has_data(&a->dwte) || has_data(&a->dwpe));
+    NEED(op, !has_data(&a->dwte) || is_2d(&a->dwte, a->dwte.dtype, a->dwte.dims[0], width));
+    if (has_data(&a->dwpe)) {
+        NEED(op, is_2d(&a->dwpe, a->dwpe.dtype, a->dwpe.dims[0], width));
+        NEED(op, a->seq > 0 && rows % a->seq == 0 && a->seq <= a->dwpe.dims[0]);
+    }
+    return call(s, op, a);
+}
+
+static shl_code
+check_attention(shl_op op, const shl_attention_args *a)
+{
+    NEED(op, is_float(a->dtype));
+    NEED(op, a->batch > 0 && a->seq > 0 && a->heads > 0 && a->head_dim > 0);
+    NEED(op, a->kv_heads > 0 && a->heads % a->kv_heads == 0);
+    NEED(op, a->q_stride >= a->heads * a->head_dim && a->kv_stride >= a->kv_heads * a->head_dim);
+    NEED(op, a->q != NULL && a->k != NULL && a->v != NULL && a->y != NULL && a->lse != NULL);
+    return SHL_OK;
+}
+
+shl_code
+shl_op_attention_forward(shl_stream *s, const shl_attention_args *a)
+{
+    SHL_TRY(check_attention(SHL_OP_ATTENTION_FORWARD, a));
+    return call(s, SHL_OP_ATTENTION_FORWARD, a);
+}
+
+shl_code
+shl_op_attention_backward(shl_stream *s, const shl_attention_args *a)
+{
+    const shl_op op = SHL_OP_ATTENTION_BACKWARD;
+    SHL_TRY(check_attention(op, a));
+    NEED(op, a->dy != NULL && a->dq != NULL && a->dk != NULL && a->dv != NULL);
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_add(shl_stream *s, const shl_add_args *a)
+{
+    const shl_op op = SHL_OP_ADD;
+    int64_t n = shl_tensor_elems(&a->x1);
+    NEED(op, is_float(a->x1.dtype) && is_flat(&a->x1, a->x1.dtype, n));
+    NEED(op, is_flat(&a->x2, a->x1.dtype, n) && is_flat(&a->y, a->x1.dtype, n));
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_scale(shl_stream *s, const shl_scale_args *a)
+{
+    const shl_op op = SHL_OP_SCALE;
+    NEED(op, is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, shl_tensor_elems(&a->x)));
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_cross_entropy(shl_stream *s, const shl_cross_entropy_args *a)
+{
+    const shl_op op = SHL_OP_CROSS_ENTROPY;
+    NEED(op, is_float(a->logits.dtype) && a->logits.n_dims == 2 && has_data(&a->logits));
+    NEED(op, a->logits.dims[0] > 0 && a->logits.dims[1] > 0);
+    NEED(op, has_data(&a->targets) && is_flat(&a->targets, SHL_I32, a->logits.dims[0]));
+    NEED(op, has_data(&a->loss_sum) && is_flat(&a->loss_sum, SHL_F64, 1));
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_adamw(shl_stream *s, const shl_adamw_args *a)
+{
+    const shl_op op = SHL_OP_ADAMW;
+    int64_t n = shl_tensor_elems(&a->param);
+    NEED(op, is_flat(&a->param, SHL_F32, n) && is_flat(&a->grad, SHL_F32, n));
+    NEED(op, is_flat(&a->m, SHL_F32, n) && is_flat(&a->v, SHL_F32, n));
+    NEED(op, a->step >= 1);
+    NEED(op, a->beta1 >= 0.0 && a->beta1 < 1.0 && a->beta2 >= 0.0 && a->beta2 < 1.0);
+    return n == 0 ? SHL_OK : call(s, op, a);
+}
+
+shl_code
+shl_op_norm_max(shl_stream *s, const shl_norm_args *a)
+{
+    const shl_op op = SHL_OP_NORM_MAX;
+    NEED(op, is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, shl_tensor_elems(&a->x)));
+    NEED(op, has_data(&a->out_max) && is_flat(&a->out_max, SHL_I32, 1));
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_norm_sum(shl_stream *s, const shl_norm_args *a)
+{
+    const shl_op op = SHL_OP_NORM_SUM;
+    NEED(op, is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, shl_tensor_elems(&a->x)));
+    NEED(op, has_data(&a->out_sum) && is_flat(&a->out_sum, SHL_I64, 2));
+    NEED(op, a->quantum_log2 >= -700 && a->quantum_log2 <= 700);
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_sum_ranks(shl_stream *s, const shl_sum_ranks_args *a)
+{
+    const shl_op op = SHL_OP_SUM_RANKS;
+    NEED(op, is_float(a->dst.dtype) && is_flat(&a->dst, a->dst.dtype, shl_tensor_elems(&a->dst)));
+    NEED(op, a->n >= 1 && a->srcs != NULL);
+    for (int i = 0; i < a->n; i++) {
+        NEED(op, a->srcs[i] != NULL);
+    }
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_init(shl_stream *s, const shl_init_args *a)
+{
+    const shl_op op = SHL_OP_INIT;
+    NEED(op, is_float(a->dst.dtype) && is_flat(&a->dst, a->dst.dtype, shl_tensor_elems(&a->dst)));
+    NEED(op, a->kind == SHL_INIT_CONST || a->kind == SHL_INIT_NORMAL);
+    NEED(op, a->begin >= 0);
+    return call(s, op, a);
+}
+
+static shl_code
+check_same(const shl_tensor *dst, const shl_tensor *src)
+{
+    bool same = dst->dtype == src->dtype && shl_tensor_elems(dst) == shl_tensor_elems(src);
+    if (!same) {
+        return SHL_RAISE(SHL_E_BUG, "copy: tensors differ in dtype or size");
+    }
+    return SHL_OK;
+}
+
+shl_code
+shl_op_copy(shl_stream *s, const shl_tensor *dst, const shl_tensor *src)
+{
+    SHL_TRY(check_same(dst, src));
+    return shl_device_copy(s->device, dst->data, src->data, shl_tensor_bytes(dst), s);
+}
+
+shl_code
+shl_op_zero(shl_stream *s, const shl_tensor *dst)
+{
+    return shl_device_fill(s->device, dst->data, 0, shl_tensor_bytes(dst), s);
+}
