@@ -1,0 +1,231 @@
+/* tests/support: collectives of a shm world against sums written out here. */
+#include "tests/support/comm_battery.h"
+
+#include <string.h>
+
+#include "kernels/base/heap.h"
+#include "kernels/base/types.h"
+
+#define MAX_SEGS 200
+
+shl_code
+cb_open(shl_world *w, int64_t timeout_ms, int64_t alpha_ns, cb_rank *out)
+{
+    memset(out, 0, sizeof *out);
+    out->world = w;
+    shl_device_config dc = {.kind = "cpu",
+                            .rank = shl_world_rank(w),
+                            .threads = 1,
+                            .comm_arena = shl_world_comm_arena(w)};
+    SHL_TRY(shl_device_open(&dc, &out->device));
+    shl_comm_config cc = {.kind = "shm",
+                          .rank = shl_world_rank(w),
+                          .world = shl_world_size(w),
+                          .rank_world = w,
+                          .timeout_ms = timeout_ms,
+                          .alpha_ns = alpha_ns,
+                          .sim_sleep = alpha_ns > 0};
+    shl_code code = shl_comm_open(&cc, out->device, &out->comm);
+    return code == SHL_OK ? SHL_OK : cb_close(out, code);
+}
+
+shl_code
+cb_close(cb_rank *r, shl_code code)
+{
+    shl_err err = *shl_err_get();
+    if (r->device != NULL) {
+        shl_code drained = shl_device_sync(r->device);
+        if (code == SHL_OK && drained != SHL_OK) {
+            code = drained;
+            err = *shl_err_get();
+        }
+    }
+    shl_comm_close(&r->comm);
+    shl_code closed = shl_device_close(&r->device);
+    if (code == SHL_OK || closed == SHL_E_BUG) {
+        return closed;
+    }
+    return err.code == code ? shl_err_put(&err) : code;
+}
+
+/* Values whose sum depends on the order of addition. */
+static float
+value(int rank, int seg, int64_t i)
+{
+    uint64_t x = (uint64_t)rank * UINT64_C(0x9e3779b97f4a7c15) + (uint64_t)seg * 977 + (uint64_t)i;
+    x = (x ^ (x >> 31)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 29)) * UINT64_C(0x94d049bb133111eb);
+    return ((float)(x >> 40) / 8388608.0F - 1.0F) * (float)(1 + (x & 1023));
+}
+
+static float
+sum_of(int world, int seg, int64_t i)
+{
+    float total = value(0, seg, i);
+    for (int q = 1; q < world; q++) {
+        total += value(q, seg, i);
+    }
+    return total;
+}
+
+typedef struct layout {
+    shl_coll kind;
+    int rank, world, n;
+    const int64_t *counts;
+    bool in_place;
+    int64_t total;
+    int64_t in_elems[2]; /* multiples of a segment's count that the two buffers hold */
+} layout;
+
+/* Element i of segment `seg` of this rank's input, for the whole buffer of the collective. */
+static float
+input_value(const layout *l, int seg, int64_t i)
+{
+    return value(l->rank, seg, i);
+}
+
+static float
+expected(const layout *l, int seg, int64_t i)
+{
+    int64_t e = l->counts[seg];
+    switch (l->kind) {
+    case SHL_COLL_ALL_GATHER:
+        return value((int)(i / e), seg, i % e);
+    case SHL_COLL_REDUCE_SCATTER:
+        return sum_of(l->world, seg, l->rank * e + i);
+    case SHL_COLL_ALL_REDUCE:
+        return sum_of(l->world, seg, i);
+    case SHL_COLL_BROADCAST:
+    case SHL_COLL_CONTROL:
+    case SHL_COLL_COUNT:
+        break;
+    }
+    return value(l->world - 1, seg, i);
+}
+
+static shl_code
+run(cb_rank *r, shl_comm *c, const layout *l, float *in, float *out, shl_stream_kind stream)
+{
+    shl_comm_seg segs[MAX_SEGS];
+    int64_t at_in = 0, at_out = 0;
+    for (int i = 0; i < l->n; i++) {
+        int64_t e = l->counts[i];
+        float *src = in + at_in, *dst = out + at_out;
+        if (l->in_place && l->kind == SHL_COLL_ALL_GATHER) {
+            src = dst + l->rank * e;
+        } else if (l->in_place && l->kind == SHL_COLL_REDUCE_SCATTER) {
+            dst = src + l->rank * e;
+        } else if (l->in_place) {
+            dst = src;
+        }
+        for (int64_t k = 0; k < e * l->in_elems[0]; k++) {
+            src[k] = input_value(l, i, k);
+        }
+        segs[i] = (shl_comm_seg){src, dst, e};
+        at_in += e * l->in_elems[0];
+        at_out += e * l->in_elems[1];
+    }
+    shl_stream *s = shl_device_stream(r->device, stream);
+    shl_event done = {0};
+    shl_code code = SHL_E_BUG;
+    switch (l->kind) {
+    case SHL_COLL_ALL_GATHER:
+        code = shl_comm_all_gather(c, segs, l->n, SHL_F32, s, &done);
+        break;
+    case SHL_COLL_REDUCE_SCATTER:
+        code = shl_comm_reduce_scatter(c, segs, l->n, SHL_F32, s, &done);
+        break;
+    case SHL_COLL_ALL_REDUCE:
+        code = shl_comm_all_reduce(c, segs, l->n, SHL_F32, s, &done);
+        break;
+    case SHL_COLL_BROADCAST:
+        code = shl_comm_broadcast(c, segs, l->n, SHL_F32, l->world - 1, s, &done);
+        break;
+    case SHL_COLL_CONTROL:
+    case SHL_COLL_COUNT:
+        break;
+    }
+    SHL_TRY(code);
+    SHL_TRY(shl_event_sync(r->device, done));
+    for (int i = 0; i < l->n; i++) {
+        const float *dst = (const float *)segs[i].dst;
+        for (int64_t k = 0; k < l->counts[i] * l->in_elems[1]; k++) {
+            float want = expected(l, i, k);
+            if (memcmp(&want, &dst[k], sizeof want) != 0) {
+                return SHL_RAISE(SHL_E_VERIFY, "%s%s of %d: segment %d element %lld is %a, not %a",
+                                 shl_coll_name(l->kind), l->in_place ? " in place" : "", l->world,
+                                 i, (long long)k, (double)dst[k], (double)want);
+            }
+        }
+    }
+    return SHL_OK;
+}
+
+shl_code
+cb_case(cb_rank *r, shl_comm *c, shl_coll kind, const int64_t *counts, int n, bool in_place,
+        shl_stream_kind stream)
+{
+    layout l = {.kind = kind,
+                .rank = shl_comm_rank(c),
+                .world = shl_comm_size(c),
+                .n = n,
+                .counts = counts,
+                .in_place = in_place,
+                .in_elems = {1, 1}};
+    SHL_ASSERT(n <= MAX_SEGS);
+    for (int i = 0; i < n; i++) {
+        l.total += counts[i];
+    }
+    l.in_elems[0] = kind == SHL_COLL_REDUCE_SCATTER ? l.world : 1;
+    l.in_elems[1] = kind == SHL_COLL_ALL_GATHER ? l.world : 1;
+    bool comm = r->memory == CB_COMM || (r->memory == CB_MIXED && l.rank % 2 == 0);
+    unsigned flags = comm ? SHL_MEM_COMM : 0;
+    shl_buf in = {0}, out = {0};
+    size_t bytes = (size_t)l.total * sizeof(float);
+    shl_code code = shl_device_alloc(r->device, bytes * (size_t)l.in_elems[0], SHL_TIER_DEVICE,
+                                     SHL_TAG_BUCKET, flags, "in", &in);
+    if (code == SHL_OK) {
+        code = shl_device_alloc(r->device, bytes * (size_t)l.in_elems[1], SHL_TIER_DEVICE,
+                                SHL_TAG_BUCKET, flags, "out", &out);
+    }
+    if (code == SHL_OK) {
+        code = run(r, c, &l, (float *)in.data, (float *)out.data, stream);
+    }
+    shl_err err = *shl_err_get();
+    shl_device_free(r->device, &in);
+    shl_device_free(r->device, &out);
+    return code == SHL_OK ? SHL_OK : shl_err_put(&err);
+}
+
+shl_code
+cb_battery(cb_rank *r, shl_comm *c)
+{
+    static const int64_t one[] = {1}, three[] = {3}, odd[] = {4099}, some[] = {17, 1, 8, 1000, 5};
+    int64_t many[130];
+    for (int i = 0; i < 130; i++) {
+        many[i] = i % 7 == 3 ? 0 : i % 13 + 1;
+    }
+    const struct {
+        const int64_t *counts;
+        int n;
+    } sets[] = {{one, 1}, {three, 1}, {odd, 1}, {some, 5}, {many, 130}};
+    for (int kind = 0; kind < SHL_COLL_CONTROL; kind++) {
+        for (size_t i = 0; i < SHL_ARRAY_LEN(sets); i++) {
+            for (int in_place = 0; in_place < 2; in_place++) {
+                shl_stream_kind stream = i % 2 == 0 ? SHL_STREAM_COMM : SHL_STREAM_COMPUTE;
+                SHL_TRY(cb_case(r, c, (shl_coll)kind, sets[i].counts, sets[i].n, in_place != 0,
+                                stream));
+            }
+        }
+    }
+    return SHL_OK;
+}
+
+shl_code
+cb_battery_main(shl_world *w, void *arg)
+{
+    cb_rank r;
+    SHL_TRY(cb_open(w, 0, 0, &r));
+    r.memory = *(const cb_memory *)arg;
+    return cb_close(&r, cb_battery(&r, r.comm));
+}
