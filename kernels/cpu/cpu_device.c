@@ -13,11 +13,10 @@
 
 #include "kernels/base/heap.h"
 #include "kernels/cpu/cpu_stream.h"
+#include "kernels/cpu/cpu_table.h"
 #include "kernels/device/arena.h"
 #include "kernels/device/device_registry.h"
 #include "kernels/device/sanitize.h"
-
-const struct shl_op_table *shl_cpu_op_table(void); /* the table of this machine */
 
 #define ALIGN_BYTES ((size_t)64)
 #define STEP_BYTES ((size_t)2 << 20)
