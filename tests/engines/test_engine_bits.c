@@ -9,8 +9,6 @@
 
 #include <cmocka.h>
 
-#define STEPS 3
-
 static void
 agree_with_ddp(ew_config *c, const ew_result *ddp, shl_strategy s)
 {
@@ -38,7 +36,9 @@ test_engine_bits_agree_at_every_world_size(void **state)
         c.engine.optim.clip = w % 2 == 0 ? 0.5 : 0.0;
         ew_run(&c, &ddp);
         assert_string_equal(ddp.what, "");
-        assert_true(ddp.reports[0].loss > ddp.reports[STEPS - 1].loss);
+        /* Near ln(vocabulary) and moving: the runs that agree are runs that learn something. */
+        assert_true(ddp.reports[0].loss > 3.5 && ddp.reports[0].loss < 5.0);
+        assert_true(ddp.reports[0].loss != ddp.reports[1].loss && ddp.param_hash != 0);
         for (int s = SHL_ZERO1; s < SHL_STRATEGY_COUNT; ++s) {
             agree_with_ddp(&c, &ddp, (shl_strategy)s);
         }

@@ -15,7 +15,7 @@ deep_model(ew_config *c, shl_strategy s)
 {
     ew_config_init(c, s, 2);
     c->model = (shl_gpt_config){
-        .vocab = 64, .context = 64, .layers = 12, .width = 64, .heads = 4, .tied = true};
+        .vocab = 64, .context = 64, .layers = 24, .width = 64, .heads = 4, .tied = true};
     c->engine.seq = 64;
     c->engine.batch = 2;
     c->engine.bucket_elems = 50000;
@@ -55,7 +55,8 @@ overlap_on_the_virtual_clock(shl_strategy s)
                                r.comm[0].kind[SHL_COLL_REDUCE_SCATTER].wire_bytes) /
                       c.steps;
     double serial = (double)compute + all_wire / c.wire_bytes_per_s * 1e9;
-    c.engine.prefetch = 2;
+    /* A block of zero3 is six gather groups, one of fsdp is one. */
+    c.engine.prefetch = s == SHL_ZERO3 ? 8 : 2;
     int64_t overlapped = step_ns(&c, &r);
     print_message("%s: compute %lld, serial sum %.0f, overlapped %lld ns: %.3f\n",
                   shl_strategy_name(s), (long long)compute, serial, (long long)overlapped,
@@ -98,31 +99,30 @@ test_engine_overlap_without_prefetch_is_serial(void **state)
     }
 }
 
-/* The machine is shared: the best of a few rounds of each counts. */
+/* Best step of one run: the machine is shared. */
 static int64_t
 best_step_ns(const ew_config *c, ew_result *r)
 {
     int64_t best = INT64_MAX;
-    for (int round = 0; round < 3; ++round) {
-        ew_run(c, r);
-        if (r->code != SHL_OK) {
-            fail_msg("%s", r->what);
-        }
-        for (int i = 1; i < c->steps; ++i) {
-            best = r->reports[i].step_ns < best ? r->reports[i].step_ns : best;
-        }
+    ew_run(c, r);
+    if (r->code != SHL_OK) {
+        fail_msg("%s", r->what);
+    }
+    for (int i = 1; i < c->steps; ++i) {
+        best = r->reports[i].step_ns < best ? r->reports[i].step_ns : best;
     }
     return best;
 }
 
-static void
-test_engine_overlap_by_wall_clock(void **state)
+/* Calibrates the transport to today's computation, then runs with and without prefetch. */
+static double
+overlap_ratio_by_wall_clock(void)
 {
-    (void)state;
     ew_config c;
     ew_result r;
     deep_model(&c, SHL_FSDP);
     c.model.width = 128;
+    c.model.layers = 12;
     c.engine.batch = 4;
     c.engine.bucket_elems = 300000;
     c.steps = 4;
@@ -131,14 +131,26 @@ test_engine_overlap_by_wall_clock(void **state)
     double all = wire + (double)r.comm[0].kind[SHL_COLL_REDUCE_SCATTER].wire_bytes / c.steps;
     c.wire_bytes_per_s = wire / (double)compute * 1e9;
     c.sim_sleep = true;
-    double serial = (double)compute * (1.0 + all / wire);
+    c.engine.prefetch = 0;
+    int64_t serial = best_step_ns(&c, &r);
     c.engine.prefetch = 2;
+    int64_t overlapped = best_step_ns(&c, &r);
+    print_message("compute %lld, communication %.0f, serial %lld, overlapped %lld ns: %.3f\n",
+                  (long long)compute, (double)compute * all / wire, (long long)serial,
+                  (long long)overlapped, (double)overlapped / (double)serial);
+    /* A calibration on a busier machine than the runs says nothing. */
+    bool comparable = (double)serial > 0.9 * (double)compute * (1.0 + all / wire);
+    return comparable ? (double)overlapped / (double)serial : 2.0;
+}
+
+static void
+test_engine_overlap_by_wall_clock(void **state)
+{
+    (void)state;
     double ratio = 2.0;
-    for (int attempt = 0; attempt < 3 && ratio >= 0.75; ++attempt) {
-        ratio = (double)best_step_ns(&c, &r) / serial;
+    for (int attempt = 0; attempt < 6 && ratio >= 0.75; ++attempt) {
+        ratio = overlap_ratio_by_wall_clock();
     }
-    print_message("compute %lld ns, serial sum %.0f ns, overlapped / serial %.3f\n",
-                  (long long)compute, serial, ratio);
     assert_true(ratio < 0.75);
 }
 
