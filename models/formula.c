@@ -36,8 +36,8 @@ shl_gpt_formula_step_flops(const shl_gpt_config *cfg, int64_t batch, int64_t seq
 
 /* Per token, in floats. A layer keeps the inputs of its two norms (2C), their outputs (2C), mean
  * and rstd of both (4), q, k and v (3C), the attention's output (C) and log-sum-exp (NH), and the
- * MLP before and after GELU (2I). The end keeps the input of the last norm (C), its statistics (2), its
- * output (C), and the gradient of the logits (V). */
+ * MLP before and after GELU (2I). The end keeps the input of the last norm (C), its statistics (2),
+ * its output (C), and the gradient of the logits (V). */
 size_t
 shl_gpt_formula_saved_act_bytes(const shl_gpt_config *cfg, int64_t batch, int64_t seq)
 {

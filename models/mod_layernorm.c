@@ -7,12 +7,29 @@ typedef struct layernorm_impl {
     float eps;
 } layernorm_impl;
 
-/* Rows 0 and 1 of stats [2,R] as f32 [R] each. */
+/* Row 0 or 1 of an f32 pair [2,n], as [n]. */
 static shl_tensor
-stats_row(const shl_tensor *stats, int64_t row)
+pair_row(const shl_tensor *pair, int64_t row)
 {
-    int64_t rows = stats->dims[1]; /* R */
-    return shl_tensor_1d(shl_elem_ptr(stats->data, SHL_F32, row * rows), SHL_F32, rows);
+    int64_t n = pair->dims[1];
+    return shl_tensor_1d(shl_elem_ptr(pair->data, SHL_F32, row * n), SHL_F32, n);
+}
+
+/* The op always writes dw and db: what nobody wants (frozen) goes to place 2 of the entry, [2,C],
+ * and from there nowhere. */
+static shl_code
+find_rooms(shl_module *m, shl_run *run, shl_tape_entry *e, shl_tensor *dw, shl_tensor *db)
+{
+    const layernorm_impl *impl = m->impl;
+    *dw = shl_param_grad_view(m->params[0]);
+    *db = shl_param_grad_view(m->params[1]);
+    if (dw->data != NULL && db->data != NULL) {
+        return SHL_OK;
+    }
+    SHL_TRY(shl_act_alloc(m, run, SHL_F32, 2, impl->width, &e->bufs[2], &e->saved[2]));
+    *dw = dw->data != NULL ? *dw : pair_row(&e->saved[2], 0);
+    *db = db->data != NULL ? *db : pair_row(&e->saved[2], 1);
+    return SHL_OK;
 }
 
 static shl_code
@@ -28,8 +45,8 @@ layernorm_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor 
                                .w = shl_param_view(m->params[0]),
                                .b = shl_param_view(m->params[1]),
                                .y = *y,
-                               .mean = stats_row(&e->saved[1], 0),
-                               .rstd = stats_row(&e->saved[1], 1),
+                               .mean = pair_row(&e->saved[1], 0),
+                               .rstd = pair_row(&e->saved[1], 1),
                                .eps = impl->eps};
     SHL_TRY(shl_op_layernorm_forward(run->stream, &args));
     shl_leaf_leave(run);
@@ -49,15 +66,17 @@ layernorm_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tenso
     if (!accumulate_dx) {
         SHL_TRY(shl_act_alloc(m, run, dy->dtype, dy->dims[0], impl->width, dx_buf, dx));
     }
+    shl_tensor dw, db; /* [C] each */
+    SHL_TRY(find_rooms(m, run, e, &dw, &db));
     SHL_TRY(shl_param_pair_mode(run, w, b, &accumulate));
     shl_layernorm_args args = {.x = e->saved[0], /* [R,C] */
                                .w = shl_param_view(w),
-                               .mean = stats_row(&e->saved[1], 0),
-                               .rstd = stats_row(&e->saved[1], 1),
+                               .mean = pair_row(&e->saved[1], 0),
+                               .rstd = pair_row(&e->saved[1], 1),
                                .dy = *dy,
                                .dx = *dx,
-                               .dw = shl_param_grad_view(w),
-                               .db = shl_param_grad_view(b),
+                               .dw = dw,
+                               .db = db,
                                .eps = impl->eps,
                                .accumulate = accumulate,
                                .accumulate_dx = accumulate_dx};

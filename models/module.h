@@ -12,7 +12,7 @@
 typedef struct shl_module shl_module;
 typedef struct shl_model shl_model;
 
-/* One logical parameter. Fields above the line are fixed at build; those below belong to the engine.
+/* One logical parameter. Fields above the line are fixed at build; those below are the engine's.
  * A tied parameter is one shl_param used by several modules (n_uses). */
 typedef struct shl_param {
     const char *name; /* HF state-dict name, without GPT-2's "transformer." */

@@ -13,7 +13,7 @@ typedef struct shape {
     int64_t batch, seq;
 } shape;
 
-/* Vocabulary wider and narrower than the stream, equal to it; own inner width; untied; one token. */
+/* Vocabulary wider, narrower, as wide as the stream; own inner width; untied; one token. */
 static const shape shapes[] = {
     {{256, 128, 4, 128, 4, 0, 0.0, true}, 4, 128},
     {{11, 6, 2, 8, 2, 0, 0.0, false}, 3, 5},

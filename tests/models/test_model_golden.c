@@ -1,6 +1,6 @@
-/* tests/models: one rank against PyTorch's numbers for step 0: logits, losses, every gradient. Names,
- * sizes, batches and settings come from the files; tolerances are those the files' notes suggest
- * for a float32 program with its own order of summation, against the float64 values. */
+/* tests/models: one rank against PyTorch's numbers for step 0: logits, losses, every gradient.
+ * Names, sizes, batches and settings come from the files; tolerances are those the files' notes
+ * suggest for a float32 program with its own order of summation, against the float64 values. */
 #include "models/gpt.h"
 
 #include <math.h>

@@ -238,7 +238,7 @@ test_model_gradients_mixed_modes_in_one_module(void **state)
     bench_close(&b);
 }
 
-/* A frozen parameter, or one without room, keeps its bytes; the others get the gradients they had. */
+/* A frozen parameter keeps its bytes; the others get the gradients they had. */
 static void
 test_model_gradients_frozen_parameters_are_left_alone(void **state)
 {

@@ -1,5 +1,5 @@
-/* tests/support: reads the golden HDF5 files (SHL_GOLDEN_DIR, default tests/golden). A missing file,
- * attribute or data set fails the test with its name: call from the test's main thread only. */
+/* tests/support: reads the golden HDF5 files (SHL_GOLDEN_DIR, default tests/golden). A missing
+ * file, attribute or data set fails the test with its name: for the test's main thread only. */
 #ifndef SHL_TESTS_GOLDEN_H
 #define SHL_TESTS_GOLDEN_H
 

@@ -1,4 +1,4 @@
-/* tests/support: the simplest possible engine. It does what an engine must do and nothing more: sets
+/* tests/support: the simplest possible engine. It does what an engine must and nothing more: sets
  * data, grad and grad_accumulate of each parameter. */
 #include "tests/support/plain_model.h"
 

@@ -1,4 +1,4 @@
-/* tests/support: the simplest possible engine: every parameter and gradient has a buffer of its own,
+/* tests/support: the simplest possible engine: every parameter and gradient has its own buffer,
  * there from beginning to end, no hooks. For tests of the models and of the engines' oracles. */
 #ifndef SHL_TESTS_PLAIN_MODEL_H
 #define SHL_TESTS_PLAIN_MODEL_H
