@@ -146,7 +146,7 @@ row_lse(const shl_attention_args *a, const double *q, const double *k, int64_t b
         int64_t i)
 {
     const double *qi = q + query_at(a, a->q_stride, b, i, h);
-    double scale = (double)a->scale, top = -INFINITY, sum = 0.0;
+    double scale = (double)a->scale, top = -HUGE_VAL, sum = 0.0;
     for (int64_t j = 0; j <= i; j++) {
         top = fmax(top, scale * dot(qi, k + key_at(a, b, j, h), a->head_dim));
     }
@@ -244,7 +244,7 @@ shl_ref_cross_entropy(int64_t rows, int64_t vocab, const double *targets, double
 {
     double total = 0.0;
     for (int64_t r = 0; r < rows; r++) {
-        double *x = logits + r * vocab, top = -INFINITY, sum = 0.0;
+        double *x = logits + r * vocab, top = -HUGE_VAL, sum = 0.0;
         int64_t target = (int64_t)targets[r];
         for (int64_t c = 0; c < vocab; c++) {
             top = fmax(top, x[c]);
