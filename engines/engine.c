@@ -50,6 +50,7 @@ shl_engine_open(const shl_engine_config *cfg, shl_model *model, shl_device *devi
     SHL_TRY(shl_heap_alloc(1, sizeof(*e), &e));
     e->ops = shl_engine_find(cfg->strategy);
     e->config = *cfg;
+    e->config.prefetch = shl_prefetch_resolve(cfg->strategy, cfg->prefetch);
     e->model = model;
     e->device = device;
     e->mesh = *mesh;

@@ -84,6 +84,15 @@ shl_lr_at(const shl_optim_config *c, int64_t step)
     return c->lr * (c->min_lr_ratio + (1.0 - c->min_lr_ratio) * left);
 }
 
+int
+shl_prefetch_resolve(shl_strategy s, int asked)
+{
+    if (asked >= 0) {
+        return asked;
+    }
+    return s == SHL_ZERO3 ? 8 : 1;
+}
+
 void
 shl_engine_config_init(shl_engine_config *c)
 {
@@ -91,7 +100,7 @@ shl_engine_config_init(shl_engine_config *c)
     c->strategy = SHL_DDP;
     c->reduce_every = SHL_REDUCE_BOUNDARY;
     c->bucket_elems = INT64_C(16) << 20;
-    c->prefetch = 1;
+    c->prefetch = SHL_PREFETCH_AUTO;
     c->accum = 1;
     c->batch = 1;
     c->seq = 1;
@@ -178,7 +187,7 @@ shl_engine_config_check(const shl_engine_config *c)
 {
     SHL_TRY(check_int("strategy", c->strategy, 0, SHL_STRATEGY_COUNT - 1));
     SHL_TRY(check_int("bucket elements", c->bucket_elems, 1, INT64_MAX / 64));
-    SHL_TRY(check_int("prefetch", c->prefetch, 0, 1024));
+    SHL_TRY(check_int("prefetch", c->prefetch, SHL_PREFETCH_AUTO, 1024));
     SHL_TRY(check_int("accumulation", c->accum, 1, INT64_C(1) << 30));
     SHL_TRY(check_int("batch", c->batch, 1, INT64_C(1) << 30));
     SHL_TRY(check_int("sequence", c->seq, 1, INT64_C(1) << 30));

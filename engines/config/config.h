@@ -56,21 +56,27 @@ typedef struct shl_optim_config {
  * (p = (step + 1 - warmup) / (schedule_steps - warmup)). */
 double shl_lr_at(const shl_optim_config *c, int64_t step);
 
+/* Gather groups issued ahead: a unit of FSDP is a block, so 1 (PyTorch's implicit prefetch); ZeRO-3
+ * fetches module by module, some six groups a block, so 8 (DeepSpeed's prefetch bucket of 5e7
+ * elements reaches further). asked >= 0 is kept. */
+#define SHL_PREFETCH_AUTO (-1)
+int shl_prefetch_resolve(shl_strategy s, int asked);
+
 /* What an engine is told. Dtypes are explicit; this build accepts fp32 everywhere. */
 typedef struct shl_engine_config {
     shl_strategy strategy;
     shl_reduce_every reduce_every; /* resolved: MICRO or BOUNDARY */
     int64_t bucket_elems;          /* ddp, zero*: elements per reduction bucket, >= 1 */
-    int prefetch;                  /* zero3, fsdp*: gathers issued ahead; 0 = none */
-    int64_t accum;                 /* micro-steps per step, >= 1 */
-    int64_t batch, seq;            /* micro-batch per rank B, positions T */
-    uint64_t seed;                 /* initial parameters */
+    int prefetch;       /* zero3, fsdp*: gather groups issued ahead; 0 = none, SHL_PREFETCH_AUTO */
+    int64_t accum;      /* micro-steps per step, >= 1 */
+    int64_t batch, seq; /* micro-batch per rank B, positions T */
+    uint64_t seed;      /* initial parameters */
     shl_optim_config optim;
     shl_dtype param_dtype, compute_dtype, reduce_dtype, grad_dtype, moment_dtype;
 } shl_engine_config;
 
 /* Defaults of every field as DESIGN 4 names them (fp32, AdamW 1e-3 / 0.9 / 0.95 / 1e-8 / 0.1, no
- * clipping, bucket 16 Mi elements, prefetch 1, accum 1). */
+ * clipping, bucket 16 Mi elements, prefetch auto, accum 1). */
 void shl_engine_config_init(shl_engine_config *c);
 
 /* Cross-field checks. Errors: SHL_E_USAGE with the field, its value and its limit. */
