@@ -94,8 +94,8 @@ const shl_command shl_command_plot = {
     .name = "plot",
     .summary = "draw figures (svg and png) from records",
     .usage = "shardlab plot RECORDS.jsonl... [options]",
-    .examples = "shardlab plot build/demo/train.jsonl --figure loss\n"
-                "shardlab plot build/demo/plan.jsonl --device-memory 80GiB --out build/figures\n",
+    .examples = "  shardlab plot build/demo/train.jsonl --figure loss\n"
+                "  shardlab plot build/demo/plan.jsonl --device-memory 80GiB --out build/figures\n",
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE),
     .run = run_plot,

@@ -132,6 +132,9 @@ read_step(shl_figure_data *d, place at, const json_t *record)
     SHL_TRY(get_count(at, record, "ranks", true, &row.ranks));
     SHL_TRY(get_count(at, record, "step", true, &row.step));
     const json_t *loss = json_object_get(record, "loss");
+    if (json_is_null(loss)) {
+        return SHL_OK; /* a step of the virtual device */
+    }
     if (!json_is_number(loss)) {
         return raise_record(at, "the number \"loss\" is missing");
     }
