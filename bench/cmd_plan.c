@@ -1,0 +1,115 @@
+/* bench: `shardlab plan`: the same engines on the virtual device: bytes per tag, traffic, and whether it
+ * fits, for each strategy and world size. There is no second code path: a plan is a run that computes
+ * nothing. */
+#include <string.h>
+
+#include "bench/cli.h"
+#include "bench/options.h"
+#include "bench/output.h"
+
+/* The second step shows what the first leaves behind. */
+#define PLAN_STEPS 2
+
+static const shl_option TABLE[] = {
+    SHL_ROWS_MODEL,  SHL_ROWS_WORLD("ddp,zero1,zero2,zero3,fsdp,fsdp-grad-op", "1,2,4,8"),
+    SHL_ROWS_BATCH,  SHL_ROW_CLIP,
+    SHL_ROWS_DEVICE, SHL_ROWS_FORMAT,
+};
+
+/* The best of the rows that do not fit, for the message. */
+typedef struct verdict {
+    int64_t n_fit;
+    int64_t least_over_bytes;
+    char least[128];
+} verdict;
+
+static void
+judge(verdict *v, const shl_output_row *row, size_t limit_bytes)
+{
+    int64_t over = row->record.peak[SHL_TIER_DEVICE].total - (int64_t)limit_bytes;
+    if (limit_bytes == 0 || over <= 0) {
+        v->n_fit++;
+        return;
+    }
+    if (v->least[0] == '\0' || over < v->least_over_bytes) {
+        v->least_over_bytes = over;
+        shl_strf(v->least, sizeof(v->least), "%s on %lld ranks", row->record.strategy,
+                 (long long)row->record.ranks);
+    }
+}
+
+static shl_code
+raise_no_fit(const verdict *v, size_t limit_bytes)
+{
+    char limit[32], over[32];
+    shl_format_bytes(limit_bytes, limit, sizeof(limit));
+    shl_format_bytes((size_t)v->least_over_bytes, over, sizeof(over));
+    SHL_RAISE(SHL_E_OOM, "nothing fits into %s per rank", limit);
+    shl_err_because("the nearest, %s, is %s over the limit", v->least, over);
+    return shl_err_advice("more --ranks, a smaller --batch or --seq, or a larger --device-memory");
+}
+
+static shl_code
+plan_rows(const shl_run_points *points, shl_output *output, size_t limit_bytes)
+{
+    verdict v = {0};
+    for (int64_t i = 0; i < points->n; i++) {
+        const shl_session_config *cfg = &points->configs[i];
+        shl_session_result result = {0};
+        if (*cfg->stop) {
+            return SHL_RAISE(SHL_E_INTERRUPTED, "interrupted");
+        }
+        SHL_TRY(shl_session_run(cfg, NULL, &result));
+        SHL_TRY(shl_output_run(output, cfg, &result, limit_bytes));
+        judge(&v, output->rows[output->n_rows - 1], limit_bytes);
+    }
+    SHL_TRY(shl_output_finish(output));
+    return v.n_fit == 0 ? raise_no_fit(&v, limit_bytes) : SHL_OK;
+}
+
+/* A plan runs without the limit, so that it knows how far away a row is that does not fit. */
+static shl_code
+plan(const shl_cli *cli, shl_run_options *o)
+{
+    shl_run_points points;
+    shl_output output;
+    size_t limit_bytes = o->device_memory_bytes;
+    shl_form form;
+    SHL_TRY(shl_output_form(o, &form));
+    o->device_memory_bytes = 0;
+    o->device = 1;
+    o->steps = PLAN_STEPS;
+    /* A plan does not depend on this machine's cores. */
+    o->threads = o->threads > 0 ? o->threads : 1;
+    shl_code code = shl_run_points_resolve(o, &points);
+    if (code == SHL_OK) {
+        code = shl_output_open(o, cli, &output);
+        if (code == SHL_OK) {
+            code = plan_rows(&points, &output, limit_bytes);
+        }
+        shl_output_close(&output);
+    }
+    shl_run_points_fini(&points);
+    return code;
+}
+
+static shl_code
+run_plan(const shl_cli *cli)
+{
+    shl_run_options o;
+    bool help_shown;
+    SHL_TRY(shl_run_options_init(&o));
+    SHL_TRY(shl_cli_parse(&shl_command_plan, cli, &o, NULL, NULL, NULL, 0, &help_shown));
+    return help_shown ? SHL_OK : plan(cli, &o);
+}
+
+const shl_command shl_command_plan = {
+    .name = "plan",
+    .summary = "memory and traffic of strategies and world sizes, without computing",
+    .usage = "shardlab plan [options]",
+    .examples = "  shardlab plan --model gpt-7b --ranks 8-1024*2 --device-memory 80GiB\n"
+                "  shardlab plan --model gpt2-1.5b --strategy zero2,zero3 --batch 1-16*2 --csv\n",
+    .options = TABLE,
+    .n_options = SHL_ARRAY_LEN(TABLE),
+    .run = run_plan,
+};

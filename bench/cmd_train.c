@@ -1,0 +1,184 @@
+/* bench: `shardlab train`: runs every row of a sweep and tells what each step and each run was. A row that
+ * does not fit into --device-memory is a result: the sweep goes on and the exit code says it. */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bench/cli.h"
+#include "bench/options.h"
+#include "bench/output.h"
+#include "kernels/base/heap.h"
+
+static const shl_option TABLE[] = {
+    SHL_ROWS_MODEL,  SHL_ROWS_WORLD("ddp", "1"), SHL_ROWS_BATCH,  SHL_ROWS_OPTIMIZER, SHL_ROWS_RUN,
+    SHL_ROWS_DEVICE, SHL_ROWS_CHECKPOINT,        SHL_ROWS_FORMAT, SHL_ROWS_HIDDEN,
+};
+
+typedef struct row_context {
+    shl_output *output;
+    const shl_session_config *cfg;
+    bool progress;
+} row_context;
+
+static shl_code
+tell_step(void *ctx, const shl_step_report *r)
+{
+    const row_context *row = (const row_context *)ctx;
+    bool predicted = strcmp(row->cfg->device, "virtual") == 0;
+    if (row->progress) {
+        shl_cli_note("%s x %d  step %lld/%lld  loss %.5f  norm %.4f  %.1f ms\n",
+                     shl_strategy_name(row->cfg->engine.strategy), row->cfg->ranks,
+                     (long long)r->step, (long long)row->cfg->steps, r->loss, r->grad_norm,
+                     (double)r->step_ns * 1e-6);
+    }
+    return shl_output_step(row->output, row->cfg, r, predicted);
+}
+
+/* The command of a rank process: this program, these words, and the row. Owner: caller. */
+static shl_code
+rank_command(const shl_cli *cli, char *path, size_t path_bytes, const char *row_word,
+             const char ***out)
+{
+    ssize_t len = readlink("/proc/self/exe", path, path_bytes - 1);
+    if (len < 0) {
+        SHL_RAISE(SHL_E_SYSTEM, "cannot find this program's own file");
+        return shl_err_because("%s", strerror(errno));
+    }
+    path[len] = '\0';
+    const char **words = NULL;
+    SHL_TRY(shl_heap_alloc((size_t)cli->full_argc + 2, sizeof(*words), &words));
+    words[0] = path;
+    for (int i = 1; i < cli->full_argc; i++) {
+        words[i] = cli->full_argv[i];
+    }
+    words[cli->full_argc] = row_word;
+    *out = words;
+    return SHL_OK;
+}
+
+static shl_code
+run_row(const shl_cli *cli, shl_session_config *cfg, int64_t index, shl_output *output)
+{
+    char path[4096], row_word[32];
+    const char **words = NULL;
+    shl_session_result result = {0};
+    row_context row = {output, cfg, shl_cli_stderr_is_terminal()};
+    shl_session_sink sink = {.on_step = tell_step, .ctx = &row};
+    if (cfg->processes) {
+        shl_strf(row_word, sizeof(row_word), "--row=%lld", (long long)index);
+        SHL_TRY(rank_command(cli, path, sizeof(path), row_word, &words));
+        cfg->rank_argv = words;
+    }
+    shl_code code = shl_session_run(cfg, &sink, &result);
+    cfg->rank_argv = NULL;
+    shl_heap_free(&words);
+    if (code != SHL_OK && !(code == SHL_E_INTERRUPTED && result.n_steps > 0)) {
+        return code;
+    }
+    shl_err interruption = *shl_err_get();
+    SHL_TRY(shl_output_run(output, cfg, &result, cfg->device_memory_bytes));
+    return code == SHL_OK ? SHL_OK : shl_err_put(&interruption);
+}
+
+/* Rows until the first failure that is not a memory limit; what was done is shown in any case. In a sweep
+ * a row that does not fit is reported at once, and the others go on. */
+static shl_code
+run_rows(const shl_cli *cli, const shl_run_points *points, shl_output *output)
+{
+    shl_code worst = SHL_OK;
+    for (int64_t i = 0; i < points->n; i++) {
+        shl_session_config *cfg = &points->configs[i];
+        if (*cfg->stop) {
+            return SHL_RAISE(SHL_E_INTERRUPTED, "interrupted");
+        }
+        shl_code code = run_row(cli, cfg, i, output);
+        if (code != SHL_OK && (code != SHL_E_OOM || points->n == 1)) {
+            return code;
+        }
+        if (code == SHL_E_OOM) {
+            shl_cli_note("%s, %d ranks:\n", shl_strategy_name(cfg->engine.strategy), cfg->ranks);
+            shl_cli_report_error();
+            shl_err_clear();
+            worst = code;
+        }
+    }
+    return worst;
+}
+
+static int
+most_ranks(const shl_run_points *points, int *threads)
+{
+    int ranks = 0;
+    *threads = 1;
+    for (int64_t i = 0; i < points->n; i++) {
+        const shl_session_config *c = &points->configs[i];
+        ranks = c->ranks > ranks ? c->ranks : ranks;
+        *threads = c->threads > *threads ? c->threads : *threads;
+    }
+    return ranks;
+}
+
+static shl_code
+run_points(const shl_cli *cli, const shl_run_options *o, const shl_run_points *points)
+{
+    shl_output output;
+    shl_form form;
+    int threads;
+    if (cli->world) {
+        if (o->row < 0 || o->row >= points->n || o->result_fd < 0) {
+            return SHL_RAISE(SHL_E_USAGE, "a rank process without its row");
+        }
+        return shl_session_run_rank(&points->configs[o->row], cli->world, (int)o->result_fd);
+    }
+    SHL_TRY(shl_output_form(o, &form));
+    int ranks = most_ranks(points, &threads);
+    if (points->configs[0].device == shl_choices_device[0]) {
+        SHL_TRY(shl_cli_fit_openmp(cli, ranks, threads));
+    }
+    shl_code code = shl_output_open(o, cli, &output);
+    if (code == SHL_OK) {
+        code = run_rows(cli, points, &output);
+        shl_err failure = *shl_err_get();
+        shl_code finished = shl_output_finish(&output);
+        if (code != SHL_OK) {
+            shl_err_put(&failure);
+        } else {
+            code = finished;
+        }
+    }
+    shl_output_close(&output);
+    return code;
+}
+
+static shl_code
+run_train(const shl_cli *cli)
+{
+    shl_run_options o;
+    shl_run_points points;
+    bool help_shown;
+    SHL_TRY(shl_run_options_init(&o));
+    SHL_TRY(shl_cli_parse(&shl_command_train, cli, &o, NULL, NULL, NULL, 0, &help_shown));
+    if (help_shown) {
+        return SHL_OK;
+    }
+    shl_code code = shl_run_points_resolve(&o, &points);
+    if (code == SHL_OK) {
+        code = run_points(cli, &o, &points);
+    }
+    shl_run_points_fini(&points);
+    return code;
+}
+
+const shl_command shl_command_train = {
+    .name = "train",
+    .summary = "train a GPT under one or several strategies",
+    .usage = "shardlab train [options]",
+    .examples =
+        "  shardlab train --strategy zero3 --ranks 2 --steps 20\n"
+        "  shardlab train --strategy ddp,zero1,zero2,zero3,fsdp,fsdp-grad-op --ranks 1,2 --jsonl\n"
+        "  shardlab train --strategy fsdp --ranks 2 --ckpt-dir build/ckpt --steps 20 --resume\n",
+    .options = TABLE,
+    .n_options = SHL_ARRAY_LEN(TABLE) - SHL_N_ROWS_HIDDEN,
+    .n_hidden = SHL_N_ROWS_HIDDEN,
+    .run = run_train,
+};

@@ -1,0 +1,228 @@
+/* bench: from the words of the command line to checked configurations, one per row of the sweep. */
+#include "bench/options.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "bench/cli.h"
+#include "bench/sweep.h"
+#include "kernels/base/heap.h"
+#include "kernels/base/str.h"
+
+const char *const shl_choices_schedule[] = {"constant", "linear", "cosine", NULL};
+const char *const shl_choices_device[] = {"cpu", "virtual", NULL};
+const char *const shl_choices_as[] = {"cpu", NULL};
+const char *const shl_choices_launch[] = {"threads", "processes", NULL};
+static const char *const reduce_names[] = {"auto", "micro", "boundary", NULL};
+
+static const shl_option all_rows[] = {
+    SHL_ROWS_MODEL,  SHL_ROWS_WORLD("ddp", "1"), SHL_ROWS_BATCH,  SHL_ROWS_OPTIMIZER, SHL_ROWS_RUN,
+    SHL_ROWS_DEVICE, SHL_ROWS_CHECKPOINT,        SHL_ROWS_FORMAT, SHL_ROWS_HIDDEN,
+};
+
+/* Slowest first: the rows of a table are grouped by ranks, strategies side by side. */
+enum {
+    AXIS_MODEL = 0,
+    AXIS_SEED,
+    AXIS_SEQ,
+    AXIS_BATCH,
+    AXIS_ACCUM,
+    AXIS_REDUCE,
+    AXIS_BUCKET,
+    AXIS_PREFETCH,
+    AXIS_RANKS,
+    AXIS_STRATEGY,
+    AXIS_COUNT
+};
+
+shl_code
+shl_run_options_init(shl_run_options *o)
+{
+    memset(o, 0, sizeof(*o));
+    return shl_option_defaults(all_rows, SHL_ARRAY_LEN(all_rows), o, NULL);
+}
+
+static shl_code
+open_axes(const shl_run_options *o, shl_sweep_axis *axes)
+{
+    const int64_t large = INT64_C(1) << 30;
+    SHL_TRY(shl_sweep_names("model", o->model, &axes[AXIS_MODEL]));
+    SHL_TRY(shl_sweep_names("strategy", o->strategy, &axes[AXIS_STRATEGY]));
+    SHL_TRY(shl_sweep_names("reduce-every", o->reduce_every, &axes[AXIS_REDUCE]));
+    SHL_TRY(shl_sweep_numbers("ranks", o->ranks, 1, INT64_C(1) << 20, &axes[AXIS_RANKS]));
+    SHL_TRY(shl_sweep_numbers("batch", o->batch, 1, large, &axes[AXIS_BATCH]));
+    SHL_TRY(shl_sweep_numbers("accum", o->accum, 1, large, &axes[AXIS_ACCUM]));
+    SHL_TRY(shl_sweep_numbers("bucket", o->bucket, 1, INT64_C(1) << 50, &axes[AXIS_BUCKET]));
+    SHL_TRY(shl_sweep_numbers("seed", o->seed, 0, INT64_C(1) << 62, &axes[AXIS_SEED]));
+    /* Unset: a single value that is resolved later, by strategy and by model. */
+    SHL_TRY(o->prefetch ? shl_sweep_numbers("prefetch", o->prefetch, 0, 1024, &axes[AXIS_PREFETCH])
+                        : shl_sweep_names("prefetch", "auto", &axes[AXIS_PREFETCH]));
+    return o->seq ? shl_sweep_numbers("seq", o->seq, 1, large, &axes[AXIS_SEQ])
+                  : shl_sweep_numbers("seq", "0", 0, 0, &axes[AXIS_SEQ]);
+}
+
+/* The preset with the shape flags over it; a changed shape gets a name that says what it is. */
+static shl_code
+resolve_model(const shl_run_options *o, const char *name, shl_session_config *c)
+{
+    const shl_preset *preset = shl_preset_find(name);
+    if (!preset) {
+        const char *names[32];
+        size_t n, n_names = 0;
+        shl_str list = {0};
+        const shl_preset *table = shl_preset_table(&n);
+        for (size_t i = 0; i < n && i < SHL_ARRAY_LEN(names); i++) {
+            names[n_names++] = table[i].name;
+            shl_str_add(&list, "%s%s", i > 0 ? ", " : "", table[i].name);
+        }
+        const char *near = shl_nearest(name, names, n_names);
+        SHL_RAISE(SHL_E_USAGE, "unknown model \"%s\"", name);
+        shl_err_because("the presets are %s", shl_str_get(&list));
+        shl_str_fini(&list);
+        return near ? shl_err_advice("--model %s", near)
+                    : shl_err_advice("a preset, and --layers --width --heads for another shape");
+    }
+    c->shape = preset->config;
+    shl_strf(c->model, sizeof(c->model), "%s", preset->name);
+    const int64_t asked[] = {o->layers, o->width, o->heads, o->vocab, o->context};
+    int64_t *const fields[] = {&c->shape.layers, &c->shape.width, &c->shape.heads, &c->shape.vocab,
+                               &c->shape.context};
+    bool changed = false;
+    for (size_t i = 0; i < SHL_ARRAY_LEN(asked); i++) {
+        changed = changed || (asked[i] > 0 && asked[i] != *fields[i]);
+        *fields[i] = asked[i] > 0 ? asked[i] : *fields[i];
+    }
+    if (changed) {
+        shl_strf(c->model, sizeof(c->model), "gpt-l%lld-w%lld-h%lld-v%lld-c%lld",
+                 (long long)c->shape.layers, (long long)c->shape.width, (long long)c->shape.heads,
+                 (long long)c->shape.vocab, (long long)c->shape.context);
+    }
+    return SHL_OK;
+}
+
+static shl_code
+resolve_reduce(const char *name, shl_strategy s, shl_reduce_every *out)
+{
+    for (int i = 0; reduce_names[i]; i++) {
+        if (strcmp(name, reduce_names[i]) == 0) {
+            return shl_reduce_every_resolve(s, (shl_reduce_every)i, out);
+        }
+    }
+    SHL_RAISE(SHL_E_USAGE, "--reduce-every: unknown \"%s\"", name);
+    return shl_err_because("it takes auto, micro or boundary");
+}
+
+static shl_code
+resolve_optim(const shl_run_options *o, shl_optim_config *c)
+{
+    char first[32];
+    const char *comma = strchr(o->betas, ',');
+    if (!comma || (size_t)(comma - o->betas) >= sizeof(first)) {
+        SHL_RAISE(SHL_E_USAGE, "--betas: \"%s\" is not two numbers", o->betas);
+        shl_err_because("the decay of the first and of the second moment, with a comma between");
+        return shl_err_advice("--betas 0.9,0.95");
+    }
+    shl_strf(first, sizeof(first), "%.*s", (int)(comma - o->betas), o->betas);
+    const double below_one = nextafter(1.0, 0.0);
+    shl_code code = shl_parse_double(first, 0.0, below_one, &c->beta1);
+    if (code == SHL_OK) {
+        code = shl_parse_double(comma + 1, 0.0, below_one, &c->beta2);
+    }
+    if (code != SHL_OK) {
+        SHL_RAISE(SHL_E_USAGE, "--betas: \"%s\" does not hold two numbers", o->betas);
+        shl_err_because("each must be at least 0 and below 1");
+        return shl_err_advice("--betas 0.9,0.95");
+    }
+    c->lr = o->lr;
+    c->eps = o->eps;
+    c->weight_decay = o->weight_decay;
+    c->clip = o->clip;
+    c->schedule = (shl_schedule)o->schedule;
+    c->warmup_steps = o->warmup;
+    c->min_lr_ratio = o->min_lr_ratio;
+    c->schedule_steps = o->schedule_steps;
+    if (c->schedule != SHL_SCHEDULE_CONSTANT && c->schedule_steps == 0) {
+        c->schedule_steps = o->steps;
+    }
+    return SHL_OK;
+}
+
+static void
+resolve_run(const shl_run_options *o, shl_session_config *c)
+{
+    int by_cores = shl_cli_cores() / c->ranks;
+    c->threads = o->threads > 0 ? (int)o->threads : (by_cores > 1 ? by_cores : 1);
+    c->device = shl_choices_device[o->device];
+    c->as = shl_choices_as[o->as];
+    c->processes = o->launch == 1;
+    c->device_memory_bytes = o->device_memory_bytes;
+    c->data = o->data;
+    c->steps = o->steps;
+    c->ckpt_dir = o->ckpt_dir;
+    c->save_every = o->save_every;
+    c->resume = o->resume;
+    c->timeout_ms = (int64_t)(o->timeout_s * 1000.0);
+    c->stop = shl_cli_stop_flag();
+}
+
+static shl_code
+resolve_point(const shl_run_options *o, const shl_sweep_axis *axes, int64_t index,
+              shl_session_config *c)
+{
+    const shl_sweep_value *at[AXIS_COUNT];
+    for (size_t i = 0; i < AXIS_COUNT; i++) {
+        at[i] = shl_sweep_at(axes, AXIS_COUNT, index, i);
+    }
+    shl_session_config_init(c);
+    SHL_TRY(resolve_model(o, at[AXIS_MODEL]->text, c));
+    shl_engine_config *e = &c->engine;
+    SHL_TRY(shl_strategy_parse(at[AXIS_STRATEGY]->text, &e->strategy));
+    SHL_TRY(resolve_reduce(at[AXIS_REDUCE]->text, e->strategy, &e->reduce_every));
+    SHL_TRY(resolve_optim(o, &e->optim));
+    c->ranks = (int)at[AXIS_RANKS]->number;
+    e->bucket_elems = at[AXIS_BUCKET]->number;
+    e->prefetch = shl_prefetch_resolve(e->strategy, o->prefetch ? (int)at[AXIS_PREFETCH]->number
+                                                                : SHL_PREFETCH_AUTO);
+    e->accum = at[AXIS_ACCUM]->number;
+    e->batch = at[AXIS_BATCH]->number;
+    e->seq = at[AXIS_SEQ]->number;
+    if (e->seq == 0) {
+        e->seq = c->shape.context < 128 ? c->shape.context : 128;
+    }
+    e->seed = (uint64_t)at[AXIS_SEED]->number;
+    resolve_run(o, c);
+    return shl_session_config_check(c);
+}
+
+shl_code
+shl_run_points_resolve(const shl_run_options *o, shl_run_points *out)
+{
+    shl_sweep_axis axes[AXIS_COUNT];
+    shl_code code;
+    memset(axes, 0, sizeof(axes));
+    memset(out, 0, sizeof(*out));
+    SHL_TRY_TO(code, done, open_axes(o, axes));
+    SHL_TRY_TO(code, done, shl_sweep_points(axes, AXIS_COUNT, &out->n));
+    SHL_TRY_TO(code, done, shl_heap_alloc((size_t)out->n, sizeof(*out->configs), &out->configs));
+    for (int64_t i = 0; i < out->n; i++) {
+        SHL_TRY_TO(code, done, resolve_point(o, axes, i, &out->configs[i]));
+    }
+    if (o->ckpt_dir && out->n > 1) {
+        code =
+            SHL_RAISE(SHL_E_USAGE, "a sweep of %lld rows with one --ckpt-dir", (long long)out->n);
+        shl_err_because("every row would replace the checkpoint of the one before");
+        shl_err_advice("one row per --ckpt-dir");
+    }
+done:
+    for (size_t i = 0; i < AXIS_COUNT; i++) {
+        shl_sweep_axis_fini(&axes[i]);
+    }
+    return code;
+}
+
+void
+shl_run_points_fini(shl_run_points *p)
+{
+    shl_heap_free(&p->configs);
+    p->n = 0;
+}

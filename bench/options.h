@@ -1,0 +1,166 @@
+/* bench: the options of a run, shared by the subcommands that run one. A subcommand's table is put
+ * together from these rows, so a flag means the same everywhere; values that a table leaves out keep
+ * the defaults of shl_run_options_init. */
+#ifndef SHL_BENCH_OPTIONS_H
+#define SHL_BENCH_OPTIONS_H
+
+#include "bench/session.h"
+#include "kernels/base/option.h"
+
+/* Lists (shl_sweep_*) are marked; the rest is one value for all rows of a sweep. */
+typedef struct shl_run_options {
+    const char *model, *strategy, *ranks;                /* lists */
+    const char *batch, *seq, *accum;                     /* lists */
+    const char *reduce_every, *bucket, *prefetch, *seed; /* lists */
+    int64_t layers, width, heads, vocab, context;        /* 0: the preset's */
+    int64_t steps;
+    double lr, min_lr_ratio, eps, weight_decay, clip;
+    const char *betas;
+    int schedule;
+    int64_t schedule_steps, warmup; /* schedule_steps 0: steps */
+    const char *data;
+    int64_t threads; /* 0: cores / ranks */
+    int device, as, launch;
+    size_t device_memory_bytes;
+    const char *ckpt_dir;
+    int64_t save_every;
+    bool resume;
+    double timeout_s;
+    bool json, jsonl, csv, md;
+    const char *out;
+    int64_t row, result_fd; /* hidden: which row a rank process runs, and where it reports */
+} shl_run_options;
+
+extern const char *const shl_choices_schedule[];
+extern const char *const shl_choices_device[];
+extern const char *const shl_choices_as[];
+extern const char *const shl_choices_launch[];
+
+/* clang-format off */
+#define SHL_ROW(name, type, member, min, max, fallback, choices, unit, group, help)                  \
+    {name, NULL, type, offsetof(shl_run_options, member), min, max, fallback, choices, unit, group,  \
+     help}
+
+#define SHL_ROWS_MODEL                                                                               \
+    SHL_ROW("model", SHL_OPT_LIST, model, 0, 0, "gpt2-tiny", NULL, "presets", "Model",               \
+            "Shape of the model (info models lists them)."),                                         \
+    SHL_ROW("layers", SHL_OPT_COUNT, layers, 1, 100000, NULL, NULL, NULL, "Model",                   \
+            "Blocks, instead of the preset's."),                                                     \
+    SHL_ROW("width", SHL_OPT_COUNT, width, 1, 1e7, NULL, NULL, NULL, "Model",                        \
+            "Channels, instead of the preset's."),                                                   \
+    SHL_ROW("heads", SHL_OPT_COUNT, heads, 1, 1e6, NULL, NULL, NULL, "Model",                        \
+            "Attention heads, instead of the preset's."),                                            \
+    SHL_ROW("vocab", SHL_OPT_COUNT, vocab, 1, 1e8, NULL, NULL, NULL, "Model",                        \
+            "Size of the vocabulary, instead of the preset's."),                                     \
+    SHL_ROW("context", SHL_OPT_COUNT, context, 1, 1e8, NULL, NULL, NULL, "Model",                    \
+            "Longest sequence, instead of the preset's.")
+
+#define SHL_ROWS_WORLD(strategies, world)                                                            \
+    SHL_ROW("strategy", SHL_OPT_LIST, strategy, 0, 0, strategies, NULL, NULL, "World",               \
+            "What is sharded: ddp, zero1, zero2, zero3, fsdp, fsdp-grad-op."),                       \
+    SHL_ROW("ranks", SHL_OPT_LIST, ranks, 0, 0, world, NULL, NULL, "World",                          \
+            "Data-parallel ranks: a list or a range such as 1-8*2."),                                \
+    SHL_ROW("reduce-every", SHL_OPT_LIST, reduce_every, 0, 0, "auto", NULL, NULL, "World",           \
+            "When gradients are reduced: auto, micro (each micro-step), boundary."),                 \
+    SHL_ROW("bucket", SHL_OPT_LIST, bucket, 0, 0, "16777216", NULL, "elements", "World",             \
+            "Largest reduction bucket of ddp and zero."),                                            \
+    SHL_ROW("prefetch", SHL_OPT_LIST, prefetch, 0, 0, NULL, NULL, "gathers", "World",                \
+            "Gather groups issued ahead by zero3 (default 8) and fsdp (default 1).")
+
+#define SHL_ROWS_BATCH                                                                               \
+    SHL_ROW("batch", SHL_OPT_LIST, batch, 0, 0, "4", NULL, "sequences per rank", "Batch",            \
+            "Micro-batch."),                                                                         \
+    SHL_ROW("seq", SHL_OPT_LIST, seq, 0, 0, NULL, NULL, "tokens", "Batch",                           \
+            "Sequence length; default the context, at most 128."),                                   \
+    SHL_ROW("accum", SHL_OPT_LIST, accum, 0, 0, "1", NULL, "micro-steps", "Batch",                   \
+            "Micro-steps per optimizer step.")
+
+#define SHL_ROW_CLIP                                                                                 \
+    SHL_ROW("clip", SHL_OPT_DOUBLE, clip, 0, 1e30, "0", NULL, NULL, "Optimizer",                     \
+            "Largest global gradient norm; 0 does not clip.")
+
+#define SHL_ROWS_OPTIMIZER                                                                           \
+    SHL_ROW("lr", SHL_OPT_DOUBLE, lr, 0, 1e6, "0.001", NULL, NULL, "Optimizer",                      \
+            "Learning rate (AdamW)."),                                                               \
+    SHL_ROW("schedule", SHL_OPT_ENUM, schedule, 0, 0, "constant", shl_choices_schedule, NULL,        \
+            "Optimizer", "Learning rate after the warm-up."),                                        \
+    SHL_ROW("schedule-steps", SHL_OPT_COUNT, schedule_steps, 1, 1e15, NULL, NULL, "steps",           \
+            "Optimizer", "Where linear and cosine end; default --steps."),                           \
+    SHL_ROW("warmup", SHL_OPT_COUNT, warmup, 0, 1e15, "0", NULL, "steps", "Optimizer",               \
+            "Linear warm-up."),                                                                      \
+    SHL_ROW("min-lr-ratio", SHL_OPT_DOUBLE, min_lr_ratio, 0, 1, "0", NULL, NULL, "Optimizer",        \
+            "Last learning rate / --lr."),                                                           \
+    SHL_ROW("betas", SHL_OPT_STRING, betas, 0, 0, "0.9,0.95", NULL, NULL, "Optimizer",               \
+            "Decay of the two moments."),                                                            \
+    SHL_ROW("eps", SHL_OPT_DOUBLE, eps, 1e-30, 1, "1e-08", NULL, NULL, "Optimizer",                  \
+            "Added to the root of the second moment."),                                              \
+    SHL_ROW("weight-decay", SHL_OPT_DOUBLE, weight_decay, 0, 1e6, "0.1", NULL, NULL, "Optimizer",    \
+            "Decoupled; on tensors of two or more dimensions."),                                     \
+    SHL_ROW_CLIP
+
+#define SHL_ROWS_RUN                                                                                 \
+    SHL_ROW("steps", SHL_OPT_COUNT, steps, 1, 1e15, "10", NULL, NULL, "Run",                         \
+            "The step number to reach."),                                                            \
+    SHL_ROW("seed", SHL_OPT_LIST, seed, 0, 0, "0", NULL, NULL, "Run",                                \
+            "Decides initial parameters and the order of the data."),                                \
+    SHL_ROW("data", SHL_OPT_STRING, data, 0, 0, NULL, NULL, NULL, "Run",                             \
+            "A text file (its bytes are the tokens), an llm.c .bin file, or synthetic; default the " \
+            "bundled Shakespeare."),                                                                 \
+    SHL_ROW("device", SHL_OPT_ENUM, device, 0, 0, "cpu", shl_choices_device, NULL, "Run",            \
+            "cpu computes; virtual accounts for everything and computes nothing."),                  \
+    SHL_ROW("launch", SHL_OPT_ENUM, launch, 0, 0, "threads", shl_choices_launch, NULL, "Run",        \
+            "What ranks are."),                                                                      \
+    SHL_ROW("timeout", SHL_OPT_DOUBLE, timeout_s, 0.1, 86400, "30", NULL, "seconds", "Run",          \
+            "A rank that has not arrived by then is named and the run ends.")
+
+#define SHL_ROWS_DEVICE                                                                              \
+    SHL_ROW("threads", SHL_OPT_INT, threads, 1, 1024, NULL, NULL, "per rank", "Run",                 \
+            "Compute threads; default cores / ranks."),                                              \
+    SHL_ROW("as", SHL_OPT_ENUM, as, 0, 0, "cpu", shl_choices_as, NULL, "Run",                        \
+            "What a virtual device stands for."),                                                    \
+    SHL_ROW("device-memory", SHL_OPT_BYTES, device_memory_bytes, 1, 4e18, NULL, NULL, "per rank",    \
+            "Run", "Memory limit, such as 2GiB; default none.")
+
+#define SHL_ROWS_CHECKPOINT                                                                          \
+    SHL_ROW("ckpt-dir", SHL_OPT_STRING, ckpt_dir, 0, 0, NULL, NULL, NULL, "Checkpoint",              \
+            "Folder for checkpoints; one is saved at the end."),                                     \
+    SHL_ROW("save-every", SHL_OPT_COUNT, save_every, 1, 1e15, NULL, NULL, "steps", "Checkpoint",     \
+            "Saves in between as well."),                                                            \
+    SHL_ROW("resume", SHL_OPT_BOOL, resume, 0, 0, NULL, NULL, NULL, "Checkpoint",                    \
+            "Goes on from the latest checkpoint of --ckpt-dir.")
+
+#define SHL_ROWS_FORMAT                                                                              \
+    SHL_ROW("json", SHL_OPT_BOOL, json, 0, 0, NULL, NULL, NULL, "Output",                            \
+            "Records as one JSON array on stdout, instead of a table."),                             \
+    SHL_ROW("jsonl", SHL_OPT_BOOL, jsonl, 0, 0, NULL, NULL, NULL, "Output",                          \
+            "Records as JSON lines, as they come."),                                                 \
+    SHL_ROW("csv", SHL_OPT_BOOL, csv, 0, 0, NULL, NULL, NULL, "Output",                              \
+            "Run records as CSV."),                                                                  \
+    SHL_ROW("md", SHL_OPT_BOOL, md, 0, 0, NULL, NULL, NULL, "Output",                                \
+            "The table in Markdown."),                                                               \
+    SHL_ROW("out", SHL_OPT_STRING, out, 0, 0, NULL, NULL, NULL, "Output",                            \
+            "Appends all records to this file as JSON lines, whatever stdout shows.")
+
+#define SHL_ROWS_HIDDEN                                                                              \
+    SHL_ROW("row", SHL_OPT_INT, row, -1, 1e9, "-1", NULL, NULL, "Hidden",                            \
+            "Row of the sweep that this rank process belongs to."),                                  \
+    SHL_ROW("result-fd", SHL_OPT_INT, result_fd, -1, 1e9, "-1", NULL, NULL, "Hidden",                \
+            "Descriptor for the results of a rank process.")
+#define SHL_N_ROWS_HIDDEN 2
+/* clang-format on */
+
+/* Defaults of every field. Errors: SHL_E_HEAP only. */
+shl_code shl_run_options_init(shl_run_options *o) SHL_MUST_USE;
+
+/* The rows of a sweep, resolved and checked one by one. */
+typedef struct shl_run_points {
+    shl_session_config *configs; /* strings borrowed from the options */
+    int64_t n;
+} shl_run_points;
+
+/* Errors: SHL_E_USAGE with the flag, the value and its limit; no row runs before all are good. Owner:
+ * caller, shl_run_points_fini (also after a failure). */
+shl_code shl_run_points_resolve(const shl_run_options *o, shl_run_points *out) SHL_MUST_USE;
+void shl_run_points_fini(shl_run_points *p);
+
+#endif

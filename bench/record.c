@@ -1,0 +1,255 @@
+/* bench: the field tables of records and how a record is filled. */
+#include "bench/record.h"
+
+#include <math.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "engines/shared/volume.h"
+
+#define STEP(path, type, member, help)                                                             \
+    {                                                                                              \
+        path, SHL_FIELD_##type, offsetof(shl_step_record, member), NULL, SHL_LOOK_PLAIN, help      \
+    }
+#define RUN(path, type, member, heading, look, help)                                               \
+    {                                                                                              \
+        path, SHL_FIELD_##type, offsetof(shl_run_record, member), heading, SHL_LOOK_##look, help   \
+    }
+
+static const shl_field step_fields[] = {
+    STEP("kind", TEXT, kind, "\"step\""),
+    STEP("schema", INT, schema, "version of this layout; fields are only ever added"),
+    STEP("strategy", TEXT, strategy, "strategy of the run"),
+    STEP("ranks", INT, ranks, "ranks of the run"),
+    STEP("step", INT, step, "updates done, this one included"),
+    STEP("loss", REAL, loss,
+         "sum over valid targets / their number, global batch; null on virtual"),
+    STEP("loss_bits", BITS, loss, "the 64 bits of the loss, for exact comparison"),
+    STEP("grad_norm", REAL, grad_norm, "global L2 norm before clipping; null on virtual"),
+    STEP("lr", REAL, lr, "learning rate of this update"),
+    STEP("tokens", INT, tokens, "positions of the global batch"),
+    STEP("step_ns", INT, step_ns, "nanoseconds of the device's clock"),
+};
+
+#define TAG(object, array, tier, tier_name, tag, name)                                             \
+    RUN(object "." tier_name "." name, INT, array[SHL_TIER_##tier].tags[SHL_TAG_##tag], NULL,      \
+        PLAIN, "")
+/* Columns of the table come from the device tier only. */
+#define TIER(object, array, tier, tier_name)                                                       \
+    RUN(object "." tier_name ".total", INT, array[SHL_TIER_##tier].total, NULL, PLAIN, ""),        \
+        TAG(object, array, tier, tier_name, PARAM, "param"),                                       \
+        TAG(object, array, tier, tier_name, GATHER, "gather"),                                     \
+        TAG(object, array, tier, tier_name, GRAD, "grad"),                                         \
+        TAG(object, array, tier, tier_name, MASTER, "master"),                                     \
+        TAG(object, array, tier, tier_name, OPTIM, "optim"),                                       \
+        TAG(object, array, tier, tier_name, ACT, "act"),                                           \
+        TAG(object, array, tier, tier_name, BUCKET, "bucket"),                                     \
+        TAG(object, array, tier, tier_name, STAGING, "staging"),                                   \
+        TAG(object, array, tier, tier_name, WORK, "work"),                                         \
+        TAG(object, array, tier, tier_name, CKPT, "ckpt")
+
+#define PEAK(member, name, heading, help)                                                          \
+    RUN("peak_bytes.device." name, INT, peak[SHL_TIER_DEVICE].member, heading, MIB, help)
+
+#define COLL(coll, name, heading)                                                                  \
+    RUN("comm." name ".calls", INT, comm.kind[SHL_COLL_##coll].calls, NULL, PLAIN, ""),            \
+        RUN("comm." name ".bytes", INT, comm.kind[SHL_COLL_##coll].bytes, heading, MIB,            \
+            "full unsharded buffers with padding"),                                                \
+        RUN("comm." name ".wire_bytes", INT, comm.kind[SHL_COLL_##coll].wire_bytes, NULL, PLAIN,   \
+            "sent by a rank under a ring")
+
+static const shl_field run_fields[] = {
+    RUN("kind", TEXT, kind, NULL, PLAIN, "\"run\""),
+    RUN("schema", INT, schema, NULL, PLAIN, "version of this layout; fields are only ever added"),
+    RUN("model", TEXT, model, "model", PLAIN, "preset, or the shape spelled out"),
+    RUN("strategy", TEXT, strategy, "strategy", PLAIN, "what is sharded"),
+    RUN("layout", TEXT, layout, NULL, PLAIN, "how elements are dealt to ranks"),
+    RUN("ranks", INT, ranks, "ranks", PLAIN, "data-parallel ranks"),
+    RUN("threads", INT, threads, NULL, PLAIN, "compute threads per rank"),
+    RUN("device", TEXT, device, NULL, PLAIN, "device kind"),
+    RUN("batch", INT, batch, NULL, PLAIN, "micro-batch per rank, sequences"),
+    RUN("seq", INT, seq, NULL, PLAIN, "positions per sequence"),
+    RUN("accum", INT, accum, NULL, PLAIN, "micro-steps per step"),
+    RUN("steps", INT, steps, NULL, PLAIN, "the step number to reach"),
+    RUN("steps_done", INT, steps_done, NULL, PLAIN, "steps of this run; fewer after an interrupt"),
+    RUN("seed", INT, seed, NULL, PLAIN, "initial parameters and order of the data"),
+    RUN("params", INT, params, NULL, PLAIN, "parameters of the model, ties once"),
+    RUN("dtypes", JSON, dtypes, NULL, PLAIN, "dtype policy by role"),
+    RUN("loss", REAL, loss, "loss", SHORT, "of the last step; null on virtual"),
+    RUN("loss_bits", BITS, loss, NULL, PLAIN, "its 64 bits"),
+    RUN("grad_norm", REAL, grad_norm, "norm", SHORT, "of the last step, before clipping"),
+    PEAK(total, "total", "peak MiB", "worst rank's largest total"),
+    PEAK(tags[SHL_TAG_PARAM], "param", "param", "resident parameters or shards"),
+    PEAK(tags[SHL_TAG_GATHER], "gather", "gather", "temporary unsharded parameters"),
+    PEAK(tags[SHL_TAG_GRAD], "grad", "grad", "gradients that survive to the step"),
+    PEAK(tags[SHL_TAG_MASTER], "master", NULL, "fp32 copies"),
+    PEAK(tags[SHL_TAG_OPTIM], "optim", "optim", "optimizer moments"),
+    PEAK(tags[SHL_TAG_ACT], "act", "act", "activations and their gradients"),
+    PEAK(tags[SHL_TAG_BUCKET], "bucket", "bucket", "gradients not yet reduced, collective buffers"),
+    PEAK(tags[SHL_TAG_STAGING], "staging", NULL, "transport and offload copies"),
+    PEAK(tags[SHL_TAG_WORK], "work", NULL, "op scratch"),
+    PEAK(tags[SHL_TAG_CKPT], "ckpt", NULL, "checkpoint staging"),
+    TIER("peak_bytes", peak, HOST, "host"),
+    TIER("peak_bytes", peak, NVME, "nvme"),
+    TIER("at_peak", at_peak, DEVICE, "device"),
+    TIER("at_peak", at_peak, HOST, "host"),
+    TIER("at_peak", at_peak, NVME, "nvme"),
+    RUN("peak_phase", TEXT, peak_phase, "at", PLAIN, "phase of the first moment at the peak"),
+    RUN("peak_owner", TEXT, peak_owner, NULL, PLAIN, "who asked for the bytes that reached it"),
+    RUN("padding_bytes", INT, padding_bytes, NULL, PLAIN, "resident bytes that layouts add"),
+    RUN("limit_bytes", INT, limit_bytes, NULL, PLAIN, "memory per rank; 0: none"),
+    RUN("margin_bytes", INT, margin_bytes, "margin MiB", MIB, "limit - peak; null without a limit"),
+    RUN("fits", TEXT, fits, "fits", PLAIN, "yes or no; null without a limit"),
+    RUN("formula.state_bytes", REAL, formula_state_bytes, "formula", MIB,
+        "param + grad + optim by the closed form, without padding"),
+    RUN("formula.all_gather_bytes", REAL, formula_gather_bytes, NULL, PLAIN, "per rank and step"),
+    RUN("formula.reduce_scatter_bytes", REAL, formula_scatter_bytes, NULL, PLAIN,
+        "per rank and step"),
+    RUN("formula.all_reduce_bytes", REAL, formula_reduce_bytes, NULL, PLAIN, "per rank and step"),
+    COLL(ALL_GATHER, "all_gather", "AG MiB"),
+    COLL(REDUCE_SCATTER, "reduce_scatter", "RS MiB"),
+    COLL(ALL_REDUCE, "all_reduce", "AR MiB"),
+    COLL(BROADCAST, "broadcast", NULL),
+    COLL(CONTROL, "control", NULL),
+    RUN("comm_uniform", BOOL, comm_uniform, NULL, PLAIN, "every step had the same traffic"),
+    RUN("tokens_per_s", REAL, tokens_per_s, "tok/s", COUNT, "tokens of a step / median step time"),
+    RUN("cpu_ns_per_step", INT, cpu_ns_per_step, NULL, PLAIN, "CPU time of all ranks"),
+    RUN("rss_bytes", INT, rss_bytes, NULL, PLAIN, "largest resident set of a process"),
+    RUN("residual_bytes", INT, residual_bytes, NULL, PLAIN,
+        "rss_bytes - ledger peaks of the ranks in that process: code, libraries, allocators"),
+    RUN("time", TEXT, time, NULL, PLAIN, "measured, or predicted by the virtual clock"),
+    RUN("param_hash", HASH, param_hash, NULL, PLAIN,
+        "sum over elements of mix(name, index, bits): equal for any sharding; null on virtual"),
+    RUN("config", JSON, config, NULL, PLAIN, "resolved configuration, keys as the flags"),
+    RUN("fingerprint", JSON, fingerprint, NULL, PLAIN, "machine, compiler, libraries, commit"),
+    RUN("argv", JSON, argv, NULL, PLAIN, "the command line"),
+};
+
+const shl_field *
+shl_step_fields(size_t *n)
+{
+    *n = SHL_ARRAY_LEN(step_fields);
+    return step_fields;
+}
+
+const shl_field *
+shl_run_fields(size_t *n)
+{
+    *n = SHL_ARRAY_LEN(run_fields);
+    return run_fields;
+}
+
+void
+shl_step_record_fill(shl_step_record *out, const shl_session_config *cfg,
+                     const shl_step_report *report, bool predicted)
+{
+    *out = (shl_step_record){
+        .kind = "step",
+        .schema = SHL_RECORD_SCHEMA,
+        .strategy = shl_strategy_name(cfg->engine.strategy),
+        .ranks = cfg->ranks,
+        .step = report->step,
+        .loss = predicted ? (double)NAN : report->loss,
+        .grad_norm = predicted ? (double)NAN : report->grad_norm,
+        .lr = report->lr,
+        .tokens = report->tokens,
+        .step_ns = report->step_ns,
+    };
+}
+
+static void
+fill_peaks(shl_run_record *out, const shl_ledger_tier *tiers)
+{
+    for (int t = 0; t < SHL_TIER_COUNT; t++) {
+        out->peak[t].total = (int64_t)tiers[t].peak_bytes;
+        out->at_peak[t].total = (int64_t)tiers[t].peak_bytes;
+        for (int g = 0; g < SHL_TAG_COUNT; g++) {
+            out->peak[t].tags[g] = (int64_t)tiers[t].peak_tag_bytes[g];
+            out->at_peak[t].tags[g] = (int64_t)tiers[t].at_peak_tag_bytes[g];
+        }
+    }
+    out->peak_phase = shl_mark_name(tiers[SHL_TIER_DEVICE].peak_mark);
+    out->peak_owner = tiers[SHL_TIER_DEVICE].peak_owner;
+}
+
+static void
+fill_formulas(shl_run_record *out, const shl_session_config *cfg, const shl_session_result *result)
+{
+    const shl_engine_config *e = &cfg->engine;
+    shl_formula_comm comm = {0};
+    double params = (double)shl_gpt_formula_params(&cfg->shape);
+    shl_formula_comm_elems(e->strategy, e->reduce_every, params, (double)result->info.root_elems,
+                           e->accum, &comm);
+    out->formula_state_bytes = shl_formula_state_bytes(e->strategy, params, cfg->ranks);
+    out->formula_gather_bytes = 4.0 * comm.all_gather_elems;
+    out->formula_scatter_bytes = 4.0 * comm.reduce_scatter_elems;
+    out->formula_reduce_bytes = 4.0 * comm.all_reduce_elems;
+}
+
+void
+shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
+                    const shl_session_result *result, size_t limit_bytes)
+{
+    const shl_engine_config *e = &cfg->engine;
+    bool has_loss = !result->predicted && result->n_steps > 0;
+    const shl_step_report *last = has_loss ? &result->steps[result->n_steps - 1] : NULL;
+    memset(out, 0, sizeof(*out));
+    out->kind = "run";
+    out->schema = SHL_RECORD_SCHEMA;
+    out->model = cfg->model;
+    out->strategy = shl_strategy_name(e->strategy);
+    out->layout = result->layout_name;
+    out->device = cfg->device;
+    out->ranks = cfg->ranks;
+    out->threads = cfg->threads;
+    out->batch = e->batch;
+    out->seq = e->seq;
+    out->accum = e->accum;
+    out->steps = cfg->steps;
+    out->steps_done = result->n_steps;
+    out->seed = (int64_t)e->seed;
+    out->params = result->params;
+    out->loss = last ? last->loss : (double)NAN;
+    out->grad_norm = last ? last->grad_norm : (double)NAN;
+    out->padding_bytes = (int64_t)result->info.padding_bytes;
+    out->comm = result->comm_step;
+    out->comm_uniform = result->comm_uniform;
+    out->tokens_per_s = result->tokens_per_s;
+    out->cpu_ns_per_step = result->cpu_ns_per_step;
+    out->rss_bytes = result->rss_bytes;
+    out->residual_bytes = result->residual_bytes;
+    out->time = result->predicted ? "predicted" : "measured";
+    out->param_hash = result->param_hash;
+    fill_peaks(out, result->tiers);
+    fill_formulas(out, cfg, result);
+    out->limit_bytes = (int64_t)limit_bytes;
+    if (limit_bytes > 0) {
+        out->margin_bytes = (int64_t)limit_bytes - out->peak[SHL_TIER_DEVICE].total;
+        out->fits = out->margin_bytes >= 0 ? "yes" : "no";
+    }
+}
+
+struct json_t *
+shl_record_dtypes(const shl_engine_config *e)
+{
+    return json_pack("{ss ss ss ss ss}", "param", shl_dtype_name(e->param_dtype), "compute",
+                     shl_dtype_name(e->compute_dtype), "reduce", shl_dtype_name(e->reduce_dtype),
+                     "grad", shl_dtype_name(e->grad_dtype), "moment",
+                     shl_dtype_name(e->moment_dtype));
+}
+
+struct json_t *
+shl_record_argv(int argc, const char *const *argv)
+{
+    json_t *list = json_array();
+    for (int i = 0; list && i < argc; i++) {
+        /* A word that is not UTF-8 is kept as a mark, not as bytes that no reader takes. */
+        json_t *word = json_string(argv[i]);
+        if (json_array_append_new(list, word ? word : json_string("?")) != 0) {
+            json_decref(list);
+            return NULL;
+        }
+    }
+    return list;
+}

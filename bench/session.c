@@ -1,0 +1,64 @@
+/* bench: the ranks of a session: alone, as threads, or as processes. */
+#include "bench/session.h"
+
+#include <string.h>
+
+#include "bench/session_impl.h"
+
+typedef struct thread_job {
+    const shl_session_config *cfg;
+    const shl_session_sink *sink;
+    shl_session_result *out; /* rank 0's */
+} thread_job;
+
+static shl_code
+run_thread(shl_world *world, void *arg)
+{
+    const thread_job *job = (const thread_job *)arg;
+    shl_session_result scratch = {0};
+    int rank = shl_world_rank(world);
+    shl_session_rank r = {
+        .cfg = job->cfg,
+        .sink = job->sink,
+        .out = rank == 0 ? job->out : &scratch,
+        .world = world,
+        .rank = rank,
+    };
+    shl_code code = shl_session_rank_run(&r);
+    shl_session_result_fini(&scratch);
+    return code;
+}
+
+static shl_code
+run_here(const shl_session_config *cfg, const shl_session_sink *sink, shl_session_result *out)
+{
+    shl_session_rank r = {.cfg = cfg, .sink = sink, .out = out};
+    return shl_session_rank_run(&r);
+}
+
+shl_code
+shl_session_run(const shl_session_config *cfg, const shl_session_sink *sink,
+                shl_session_result *out)
+{
+    memset(out, 0, sizeof(*out));
+    SHL_TRY(shl_session_config_check(cfg));
+    shl_code code;
+    if (cfg->processes) {
+        code = shl_session_run_processes(cfg, sink, out);
+    } else if (cfg->ranks == 1 || strcmp(cfg->device, "virtual") == 0) {
+        code = run_here(cfg, sink, out);
+    } else {
+        shl_world_config world = {
+            .ranks = cfg->ranks,
+            .threads_per_rank = cfg->threads,
+            .timeout_ms = cfg->timeout_ms,
+        };
+        thread_job job = {cfg, sink, out};
+        code = shl_world_run_threads(&world, run_thread, &job);
+    }
+    out->info.layout = out->layout_name;
+    if (code != SHL_OK && !(code == SHL_E_INTERRUPTED && out->n_steps > 0)) {
+        shl_session_result_fini(out);
+    }
+    return code;
+}

@@ -1,0 +1,107 @@
+/* bench: one resolved configuration, run from opening the ranks to closing them: `train` on the cpu,
+ * `plan` on the virtual device and the tests are this code. Ranks are the caller itself (one rank,
+ * or any number of virtual ones), threads, or processes. */
+#ifndef SHL_BENCH_SESSION_H
+#define SHL_BENCH_SESSION_H
+
+#include <signal.h>
+
+#include "engines/engine.h"
+#include "models/gpt.h"
+
+struct json_t;
+
+/* Batches from somewhere else than a data source (golden values). Rows are numbered through the global
+ * batch of an update. Called from every rank's thread. */
+typedef struct shl_session_batches {
+    shl_code (*row)(void *ctx, int64_t step, int64_t row, int32_t *tokens, int32_t *targets);
+    int64_t (*valid)(void *ctx, int64_t step); /* targets that count, whole global batch */
+    void *ctx;
+} shl_session_batches;
+
+/* Plain; strings are borrowed for the run. shl_session_config_init, then fields, then check. */
+typedef struct shl_session_config {
+    char model[64]; /* for records, messages and checkpoints */
+    shl_gpt_config shape;
+    shl_engine_config engine;
+    int ranks;
+    int threads;                        /* compute threads per rank */
+    const char *device;                 /* "cpu", "virtual" */
+    const char *as;                     /* what a virtual device stands for */
+    bool processes;                     /* ranks as processes instead of threads */
+    size_t device_memory_bytes;         /* limit per rank; 0: none */
+    const char *data;                   /* as shl_tokens_open; not opened on virtual */
+    const shl_session_batches *batches; /* instead of data; or NULL */
+    int64_t steps;                      /* the step number to reach */
+    const char *ckpt_dir;               /* NULL: no checkpoints */
+    int64_t save_every;                 /* 0: only at the end */
+    bool resume;                        /* from ckpt_dir */
+    int64_t timeout_ms;                 /* 0: the communicator's default */
+    int64_t alpha_ns;                   /* modelled cost of a collective, as shl_comm_config */
+    double wire_bytes_per_s;
+    bool sim_sleep;
+    double flops_per_s, bytes_per_s; /* virtual clocks; 0: defaults */
+    const char *const *rank_argv; /* processes: command of a rank, NULL-terminated, path first; the
+                                        session adds "--result-fd=N" */
+    const volatile sig_atomic_t *stop; /* not NULL: a run ends after the step in which it is set */
+} shl_session_config;
+
+/* Who is told what while it runs; each may be NULL. on_step: once per step, by one thread, in order;
+ * in processes it runs in the parent. on_open (after resume) and on_close (after the last step and
+ * save): on every rank's own thread; not available to processes. A failure ends the run. */
+typedef struct shl_session_sink {
+    shl_code (*on_step)(void *ctx, const shl_step_report *r);
+    shl_code (*on_open)(void *ctx, int rank, shl_engine *e);
+    shl_code (*on_close)(void *ctx, int rank, shl_engine *e);
+    void *ctx;
+} shl_session_sink;
+
+typedef struct shl_session_result {
+    shl_step_report *steps; /* n_steps of them; owned, shl_session_result_fini */
+    int64_t n_steps;        /* done in this run */
+    int64_t first_step;     /* updates done before it */
+    bool predicted;         /* times are the virtual clock's; there is no loss */
+    int64_t params;
+    shl_engine_info info; /* of rank 0; layout points into layout_name */
+    char layout_name[48];
+    int worst_rank; /* largest peak on the device tier; the lowest of equals */
+    shl_ledger_tier tiers[SHL_TIER_COUNT]; /* of that rank, at the end of steps and saves */
+    shl_comm_stats comm; /* of rank 0 from the first step to the last; saves and set-up left out */
+    shl_comm_stats comm_step; /* comm / n_steps */
+    bool comm_uniform;        /* that division left no remainder anywhere */
+    uint64_t trace_hash;      /* ledger trace of rank 0 */
+    uint64_t param_hash;      /* 0 on virtual */
+    double tokens_per_s;      /* tokens of a step / median step time */
+    int64_t cpu_ns;           /* CPU time of the steps, all ranks */
+    int64_t cpu_ns_per_step;
+    int64_t rss_bytes; /* largest resident set of a process of the run */
+    int64_t
+        residual_bytes; /* rss_bytes - ledger peaks (device, host) of the ranks in that process */
+} shl_session_result;
+
+/* fp32 gpt2-tiny, ddp, one rank, one thread, cpu, bundled text, 10 steps. */
+void shl_session_config_init(shl_session_config *c);
+
+/* Cross-field checks of the whole run (also those of the engine). Errors: SHL_E_USAGE. */
+shl_code shl_session_config_check(const shl_session_config *c) SHL_MUST_USE;
+
+/* The resolved configuration as a JSON object, for records and checkpoints. Owner: caller
+ * (json_decref). Errors: SHL_E_HEAP. */
+shl_code shl_session_config_json(const shl_session_config *c, struct json_t **out) SHL_MUST_USE;
+
+/* Sequences of one global batch: ranks * batch * accum. */
+int64_t shl_session_global_rows(const shl_session_config *c);
+
+/* Runs cfg and waits for its end. sink may be NULL. *out is valid on SHL_OK and on
+ * SHL_E_INTERRUPTED (the steps done so far); owner: caller. Nothing is left behind. Errors: those
+ * of every part, the failing rank's own first. Call from one thread at a time. */
+shl_code shl_session_run(const shl_session_config *cfg, const shl_session_sink *sink,
+                         shl_session_result *out) SHL_MUST_USE;
+
+/* In a process started by shl_session_run: this rank's part. result_fd: from --result-fd. */
+shl_code shl_session_run_rank(const shl_session_config *cfg, shl_world *world,
+                              int result_fd) SHL_MUST_USE;
+
+void shl_session_result_fini(shl_session_result *r);
+
+#endif

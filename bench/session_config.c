@@ -1,0 +1,163 @@
+/* bench: defaults, cross-field checks and the JSON form of a session's configuration. The JSON goes
+ * into every record and checkpoint, so its keys are the flags' names and its values are resolved. */
+#include "bench/session.h"
+
+#include <string.h>
+
+#include <jansson.h>
+
+#include "kernels/base/str.h"
+
+/* Layout code is linear in nothing but units, so a virtual world may be large. */
+#define MAX_VIRTUAL_RANKS 1048576
+#define MAX_THREADS 1024
+
+void
+shl_session_config_init(shl_session_config *c)
+{
+    memset(c, 0, sizeof(*c));
+    const shl_preset *preset = shl_preset_find("gpt2-tiny");
+    SHL_ASSERT(preset != NULL);
+    shl_strf(c->model, sizeof(c->model), "%s", preset->name);
+    c->shape = preset->config;
+    shl_engine_config_init(&c->engine);
+    c->engine.batch = 4;
+    c->engine.seq = c->shape.context < 128 ? c->shape.context : 128;
+    c->ranks = 1;
+    c->threads = 1;
+    c->device = "cpu";
+    c->as = "cpu";
+    c->steps = 10;
+}
+
+int64_t
+shl_session_global_rows(const shl_session_config *c)
+{
+    return (int64_t)c->ranks * c->engine.batch * c->engine.accum;
+}
+
+static shl_code
+check_device(const shl_session_config *c)
+{
+    bool is_virtual = strcmp(c->device, "virtual") == 0;
+    int most = is_virtual ? MAX_VIRTUAL_RANKS : SHL_WORLD_MAX_RANKS;
+    if (c->ranks < 1 || c->ranks > most) {
+        SHL_RAISE(SHL_E_USAGE, "%d ranks", c->ranks);
+        shl_err_because("the device \"%s\" takes from 1 to %d", c->device, most);
+        return is_virtual ? SHL_E_USAGE : shl_err_advice("--device virtual for larger worlds");
+    }
+    if (c->threads < 1 || c->threads > MAX_THREADS) {
+        SHL_RAISE(SHL_E_USAGE, "%d threads per rank", c->threads);
+        return shl_err_because("it must lie from 1 to %d", MAX_THREADS);
+    }
+    if (!is_virtual) {
+        return SHL_OK; /* an unknown kind is refused by shl_device_open, which lists them */
+    }
+    if (strcmp(c->as, "cpu") != 0) {
+        SHL_RAISE(SHL_E_USAGE, "a virtual device cannot stand for \"%s\"", c->as);
+        shl_err_because("this version has the sizes of: cpu");
+        return shl_err_advice("--as cpu");
+    }
+    if (c->ckpt_dir || c->processes) {
+        SHL_RAISE(SHL_E_USAGE, "a virtual device has %s",
+                  c->processes ? "no processes" : "no data");
+        return shl_err_because("it accounts for everything and computes nothing, so %s",
+                               c->processes ? "one rank stands for all of them"
+                                            : "there is no checkpoint to save or load");
+    }
+    return SHL_OK;
+}
+
+static shl_code
+check_checkpoints(const shl_session_config *c)
+{
+    if (c->save_every < 0) {
+        SHL_RAISE(SHL_E_USAGE, "save every %lld steps", (long long)c->save_every);
+        return shl_err_because("it must be 0 (only at the end) or more");
+    }
+    if (!c->ckpt_dir && (c->save_every > 0 || c->resume)) {
+        SHL_RAISE(SHL_E_USAGE, "%s without a checkpoint folder", c->resume ? "resume" : "save");
+        shl_err_because("nothing says where checkpoints are");
+        return shl_err_advice("--ckpt-dir DIR");
+    }
+    return SHL_OK;
+}
+
+shl_code
+shl_session_config_check(const shl_session_config *c)
+{
+    SHL_TRY(shl_engine_config_check(&c->engine));
+    SHL_TRY(check_device(c));
+    SHL_TRY(check_checkpoints(c));
+    if (c->steps < 1 || c->steps > INT64_MAX / 4) {
+        SHL_RAISE(SHL_E_USAGE, "%lld steps", (long long)c->steps);
+        return shl_err_because("the step number to reach is at least 1");
+    }
+    if (c->engine.seq > c->shape.context) {
+        SHL_RAISE(SHL_E_USAGE, "a sequence of %lld positions", (long long)c->engine.seq);
+        shl_err_because("the context of %s is %lld", c->model, (long long)c->shape.context);
+        return shl_err_advice("--seq %lld", (long long)c->shape.context);
+    }
+    int64_t tokens;
+    if (!shl_mul_elems(c->engine.batch, c->engine.accum, &tokens) ||
+        !shl_mul_elems(tokens, c->ranks, &tokens) ||
+        !shl_mul_elems(tokens, c->engine.seq, &tokens) ||
+        !shl_mul_elems(tokens, c->steps, &tokens) || tokens > INT64_MAX / 4) {
+        SHL_RAISE(SHL_E_USAGE, "the run has more tokens than 64 bits can count");
+        return shl_err_because("ranks * batch * accum * seq * steps is too large");
+    }
+    shl_model *model = NULL;
+    SHL_TRY(shl_gpt_new(&c->shape, &model));
+    shl_model_free(&model);
+    return SHL_OK;
+}
+
+static const char *
+schedule_name(shl_schedule s)
+{
+    static const char *const names[] = {
+        [SHL_SCHEDULE_CONSTANT] = "constant",
+        [SHL_SCHEDULE_LINEAR] = "linear",
+        [SHL_SCHEDULE_COSINE] = "cosine",
+    };
+    return names[s];
+}
+
+static json_t *
+shape_json(const shl_gpt_config *g)
+{
+    return json_pack("{sI sI sI sI sI sb}", "layers", (json_int_t)g->layers, "width",
+                     (json_int_t)g->width, "heads", (json_int_t)g->heads, "vocab",
+                     (json_int_t)g->vocab, "context", (json_int_t)g->context, "tied",
+                     g->tied ? 1 : 0);
+}
+
+static json_t *
+optim_json(const shl_optim_config *o)
+{
+    return json_pack("{sf s[ff] sf sf sf ss sI sI sf}", "lr", o->lr, "betas", o->beta1, o->beta2,
+                     "eps", o->eps, "weight-decay", o->weight_decay, "clip", o->clip, "schedule",
+                     schedule_name(o->schedule), "schedule-steps", (json_int_t)o->schedule_steps,
+                     "warmup", (json_int_t)o->warmup_steps, "min-lr-ratio", o->min_lr_ratio);
+}
+
+shl_code
+shl_session_config_json(const shl_session_config *c, json_t **out)
+{
+    const shl_engine_config *e = &c->engine;
+    json_t *shape = shape_json(&c->shape), *optim = optim_json(&e->optim);
+    /* "s?" gives null for NULL; the inner objects are stolen, also on failure. */
+    *out = json_pack(
+        "{ss so ss sI sI sI sI sI so sI ss? ss sI sI sI ss ss ss sI ss? sI sb sI}", "model",
+        c->model, "shape", shape, "strategy", shl_strategy_name(e->strategy), "ranks",
+        (json_int_t)c->ranks, "batch", (json_int_t)e->batch, "seq", (json_int_t)e->seq, "accum",
+        (json_int_t)e->accum, "steps", (json_int_t)c->steps, "optim", optim, "seed",
+        (json_int_t)e->seed, "data", c->data, "reduce-every",
+        e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary", "bucket",
+        (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch, "threads",
+        (json_int_t)c->threads, "device", c->device, "as", c->as, "launch",
+        c->processes ? "processes" : "threads", "device-memory", (json_int_t)c->device_memory_bytes,
+        "ckpt-dir", c->ckpt_dir, "save-every", (json_int_t)c->save_every, "resume",
+        c->resume ? 1 : 0, "timeout-ms", (json_int_t)c->timeout_ms);
+    return *out ? SHL_OK : SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");
+}

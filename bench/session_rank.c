@@ -1,0 +1,266 @@
+/* bench: what one rank of a session does: opens device, communicator, model, data and engine, runs the
+ * steps, saves, tells. Ranks agree at every phase boundary, so that all of them return when one fails. */
+#include <string.h>
+
+#include "bench/session_impl.h"
+#include "kernels/base/clock.h"
+#include "kernels/base/heap.h"
+#include "kernels/base/log.h"
+
+shl_code
+shl_session_agree(shl_session_rank *r, shl_code mine, const char *where)
+{
+    shl_code code = shl_comm_agree(r->comm, mine, where);
+    r->agreed = code != SHL_OK;
+    return code;
+}
+
+shl_code
+shl_session_sum_words(shl_session_rank *r, int64_t *words, int64_t n)
+{
+    const int64_t most = 4096 / (int64_t)sizeof(int64_t);
+    for (int64_t i = 0; i < n; i += most) {
+        int64_t piece = n - i < most ? n - i : most;
+        SHL_TRY(shl_comm_control(r->comm, SHL_CONTROL_SUM_I64, words + i, (int)piece));
+    }
+    return SHL_OK;
+}
+
+static bool
+has_data(const shl_session_rank *r)
+{
+    return r->device->caps.has_bytes;
+}
+
+static shl_code
+open_device(shl_session_rank *r)
+{
+    const shl_session_config *c = r->cfg;
+    shl_device_config config = {
+        .kind = c->device,
+        .stands_for = c->as,
+        .rank = r->rank,
+        .threads = c->threads,
+        .comm_arena = r->world ? shl_world_comm_arena(r->world) : NULL,
+        .flops_per_s = c->flops_per_s,
+        .bytes_per_s = c->bytes_per_s,
+    };
+    config.limit_bytes[SHL_TIER_DEVICE] = c->device_memory_bytes;
+    return shl_device_open(&config, &r->device);
+}
+
+static shl_code
+open_comm(shl_session_rank *r)
+{
+    const shl_session_config *c = r->cfg;
+    /* What a virtual world stands for is what this machine would use. */
+    const char *real = c->ranks > 1 || c->processes ? "shm" : "self";
+    shl_comm_config config = {
+        .kind = has_data(r) ? real : "virtual",
+        .stands_for = real,
+        .rank = r->rank,
+        .world = c->ranks,
+        .rank_world = r->world,
+        .timeout_ms = c->timeout_ms,
+        .alpha_ns = c->alpha_ns,
+        .wire_bytes_per_s = c->wire_bytes_per_s,
+        .sim_sleep = c->sim_sleep,
+    };
+    return shl_comm_open(&config, r->device, &r->comm);
+}
+
+static shl_code
+open_data(shl_session_rank *r)
+{
+    const shl_session_config *c = r->cfg;
+    const shl_engine_config *e = &c->engine;
+    if (!has_data(r)) {
+        return SHL_OK;
+    }
+    size_t positions = (size_t)(e->batch * e->seq);
+    SHL_TRY(shl_heap_alloc(positions, sizeof(int32_t), &r->ids));
+    SHL_TRY(shl_heap_alloc(positions, sizeof(int32_t), &r->targets));
+    if (c->batches) {
+        return SHL_OK;
+    }
+    SHL_TRY(shl_tokens_open(c->data, c->shape.vocab, e->seq, e->seed, &r->tokens));
+    int64_t rows = shl_session_global_rows(c), samples = shl_tokens_samples(r->tokens);
+    if (rows > samples) {
+        SHL_RAISE(SHL_E_USAGE, "a global batch of %lld sequences needs more data", (long long)rows);
+        shl_err_because(
+            "%d ranks x batch %lld x accumulation %lld, but the data has %lld sequences "
+            "of %lld tokens to share",
+            c->ranks, (long long)e->batch, (long long)e->accum, (long long)samples,
+            (long long)e->seq);
+        return shl_err_advice("a smaller --batch, --accum or --ranks, or a larger --data file");
+    }
+    return SHL_OK;
+}
+
+/* Everything between device and engine; the ranks have not met before the communicator is open. */
+static shl_code
+open_rank(shl_session_rank *r)
+{
+    SHL_TRY(open_device(r));
+    shl_ledger_set_mark(r->device->ledger, SHL_MARK_INIT);
+    SHL_TRY(open_comm(r));
+    SHL_TRY(shl_gpt_new(&r->cfg->shape, &r->model));
+    SHL_TRY(shl_session_agree(r, open_data(r), "init"));
+    shl_mesh_of(r->cfg->engine.strategy, r->comm, &r->mesh);
+    SHL_TRY(shl_engine_open(&r->cfg->engine, r->model, r->device, &r->mesh, &r->engine));
+    SHL_TRY(shl_session_agree(r, SHL_OK, "init"));
+    if (r->cfg->resume) {
+        SHL_TRY(shl_session_resume(r));
+    }
+    if (r->sink && r->sink->on_open) {
+        SHL_TRY(r->sink->on_open(r->sink->ctx, r->rank, r->engine));
+    }
+    return SHL_OK;
+}
+
+/* Fills the micro-batch: rank r owns rows [r n, (r + 1) n) of the global batch, n = batch * accum, and
+ * takes them in order, so that neither world size nor accumulation changes a global batch. */
+static shl_code
+fill_micro(shl_session_rank *r, int64_t micro)
+{
+    const shl_engine_config *e = &r->cfg->engine;
+    const shl_session_batches *own = r->cfg->batches;
+    int64_t first = (int64_t)r->rank * e->batch * e->accum + micro * e->batch;
+    for (int64_t b = 0; b < e->batch; b++) {
+        int32_t *ids = r->ids + b * e->seq, *targets = r->targets + b * e->seq;
+        if (own) {
+            SHL_TRY(own->row(own->ctx, r->engine->step, first + b, ids, targets));
+        } else {
+            SHL_TRY(shl_tokens_row(r->tokens, r->data_sample + first + b, ids, targets));
+        }
+    }
+    return SHL_OK;
+}
+
+static shl_code
+run_step(shl_session_rank *r, shl_step_report *report)
+{
+    const shl_engine_config *e = &r->cfg->engine;
+    const shl_session_batches *own = r->cfg->batches;
+    int64_t rows = shl_session_global_rows(r->cfg);
+    int64_t valid = own ? own->valid(own->ctx, r->engine->step) : rows * e->seq;
+    SHL_TRY(shl_engine_begin_step(r->engine, valid));
+    for (int64_t micro = 0; micro < e->accum; micro++) {
+        if (has_data(r)) {
+            SHL_TRY(fill_micro(r, micro));
+        }
+        SHL_TRY(shl_engine_forward(r->engine, r->ids, r->targets));
+        SHL_TRY(shl_engine_backward(r->engine));
+    }
+    SHL_TRY(shl_engine_end_step(r->engine, report));
+    r->data_sample += rows;
+    return SHL_OK;
+}
+
+static void
+add_stats(shl_comm_stats *sum, const shl_comm_stats *after, const shl_comm_stats *before)
+{
+    for (int k = 0; k < SHL_COLL_COUNT; k++) {
+        sum->kind[k].calls += after->kind[k].calls - before->kind[k].calls;
+        sum->kind[k].bytes += after->kind[k].bytes - before->kind[k].bytes;
+        sum->kind[k].wire_bytes += after->kind[k].wire_bytes - before->kind[k].wire_bytes;
+    }
+    sum->staged_bytes += after->staged_bytes - before->staged_bytes;
+}
+
+/* One step with its agreement, counted; SHL_E_INTERRUPTED when the run is asked to stop: the step is
+ * done all the same, and every rank knows. */
+static shl_code
+count_step(shl_session_rank *r)
+{
+    shl_step_report report = {0};
+    shl_comm_stats before = *shl_comm_stats_get(r->comm);
+    int64_t begun_ns = shl_clock_process_ns();
+    SHL_TRY(run_step(r, &report));
+    shl_code code = SHL_OK;
+    if (r->rank == 0) {
+        SHL_TRY(shl_session_keep_step(r->out, &r->steps_cap, &report));
+        if (r->sink && r->sink->on_step) {
+            SHL_TRY(r->sink->on_step(r->sink->ctx, &report));
+        }
+    }
+    if (r->cfg->stop && *r->cfg->stop) {
+        code = SHL_RAISE(SHL_E_INTERRUPTED, "interrupted after step %lld", (long long)report.step);
+    }
+    code = shl_session_agree(r, code, "step");
+    r->cpu_ns += shl_clock_process_ns() - begun_ns;
+    add_stats(&r->out->comm, shl_comm_stats_get(r->comm), &before);
+    return code;
+}
+
+/* SHL_OK, or SHL_E_INTERRUPTED after a step that every rank has finished. */
+static shl_code
+run_steps(shl_session_rank *r)
+{
+    const shl_session_config *c = r->cfg;
+    r->out->first_step = r->engine->step;
+    while (r->engine->step < c->steps) {
+        SHL_TRY(count_step(r));
+        bool last = r->engine->step >= c->steps;
+        if (c->ckpt_dir && !last && c->save_every > 0 && r->engine->step % c->save_every == 0) {
+            SHL_TRY(shl_session_save(r));
+        }
+    }
+    return SHL_OK;
+}
+
+static shl_code
+train_rank(shl_session_rank *r)
+{
+    shl_code code = run_steps(r);
+    if (code != SHL_OK && !(code == SHL_E_INTERRUPTED && r->agreed)) {
+        return code;
+    }
+    shl_err interruption = *shl_err_get();
+    bool interrupted = code == SHL_E_INTERRUPTED;
+    r->agreed = false;
+    if (r->cfg->ckpt_dir) {
+        SHL_TRY(shl_session_save(r));
+    }
+    SHL_TRY(shl_session_collect(r));
+    if (r->sink && r->sink->on_close) {
+        SHL_TRY(r->sink->on_close(r->sink->ctx, r->rank, r->engine));
+    }
+    SHL_TRY(shl_session_agree(r, SHL_OK, "exit"));
+    if (interrupted) {
+        r->agreed = true;
+        return shl_err_put(&interruption);
+    }
+    return SHL_OK;
+}
+
+/* Closes in reverse order of opening; a leak matters only when nothing else went wrong. */
+static shl_code
+close_rank(shl_session_rank *r, shl_code code)
+{
+    shl_err failure = *shl_err_get();
+    shl_engine_close(&r->engine);
+    shl_comm_close(&r->comm);
+    shl_model_free(&r->model);
+    shl_tokens_close(&r->tokens);
+    shl_heap_free(&r->ids);
+    shl_heap_free(&r->targets);
+    shl_code closed = shl_device_close(&r->device);
+    if (code != SHL_OK) {
+        return failure.code == code ? shl_err_put(&failure) : code;
+    }
+    return closed;
+}
+
+shl_code
+shl_session_rank_run(shl_session_rank *r)
+{
+    shl_code code = open_rank(r);
+    if (code == SHL_OK) {
+        code = train_rank(r);
+    }
+    if (code != SHL_OK && r->comm && !r->agreed) {
+        shl_comm_abort(r->comm, shl_mark_name(shl_ledger_get_mark(r->device->ledger)));
+    }
+    return close_rank(r, code);
+}
