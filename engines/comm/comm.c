@@ -255,11 +255,16 @@ shl_comm_split(shl_comm *c, int color, int key, shl_comm **out)
 {
     *out = NULL;
     shl_comm *child = NULL;
-    SHL_TRY(c->ops->agree(c, shl_heap_alloc(1, sizeof *child, &child), "split communicator"));
+    shl_code code =
+        c->ops->agree(c, shl_heap_alloc(1, sizeof *child, &child), "split communicator");
+    if (code != SHL_OK) { /* maybe another rank's */
+        shl_heap_free(&child);
+        return code;
+    }
     child->ops = c->ops;
     child->config = c->config;
     child->device = c->device;
-    shl_code code = c->ops->split(c, color, key, child);
+    code = c->ops->split(c, color, key, child);
     bool opened = code == SHL_OK && color >= 0;
     if (opened) {
         code = take_staging(child);

@@ -276,8 +276,10 @@ shm_split(shl_comm *c, int color, int key, shl_comm *child)
     shl_shm_comm *m = impl(c), *n = NULL;
     shl_shm_port *p = &m->control;
     split_word word = {color, key};
-    SHL_TRY(shl_shm_agree(p, shl_heap_alloc(1, sizeof *n, &n), "split communicator"));
-    shl_code code = shl_shm_exchange(p, SHL_SHM_SPLIT, "split", &word, (int)sizeof word);
+    shl_code code = shl_shm_agree(p, shl_heap_alloc(1, sizeof *n, &n), "split communicator");
+    if (code == SHL_OK) {
+        code = shl_shm_exchange(p, SHL_SHM_SPLIT, "split", &word, (int)sizeof word);
+    }
     int32_t group = -1;
     int first = 0;
     if (code == SHL_OK) {
