@@ -207,8 +207,18 @@ check-golden: deps ## only the comparisons with golden values (SHL_GOLDEN_DIR=..
 named = $(strip $(foreach t,$2,$(if $(strip $(foreach w,$1,$(findstring $w,$(notdir $t)))),$t)))
 CHOSEN_TESTS := $(filter-out $(call named,$(SKIP),$(TESTS)),$(if \
   $(TEST),$(call named,$(TEST),$(TESTS)),$(TESTS)))
-run-tests: $(PROG) $(CHOSEN_TESTS)
-	@$(RUN_TESTS) $(CHOSEN_TESTS)
+run-tests: $(PROG) $(CHOSEN_TESTS) $(if $(filter release,$(PROFILE)),$(if $(TEST),,$(OUT)/tests/mutations))
+	@$(RUN_TESTS) $(CHOSEN_TESTS) $(if $(filter release,$(PROFILE)),$(if $(TEST),,$(MUTATIONS)))
+
+# Faults planted in copies of sources: the tests must turn red.
+MUTATIONS := $(OUT)/tests/mutations
+$(MUTATIONS): tests/mutations/run.sh $(OUT)/flags
+	@mkdir -p $(@D)
+	@printf '#!/bin/sh\nSHL_COMPILE="%s" SHL_LINK="%s" SHL_LIBS="%s" exec bash tests/mutations/run.sh %s\n' \
+	  '$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL)' '$(CC) $(LDFLAGS_ALL)' '-lcmocka $(LIBS)' '$(OUT)' > $@
+	@chmod +x $@
+mutations: $(TESTS) $(MUTATIONS) ## plant faults one by one; the tests must see each
+	@$(MUTATIONS)
 
 gpu-check: ## tests that need a GPU
 	@echo 'error: gpu-check: this version of shardlab has no GPU half' >&2
@@ -283,5 +293,5 @@ help: ## this list
 	@echo 'make [target] [PROFILE=$(subst $() ,|,$(PROFILES))] [V=1] [WERROR=0] [CC=...]'
 	@awk -F ':.*## ' '/^[a-z_.-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: all tests deps check check-all check-golden run-tests gpu-check demo bench lint format \
+.PHONY: all tests deps check check-all check-golden run-tests mutations gpu-check demo bench lint format \
   format-check syntax-clang config install clean help FORCE

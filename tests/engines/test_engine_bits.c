@@ -2,6 +2,7 @@
  * bit-identical at equal world size, whatever the bucket, the prefetch depth, the clipping. */
 #include "tests/support/engine_world.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -104,6 +105,31 @@ test_engine_bits_agree_for_an_untied_head(void **state)
     ew_result_fini(&ddp);
 }
 
+/* Four micro-batches of one are one of four up to the order of sums, in both families. */
+static void
+test_engine_bits_accumulation_is_the_same_training(void **state)
+{
+    (void)state;
+    for (int s = SHL_DDP; s < SHL_STRATEGY_COUNT; ++s) {
+        ew_config c;
+        ew_result whole, split;
+        ew_config_init(&c, (shl_strategy)s, 2);
+        c.engine.batch = 4;
+        ew_run(&c, &whole);
+        c.engine.batch = 1;
+        c.engine.accum = 4;
+        ew_run(&c, &split);
+        assert_string_equal(split.what, "");
+        for (int i = 0; i < c.steps; ++i) {
+            const shl_step_report *a = &whole.reports[i], *b = &split.reports[i];
+            assert_true(fabs(a->loss - b->loss) < 1e-5 * a->loss);
+            assert_true(fabs(a->grad_norm - b->grad_norm) < 1e-4 * a->grad_norm);
+        }
+        ew_result_fini(&whole);
+        ew_result_fini(&split);
+    }
+}
+
 static void
 test_engine_bits_repeat(void **state)
 {
@@ -124,6 +150,7 @@ main(void)
         cmocka_unit_test(test_engine_bits_do_not_depend_on_bucket_or_prefetch),
         cmocka_unit_test(test_engine_bits_agree_inside_a_family_and_across_with_micro),
         cmocka_unit_test(test_engine_bits_agree_for_an_untied_head),
+        cmocka_unit_test(test_engine_bits_accumulation_is_the_same_training),
         cmocka_unit_test(test_engine_bits_repeat),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
