@@ -1,0 +1,103 @@
+/* tests/bench: the ledger is honest: under a limit that the kernel keeps (private data and shared
+ * memory of each process), gpt2-124m on two ranks trains as zero3 and fsdp, and as ddp it cannot. The
+ * limits come from the virtual device's plan, with room for libraries. */
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "kernels/base/option.h"
+
+/* Stacks, code's data, oneDNN and OpenMP: what a process holds beside the ledger. */
+#define LIBRARY_ROOM ((size_t)256 << 20)
+
+typedef struct outcome {
+    int status; /* exit status */
+    char text[4096];
+} outcome;
+
+static void
+child(const char *program, const char *strategy, size_t limit, int out_fd)
+{
+    /* Communication memory is shared memory, which RLIMIT_DATA does not count: its files are held by
+     * RLIMIT_FSIZE. Both limits are per process and inherited by the ranks. */
+    struct rlimit data = {limit, limit}, file = {limit, limit};
+    signal(SIGXFSZ, SIG_IGN);
+    dup2(out_fd, STDOUT_FILENO);
+    dup2(out_fd, STDERR_FILENO);
+    if (setrlimit(RLIMIT_DATA, &data) != 0 || setrlimit(RLIMIT_FSIZE, &file) != 0) {
+        _exit(99);
+    }
+    execl(program, program, "train", "--model", "gpt2-124m", "--strategy", strategy, "--ranks", "2",
+          "--launch", "processes", "--batch", "1", "--seq", "32", "--steps", "1", "--bucket", "8M",
+          "--data", "synthetic", "--json", (char *)NULL);
+    _exit(98);
+}
+
+static outcome
+run_under(const char *strategy, size_t limit)
+{
+    outcome o = {0};
+    int fds[2];
+    size_t used = 0;
+    const char *program = shl_env("SHL_PROGRAM");
+    assert_int_equal(pipe(fds), 0);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        close(fds[0]);
+        child(program, strategy, limit, fds[1]);
+    }
+    close(fds[1]);
+    char chunk[1024];
+    for (ssize_t n; (n = read(fds[0], chunk, sizeof(chunk))) > 0;) {
+        size_t room = sizeof(o.text) - 1 - used;
+        size_t take = (size_t)n < room ? (size_t)n : room;
+        memcpy(o.text + used, chunk, take);
+        used += take;
+    }
+    close(fds[0]);
+    int status = 0;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    o.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    return o;
+}
+
+static void
+test_honest_memory_under_a_kernel_limit(void **state)
+{
+    (void)state;
+    if (shl_env("SHL_PROGRAM") == NULL) {
+        skip();
+    }
+    /* ddp holds 8 bytes a parameter of moments in private memory and 8 of parameters and gradients
+     * in shared memory; sharded over two, half of each and the units in flight. */
+    size_t limit = (size_t)124439808 * 5 + LIBRARY_ROOM;
+    static const char *const fit[] = {"zero3", "fsdp"};
+    for (size_t i = 0; i < 2; ++i) {
+        outcome o = run_under(fit[i], limit);
+        if (o.status != 0) {
+            fail_msg("%s ended with %d under %zu bytes:\n%s", fit[i], o.status, limit, o.text);
+        }
+    }
+    outcome ddp = run_under("ddp", limit);
+    if (ddp.status != 3 || strstr(ddp.text, "out of") == NULL) {
+        fail_msg("ddp ended with %d under %zu bytes:\n%s", ddp.status, limit, ddp.text);
+    }
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_honest_memory_under_a_kernel_limit),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
