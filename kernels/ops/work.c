@@ -33,7 +33,7 @@ shl_work_layernorm_rows(int64_t rows)
 }
 
 static size_t
-cpu_bytes(shl_op op, const void *args, int threads)
+host_bytes(shl_op op, const void *args, int threads)
 {
     bool backward = op == SHL_OP_ATTENTION_BACKWARD;
     if (op == SHL_OP_ATTENTION_FORWARD || backward) {
@@ -66,11 +66,11 @@ gpu_bytes(shl_op op, const void *args)
         const shl_attention_args *a = args;
         return (size_t)(a->batch * a->heads * a->seq) * sizeof(float);
     }
-    return cpu_bytes(op, args, 1);
+    return host_bytes(op, args, 1);
 }
 
 size_t
 shl_op_work_bytes(const char *target, shl_op op, const void *args, int threads)
 {
-    return strcmp(target, "cpu") == 0 ? cpu_bytes(op, args, threads) : gpu_bytes(op, args);
+    return strcmp(target, "cpu") == 0 ? host_bytes(op, args, threads) : gpu_bytes(op, args);
 }

@@ -18,7 +18,7 @@ is_header && /^$/ { covered = 0 }
 is_header && /\*\/$/ { covered = 1 }
 # A static inline function shows its body.
 is_header && /^static inline/ { covered = 1 }
-is_header && /^[A-Za-z_][A-Za-z0-9_ *]*\(/ && !/^(typedef|static|extern)/ && !/\/\*/ && !covered {
+is_header && /^[A-Za-z_][A-Za-z0-9_ *]*\(/ && !/^[A-Z_]+\(/ && !/^(typedef|static|extern)/ && !/\/\*/ && !covered {
     say("no contract comment above: " $0)
 }
 END { exit bad }

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <string.h>
 
 #include "kernels/base/types.h"
 
@@ -105,6 +106,25 @@ test_rng_normals_have_the_moments_of_a_normal(void **state)
     assert_true(fabs(fourths / N - 3.0) < 5.0 * sqrt(96.0 / N));
 }
 
+static void
+test_rng_normals_in_any_partition_are_the_same_bits(void **state)
+{
+    enum { N = 37 };
+    float whole[N], parts[N];
+    (void)state;
+    shl_rng_normal_fill(9, 8, 5, whole, N);
+    for (uint64_t i = 0; i < N; i++) {
+        parts[i] = shl_rng_normal(9, 8, 5 + i);
+    }
+    assert_memory_equal(whole, parts, sizeof(whole));
+    for (int64_t cut = 0; cut <= N; cut++) {
+        memset(parts, 0, sizeof(parts));
+        shl_rng_normal_fill(9, 8, 5, parts, cut);
+        shl_rng_normal_fill(9, 8, 5 + (uint64_t)cut, parts + cut, N - cut);
+        assert_memory_equal(whole, parts, sizeof(whole));
+    }
+}
+
 int
 main(void)
 {
@@ -113,6 +133,7 @@ main(void)
         cmocka_unit_test(test_rng_values_depend_on_seed_stream_and_index),
         cmocka_unit_test(test_rng_uniform_fills_the_unit_interval),
         cmocka_unit_test(test_rng_normals_of_a_pair_lie_on_the_circle_of_their_uniform),
+        cmocka_unit_test(test_rng_normals_in_any_partition_are_the_same_bits),
         cmocka_unit_test(test_rng_normals_have_the_moments_of_a_normal),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
