@@ -6,6 +6,15 @@ out=${SHL_TEST_OUT:-build/test-out}
 mkdir -p "$out"
 export OMP_WAIT_POLICY=passive CMOCKA_MESSAGE_OUTPUT=stdout
 
+# The head of a sanitizer's report, or the end of what the program said.
+show() {
+    if grep -q -E 'Sanitizer|runtime error:' "$1"; then
+        grep -m 1 -A 45 -E 'Sanitizer|runtime error:' "$1"
+    else
+        grep -v -e '\[       OK \]' -e '\[ RUN      \]' "$1" | tail -n 60
+    fi
+}
+
 for program in "$@"; do
     name=$(basename "$program")
     log=$out/$name.log
@@ -23,7 +32,7 @@ for program in "$@"; do
     case $rc in
     0) ;;
     77) tail -n 3 "$log" | sed 's/^/    /' ;;
-    *) grep -v -e '\[       OK \]' -e '\[ RUN      \]' "$log" | tail -n 60 | sed 's/^/    /' ;;
+    *) show "$log" | sed 's/^/    /' ;;
     esac
 done
 
