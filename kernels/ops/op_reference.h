@@ -16,6 +16,7 @@ void shl_ref_linear_forward(const shl_ref_linear *l, const double *x, const doub
 void shl_ref_linear_backward(const shl_ref_linear *l, const double *x, const double *w,
                              const double *dy, double *dx, double *dw, double *db);
 
+/* y = (x - mean) * rstd * w + b per row; mean, rstd [rows] are written. */
 void shl_ref_layernorm_forward(int64_t rows, int64_t cols, double eps, const double *x,
                                const double *w, const double *b, double *y, double *mean,
                                double *rstd);
@@ -24,6 +25,7 @@ void shl_ref_layernorm_backward(int64_t rows, int64_t cols, const double *x, con
                                 const double *mean, const double *rstd, const double *dy,
                                 double *dx, double *dw, double *db);
 
+/* The tanh form of ops.h, and its derivative. */
 double shl_ref_gelu(double x);
 double shl_ref_gelu_slope(double x);
 

@@ -34,14 +34,16 @@ globals() {
         ' - "$lib.symbols" | grep .
 }
 
-# cppcheck does not know vector types: a vector filled by elements looks uninitialised to it.
+# cppcheck does not know vector types: a vector filled by elements looks uninitialised to it;
+# nor that a sum over at least one exponential is positive.
 cppcheck_all() {
     command -v cppcheck >/dev/null || { echo 'skipped, cppcheck is not installed' && return 0; }
     for f in "$@"; do case $f in tests/*) ;; *.c) echo "$f" ;; esac; done |
         cppcheck --file-list=- --std=c11 --enable=warning,performance,portability --quiet -j 2 \
             --inline-suppr --error-exitcode=1 --template=gcc -I. -D_GNU_SOURCE -DSHL_ISA=base \
             -D__x86_64__=1 -DSHL_HAVE_X86_ISA=1 --suppress=missingIncludeSystem \
-            --suppress=invalidPointerCast --suppress=uninitvar:kernels/cpu/cpu_simd.h
+            --suppress=invalidPointerCast --suppress=uninitvar:kernels/cpu/cpu_simd.h \
+            --suppress=invalidFunctionArg:kernels/ops/op_reference.c
 }
 
 check itself sh $here/selftest.sh "$(dirname "$lib")/lint-selftest"
