@@ -60,7 +60,8 @@ shl_comm_open(const shl_comm_config *cfg, shl_device *d, shl_comm **out)
     c->config = *cfg;
     c->device = d;
     if (c->config.timeout_ms == 0) {
-        c->config.timeout_ms = DEFAULT_TIMEOUT_MS;
+        const shl_world *w = cfg->rank_world;
+        c->config.timeout_ms = w != NULL ? w->block->timeout_ms : DEFAULT_TIMEOUT_MS;
     }
     shl_code code = ops->open(c, cfg);
     if (code != SHL_OK) {

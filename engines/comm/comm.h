@@ -39,7 +39,8 @@ typedef struct shl_comm_counter {
 } shl_comm_counter;
 typedef struct shl_comm_stats {
     shl_comm_counter kind[SHL_COLL_COUNT];
-    int64_t staged_bytes; /* bytes that went through staging because a buffer was not comm memory */
+    int64_t staged_bytes; /* bytes that went through staging because a buffer was not comm memory;
+                             0 on virtual, which reaches no memory */
 } shl_comm_stats;
 
 typedef struct shl_comm_config {
@@ -47,7 +48,8 @@ typedef struct shl_comm_config {
     const char *stands_for; /* virtual: whose staging it accounts for ("self", "shm") */
     int rank, world;        /* self: 0, 1; shm: must agree with `rank_world` */
     shl_world *rank_world;  /* shm: this rank's place in a running world; borrowed; else NULL */
-    int64_t timeout_ms;     /* a peer that has not arrived by then is named; 0: 30000 */
+    int64_t timeout_ms;     /* a peer that has not arrived by then is named; 0: the world's,
+                               30000 without one */
     /* alpha-beta cost of a collective: alpha_ns + wire_bytes / bytes_per_s. virtual: its clock.
      * self, shm: with sim_sleep the transport also sleeps until the modelled time has passed. */
     int64_t alpha_ns;
@@ -58,7 +60,8 @@ typedef struct shl_comm_config {
 /* One piece of a coalesced collective over `elems` elements per rank.
  * all_gather: src = my elems, dst = world * elems in rank order (src may be dst's own piece).
  * reduce_scatter: src = world * elems, dst = my elems (dst may be src's own piece).
- * all_reduce: src = dst = elems in all (not per rank). broadcast: dst = elems in all. */
+ * all_reduce: src and dst = elems in all, not per rank (src may be dst). broadcast: dst = elems in
+ * all; src is read on the root only. Sums are fp32. */
 typedef struct shl_comm_seg {
     const void *src;
     void *dst;
@@ -82,7 +85,8 @@ bool shl_comm_has_data(const shl_comm *c); /* false on virtual */
 /* Bytes of staging that an open communicator of a kind holds on its device: a pure function. */
 size_t shl_comm_staging_bytes(const char *kind, int world);
 
-/* Bytes a rank sends under a ring for a collective whose full buffer is `bytes`. */
+/* Bytes a rank sends under a ring for a collective whose full buffer is `bytes`: (n-1)/n of it for a
+ * gather or scatter, twice that for an all-reduce or control, all of it for a broadcast. */
 int64_t shl_comm_wire_bytes(shl_coll c, int world, int64_t bytes);
 
 /* segs (n of them, at most SHL_COMM_MAX_SEGS) are copied; fp32 unless the name says otherwise.

@@ -90,7 +90,7 @@ shm_open_comm(shl_comm *c, const shl_comm_config *cfg)
     m->rank = cfg->rank;
     m->size = cfg->world;
     memcpy(m->world_rank, w->identity, sizeof m->world_rank);
-    connect_ports(m, cfg->timeout_ms > 0 ? cfg->timeout_ms : w->block->timeout_ms);
+    connect_ports(m, c->config.timeout_ms);
     c->impl = m;
     return SHL_OK;
 }

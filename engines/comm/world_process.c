@@ -262,7 +262,9 @@ reap(party *p)
         }
         p->pid[r] = 0;
         p->n_alive--;
-        if (atomic_load_explicit(&p->block->rank[r].state, memory_order_acquire) != SHL_SHM_LEFT) {
+        const shl_shm_rank *slot = &p->block->rank[r];
+        bool left = atomic_load_explicit(&slot->state, memory_order_acquire) == SHL_SHM_LEFT;
+        if (!left || (slot->code == SHL_OK && status != 0)) {
             shl_err err = {.code = SHL_OK};
             describe_death(p, r, status, &err);
             mark_dead(p, r, &err);
