@@ -120,7 +120,16 @@ FORCE:
 $(OUT)/%.o: %.c $(OUT)/flags
 	$(SAY) CC $<
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(EXTRA) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+
+# Records name the flags and the commit; only this object knows them and follows a new commit.
+COMMIT := $(shell git describe --always --dirty --abbrev=12 2>/dev/null)
+$(OUT)/commit: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(COMMIT)' | cmp -s - $@ || printf '%s\n' '$(COMMIT)' > $@
+$(OUT)/bench/fingerprint.o: $(OUT)/commit
+$(OUT)/bench/fingerprint.o: EXTRA = -DSHL_BUILD_COMMIT='"$(COMMIT)"' \
+  -DSHL_BUILD_FLAGS='"$(OPT_$(PROFILE)) $(FP) $(subst ",,$(CFLAGS))"'
 
 define KERNEL_RULE
 $$(OUT)/%.$1.o: %.c $$(OUT)/flags

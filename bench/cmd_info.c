@@ -1,10 +1,12 @@
-/* bench: `shardlab info`: what this program is made of, and `info models`: the presets with their counts. */
+/* bench: `shardlab info`: what this program is made of; `info models`: the presets with their counts;
+ * `info records`: the page bench/RECORDS.md. */
 #include <string.h>
 
 #include <jansson.h>
 
 #include "bench/cli.h"
 #include "bench/fingerprint.h"
+#include "bench/record.h"
 #include "kernels/base/types.h"
 #include "kernels/device/device.h"
 #include "models/gpt.h"
@@ -123,6 +125,16 @@ print_lines(bool models, json_t *fingerprint)
 }
 
 static shl_code
+print_page(void)
+{
+    shl_str text = {0};
+    shl_record_document(&text);
+    shl_code code = shl_cli_print(&text);
+    shl_str_fini(&text);
+    return code;
+}
+
+static shl_code
 run_info(const shl_cli *cli)
 {
     info_options o;
@@ -134,9 +146,12 @@ run_info(const shl_cli *cli)
         return SHL_OK;
     }
     bool models = n_words == 1 && strcmp(word, "models") == 0;
+    if (n_words == 1 && strcmp(word, "records") == 0) {
+        return print_page();
+    }
     if (n_words == 1 && !models) {
         SHL_RAISE(SHL_E_USAGE, "info knows nothing about \"%s\"", word);
-        shl_err_because("it takes nothing, or models");
+        shl_err_because("it takes nothing, models or records");
         return shl_err_advice("shardlab info models");
     }
     json_t *json = NULL;
@@ -156,8 +171,9 @@ run_info(const shl_cli *cli)
 const shl_command shl_command_info = {
     .name = "info",
     .summary = "version, compiler, libraries, machine; info models: the presets",
-    .usage = "shardlab info [models] [--json]",
-    .examples = "  shardlab info models\n",
+    .usage = "shardlab info [models | records] [--json]",
+    .examples =
+        "  shardlab info models\n  shardlab info records    what every field of a record means\n",
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE),
     .run = run_info,

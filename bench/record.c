@@ -34,10 +34,10 @@ static const shl_field step_fields[] = {
 
 #define TAG(object, array, tier, tier_name, tag, name)                                             \
     RUN(object "." tier_name "." name, INT, array[SHL_TIER_##tier].tags[SHL_TAG_##tag], NULL,      \
-        PLAIN, "")
+        PLAIN, "bytes")
 /* Columns of the table come from the device tier only. */
 #define TIER(object, array, tier, tier_name)                                                       \
-    RUN(object "." tier_name ".total", INT, array[SHL_TIER_##tier].total, NULL, PLAIN, ""),        \
+    RUN(object "." tier_name ".total", INT, array[SHL_TIER_##tier].total, NULL, PLAIN, "bytes"),   \
         TAG(object, array, tier, tier_name, PARAM, "param"),                                       \
         TAG(object, array, tier, tier_name, GATHER, "gather"),                                     \
         TAG(object, array, tier, tier_name, GRAD, "grad"),                                         \
@@ -53,7 +53,8 @@ static const shl_field step_fields[] = {
     RUN("peak_bytes.device." name, INT, peak[SHL_TIER_DEVICE].member, heading, MIB, help)
 
 #define COLL(coll, name, heading)                                                                  \
-    RUN("comm." name ".calls", INT, comm.kind[SHL_COLL_##coll].calls, NULL, PLAIN, ""),            \
+    RUN("comm." name ".calls", INT, comm.kind[SHL_COLL_##coll].calls, NULL, PLAIN,                 \
+        "a coalesced call counts once"),                                                           \
         RUN("comm." name ".bytes", INT, comm.kind[SHL_COLL_##coll].bytes, heading, MIB,            \
             "full unsharded buffers with padding"),                                                \
         RUN("comm." name ".wire_bytes", INT, comm.kind[SHL_COLL_##coll].wire_bytes, NULL, PLAIN,   \
@@ -224,6 +225,7 @@ shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
     fill_peaks(out, result->tiers);
     fill_formulas(out, cfg, result);
     out->limit_bytes = (int64_t)limit_bytes;
+    out->margin_bytes = SHL_FIELD_NO_INT;
     if (limit_bytes > 0) {
         out->margin_bytes = (int64_t)limit_bytes - out->peak[SHL_TIER_DEVICE].total;
         out->fits = out->margin_bytes >= 0 ? "yes" : "no";

@@ -10,6 +10,7 @@
 struct json_t;
 
 #define SHL_RECORD_SCHEMA 1
+#define SHL_FIELD_NO_INT INT64_MIN /* a whole number that there is not: null */
 
 typedef enum shl_field_type {
     SHL_FIELD_TEXT = 0, /* const char *; NULL: null */

@@ -44,7 +44,7 @@ value_json(const shl_field *f, const void *record)
         return text ? json_string(text) : json_null();
     case SHL_FIELD_INT:
         memcpy(&i, at, sizeof(i));
-        return json_integer((json_int_t)i);
+        return i == SHL_FIELD_NO_INT ? json_null() : json_integer((json_int_t)i);
     case SHL_FIELD_REAL:
         memcpy(&real, at, sizeof(real));
         return isfinite(real) ? json_real(real) : json_null();
@@ -199,7 +199,9 @@ spell_cell(const shl_field *f, const void *record, char *dst, size_t dst_bytes)
         shl_strf(dst, dst_bytes, "%s", text ? text : "");
     } else if (f->type == SHL_FIELD_INT) {
         memcpy(&i, at, sizeof(i));
-        spell_number(f, (double)i, dst, dst_bytes);
+        if (i != SHL_FIELD_NO_INT) {
+            spell_number(f, (double)i, dst, dst_bytes);
+        }
     } else if (f->type == SHL_FIELD_REAL) {
         memcpy(&real, at, sizeof(real));
         if (isfinite(real)) {
