@@ -6,13 +6,16 @@ static shl_code
 run_help(const shl_cli *cli)
 {
     shl_str text = {0};
-    if (cli->argc > 1) {
-        SHL_RAISE(SHL_E_USAGE, "help takes one command");
-        return shl_err_because("%d words follow it", cli->argc);
+    const char *word = NULL;
+    int n_words = 0;
+    bool help_shown;
+    SHL_TRY(shl_cli_parse(&shl_command_help, cli, NULL, NULL, &word, &n_words, 1, &help_shown));
+    if (help_shown) {
+        return SHL_OK;
     }
-    const shl_command *command = cli->argc == 1 ? shl_command_find(cli->argv[0]) : NULL;
-    if (cli->argc == 1 && !command) {
-        return shl_command_raise_unknown(cli->argv[0]);
+    const shl_command *command = n_words == 1 ? shl_command_find(word) : NULL;
+    if (n_words == 1 && !command) {
+        return shl_command_raise_unknown(word);
     }
     if (command) {
         shl_command_help_text(command, &text);

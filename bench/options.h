@@ -44,7 +44,7 @@ extern const char *const shl_choices_launch[];
 #define SHL_ROWS_MODEL                                                                               \
     SHL_ROW("model", SHL_OPT_LIST, model, 0, 0, "gpt2-tiny", NULL, "presets", "Model",               \
             "Shape of the model (info models lists them)."),                                         \
-    SHL_ROW("layers", SHL_OPT_COUNT, layers, 1, 100000, NULL, NULL, NULL, "Model",                   \
+    SHL_ROW("layers", SHL_OPT_COUNT, layers, 1, 10000,  NULL, NULL, NULL, "Model",                   \
             "Blocks, instead of the preset's."),                                                     \
     SHL_ROW("width", SHL_OPT_COUNT, width, 1, 1e7, NULL, NULL, NULL, "Model",                        \
             "Channels, instead of the preset's."),                                                   \
