@@ -1,20 +1,15 @@
-/* bench: the parts that all subcommands share: parsing with help, stdout with error checks, the
- * interrupt flag and the one restart that gives OpenMP its environment. */
+/* bench: the parts that all subcommands share: parsing with help, stdout with error checks,
+ * errors as three lines. */
 #include "bench/cli.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "bench/host.h"
 #include "kernels/base/types.h"
-
-/* Written by the signal handler only; nothing else can reach a handler. */
-static volatile sig_atomic_t stop_flag;
-static volatile sig_atomic_t stop_is_final;
 
 void
 shl_cli_usage_text(shl_str *out)
@@ -142,72 +137,8 @@ shl_cli_report_error(void)
     }
 }
 
-static void
-on_interrupt(int signum)
-{
-    if (stop_flag && stop_is_final) {
-        signal(signum, SIG_DFL);
-        raise(signum);
-        return;
-    }
-    stop_flag = 1;
-}
-
-shl_code
-shl_cli_catch_signals(bool is_rank)
-{
-    struct sigaction interrupt = {0}, ignore = {0};
-    interrupt.sa_handler = on_interrupt;
-    interrupt.sa_flags = SA_RESTART;
-    ignore.sa_handler = SIG_IGN;
-    stop_is_final = !is_rank;
-    if (sigaction(SIGINT, &interrupt, NULL) != 0 || sigaction(SIGPIPE, &ignore, NULL) != 0) {
-        SHL_RAISE(SHL_E_SYSTEM, "cannot set a signal handler");
-        return shl_err_because("%s", strerror(errno));
-    }
-    return SHL_OK;
-}
-
-const volatile sig_atomic_t *
-shl_cli_stop_flag(void)
-{
-    return &stop_flag;
-}
-
-int
-shl_cli_cores(void)
-{
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) > 0) {
-        return CPU_COUNT(&set);
-    }
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? (int)n : 1;
-}
-
 shl_code
 shl_cli_fit_openmp(const shl_cli *cli, int ranks, int threads)
 {
-    if (cli->world || shl_env("SHL_OMP_SET")) {
-        return SHL_OK;
-    }
-    char count[16];
-    shl_strf(count, sizeof(count), "%d", threads);
-    bool crowded = (int64_t)ranks * threads > shl_cli_cores();
-    int failed = setenv("SHL_OMP_SET", "1", 1) | setenv("OMP_NUM_THREADS", count, 0);
-    failed |=
-        crowded ? setenv("OMP_WAIT_POLICY", "passive", 0) : setenv("GOMP_SPINCOUNT", "2000", 0);
-    if (failed) {
-        return SHL_RAISE(SHL_E_SYSTEM, "cannot set the environment of OpenMP");
-    }
-    /* exec takes the words as they are and never writes to them. */
-    union {
-        const char *const *in;
-        char *const *out;
-    } words = {.in = cli->full_argv};
-    execv("/proc/self/exe", words.out);
-    shl_cli_note("warning: cannot start %s again with OpenMP's environment: %s\n", words.in[0],
-                 strerror(errno));
-    return SHL_OK;
+    return cli->world ? SHL_OK : shl_host_fit_openmp(cli->full_argv, ranks, threads);
 }

@@ -1,9 +1,8 @@
 /* bench: what every subcommand of the program has: an entry of the command table with its option
- * rows, its words, its help; stdout that reports a full disk, and the flag that Ctrl-C sets. */
+ * rows, its words, its help; stdout that reports a full disk. */
 #ifndef SHL_BENCH_CLI_H
 #define SHL_BENCH_CLI_H
 
-#include <signal.h>
 #include <stdbool.h>
 
 #include "kernels/base/option.h"
@@ -71,18 +70,7 @@ bool shl_cli_stderr_is_terminal(void);
 /* The three lines "error: what", "because: ...", "try: ..." of the thread's error on stderr. */
 void shl_cli_report_error(void);
 
-/* SIGINT: the first sets the flag, the second ends the process (in a rank process it is left to the
- * parent). SIGPIPE is ignored: a closed pipe is an error of the write. */
-shl_code shl_cli_catch_signals(bool is_rank) SHL_MUST_USE;
-const volatile sig_atomic_t *shl_cli_stop_flag(void);
-
-/* libgomp reads its environment when it is loaded, so the program starts itself once more with
- * OMP_NUM_THREADS and its waiting policy set: passive when ranks * threads exceed the cores, a short
- * spin otherwise. What the user has set stays. Returns when nothing is to be done; rank processes
- * have theirs from their parent. Call before any output. */
+/* shl_host_fit_openmp for this command line; nothing in a rank process. Call before any output. */
 shl_code shl_cli_fit_openmp(const shl_cli *cli, int ranks, int threads) SHL_MUST_USE;
-
-/* Cores that this process may use. */
-int shl_cli_cores(void);
 
 #endif

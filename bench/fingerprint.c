@@ -11,6 +11,7 @@
 #include <xxhash.h>
 
 #include "bench/cli.h"
+#include "bench/host.h"
 
 /* The build passes these; a build by hand may not. */
 #ifndef SHL_BUILD_FLAGS
@@ -91,7 +92,7 @@ shl_fingerprint(json_t **out)
     (void)uname(&host);
     read_processor_name(processor, sizeof(processor));
     *out = json_pack("{ss ss? ss si ss ss ss ss? so ss?}", "version", SHL_VERSION, "cpu",
-                     or_null(processor), "arch", host.machine, "cores", shl_cli_cores(), "isa",
+                     or_null(processor), "arch", host.machine, "cores", shl_host_cores(), "isa",
                      isa_name(), "kernel", host.release, "compiler", compiler_name(), "flags",
                      or_null(SHL_BUILD_FLAGS), "libraries", libraries, "commit",
                      or_null(SHL_BUILD_COMMIT));

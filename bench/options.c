@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "bench/cli.h"
+#include "bench/host.h"
 #include "bench/sweep.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/str.h"
@@ -150,7 +150,7 @@ resolve_optim(const shl_run_options *o, shl_optim_config *c)
 static void
 resolve_run(const shl_run_options *o, shl_session_config *c)
 {
-    int by_cores = shl_cli_cores() / c->ranks;
+    int by_cores = shl_host_cores() / c->ranks;
     c->threads = o->threads > 0 ? (int)o->threads : (by_cores > 1 ? by_cores : 1);
     c->device = shl_choices_device[o->device];
     c->as = shl_choices_as[o->as];
@@ -162,7 +162,7 @@ resolve_run(const shl_run_options *o, shl_session_config *c)
     c->save_every = o->save_every;
     c->resume = o->resume;
     c->timeout_ms = (int64_t)(o->timeout_s * 1000.0);
-    c->stop = shl_cli_stop_flag();
+    c->stop = shl_host_stop_flag();
 }
 
 static shl_code
