@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <jansson.h>
 
@@ -43,6 +44,7 @@ shl_output_open(const shl_run_options *o, const shl_cli *cli, shl_output *out)
     SHL_TRY(shl_output_form(o, &out->form));
     out->path = o->out;
     if (o->out) {
+        out->file_is_new = access(o->out, F_OK) != 0;
         out->file = fopen(o->out, "ae");
         if (!out->file) {
             SHL_RAISE(SHL_E_IO, "cannot append to %s", o->out);
@@ -175,6 +177,23 @@ fail:
     return code;
 }
 
+/* What the table leaves unsaid: units, dtypes, and the values that are the same in every row. */
+static void
+add_caption(const shl_output *out, shl_str *text)
+{
+    const shl_run_record *r = &out->rows[0]->record;
+    const shl_engine_config *e = &out->rows[0]->cfg->engine;
+    char params[32];
+    shl_format_count(r->params, params, sizeof(params));
+    shl_str_add(text,
+                "MiB (2^20 bytes) of the worst rank; AG, RS, AR: per rank and step. %s compute, %s "
+                "reduction and moments.\nFirst row: B %lld, T %lld, accumulation %lld, %lld "
+                "threads per rank, %s of %s parameters.\n",
+                shl_dtype_name(e->compute_dtype), shl_dtype_name(e->moment_dtype),
+                (long long)r->batch, (long long)r->seq, (long long)r->accum, (long long)r->threads,
+                r->model, params);
+}
+
 static shl_code
 print_table(const shl_output *out)
 {
@@ -188,6 +207,9 @@ print_table(const shl_output *out)
     }
     shl_code code =
         shl_record_table(fields, n, records, out->n_rows, out->form == SHL_FORM_MD, &text);
+    if (out->form == SHL_FORM_TABLE) {
+        add_caption(out, &text);
+    }
     if (code == SHL_OK) {
         code = shl_cli_print(&text);
     }
@@ -243,7 +265,12 @@ shl_output_close(shl_output *out)
     json_decref(out->argv);
     json_decref(out->all);
     if (out->file) {
+        /* A run that told nothing leaves no empty file behind. */
+        bool empty = ftell(out->file) == 0;
         (void)fclose(out->file);
+        if (out->file_is_new && empty) {
+            (void)unlink(out->path);
+        }
     }
     memset(out, 0, sizeof(*out));
 }

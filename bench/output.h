@@ -30,6 +30,7 @@ typedef struct shl_output {
     bool steps; /* step records are written too */
     FILE *file; /* --out; NULL: none */
     const char *path;
+    bool file_is_new;
     struct json_t *fingerprint, *argv; /* owned, in every run record */
     struct json_t *all;                /* --json: the array so far */
     shl_output_row **rows;

@@ -67,14 +67,14 @@ static const shl_field run_fields[] = {
     RUN("strategy", TEXT, strategy, "strategy", PLAIN, "what is sharded"),
     RUN("layout", TEXT, layout, NULL, PLAIN, "how elements are dealt to ranks"),
     RUN("ranks", INT, ranks, "ranks", PLAIN, "data-parallel ranks"),
-    RUN("threads", INT, threads, NULL, PLAIN, "compute threads per rank"),
+    RUN("threads", INT, threads, "threads", VARIES, "compute threads per rank"),
     RUN("device", TEXT, device, NULL, PLAIN, "device kind"),
-    RUN("batch", INT, batch, NULL, PLAIN, "micro-batch per rank, sequences"),
-    RUN("seq", INT, seq, NULL, PLAIN, "positions per sequence"),
-    RUN("accum", INT, accum, NULL, PLAIN, "micro-steps per step"),
+    RUN("batch", INT, batch, "B", VARIES, "micro-batch per rank, sequences"),
+    RUN("seq", INT, seq, "T", VARIES, "positions per sequence"),
+    RUN("accum", INT, accum, "accum", VARIES, "micro-steps per step"),
     RUN("steps", INT, steps, NULL, PLAIN, "the step number to reach"),
     RUN("steps_done", INT, steps_done, NULL, PLAIN, "steps of this run; fewer after an interrupt"),
-    RUN("seed", INT, seed, NULL, PLAIN, "initial parameters and order of the data"),
+    RUN("seed", INT, seed, "seed", VARIES, "initial parameters and order of the data"),
     RUN("params", INT, params, NULL, PLAIN, "parameters of the model, ties once"),
     RUN("dtypes", JSON, dtypes, NULL, PLAIN, "dtype policy by role"),
     RUN("loss", REAL, loss, "loss", SHORT, "of the last step; null on virtual"),
@@ -116,9 +116,11 @@ static const shl_field run_fields[] = {
     RUN("comm_uniform", BOOL, comm_uniform, NULL, PLAIN, "every step had the same traffic"),
     RUN("tokens_per_s", REAL, tokens_per_s, "tok/s", COUNT, "tokens of a step / median step time"),
     RUN("cpu_ns_per_step", INT, cpu_ns_per_step, NULL, PLAIN, "CPU time of all ranks"),
-    RUN("rss_bytes", INT, rss_bytes, NULL, PLAIN, "largest resident set of a process"),
-    RUN("residual_bytes", INT, residual_bytes, NULL, PLAIN,
-        "rss_bytes - ledger peaks of the ranks in that process: code, libraries, allocators"),
+    RUN("rss_bytes", INT, rss_bytes, NULL, PLAIN,
+        "largest resident set of a process; null on virtual"),
+    RUN("residual_bytes", INT, residual_bytes, "rss-ledger", MIB,
+        "rss_bytes - ledger peaks of the ranks in that process: code, libraries, allocators; null "
+        "on virtual"),
     RUN("time", TEXT, time, NULL, PLAIN, "measured, or predicted by the virtual clock"),
     RUN("param_hash", HASH, param_hash, NULL, PLAIN,
         "sum over elements of mix(name, index, bits): equal for any sharding; null on virtual"),
@@ -218,8 +220,8 @@ shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
     out->comm_uniform = result->comm_uniform;
     out->tokens_per_s = result->tokens_per_s;
     out->cpu_ns_per_step = result->cpu_ns_per_step;
-    out->rss_bytes = result->rss_bytes;
-    out->residual_bytes = result->residual_bytes;
+    out->rss_bytes = result->predicted ? SHL_FIELD_NO_INT : result->rss_bytes;
+    out->residual_bytes = result->predicted ? SHL_FIELD_NO_INT : result->residual_bytes;
     out->time = result->predicted ? "predicted" : "measured";
     out->param_hash = result->param_hash;
     fill_peaks(out, result->tiers);

@@ -28,7 +28,8 @@ typedef enum shl_field_look {
     SHL_LOOK_GIB,   /* bytes as GiB */
     SHL_LOOK_MIB,   /* bytes as MiB */
     SHL_LOOK_COUNT, /* 12.3k */
-    SHL_LOOK_SHORT  /* a real with five digits */
+    SHL_LOOK_SHORT, /* a real with five digits */
+    SHL_LOOK_VARIES /* plain; a column only when the rows differ in it */
 } shl_field_look;
 
 /* Dots in a path make nested objects; rows of one object stand together. */

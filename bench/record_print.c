@@ -181,6 +181,7 @@ spell_number(const shl_field *f, double value, char *dst, size_t dst_bytes)
         shl_strf(dst, dst_bytes, "%.5g", value);
         return;
     case SHL_LOOK_PLAIN:
+    case SHL_LOOK_VARIES:
         shl_strf(dst, dst_bytes, "%.10g", value);
         return;
     }
@@ -214,16 +215,20 @@ spell_cell(const shl_field *f, const void *record, char *dst, size_t dst_bytes)
 static size_t
 column_width(const shl_field *f, const void *const *records, size_t n)
 {
-    char cell[CELL_BYTES];
+    char cell[CELL_BYTES], first[CELL_BYTES] = "";
     size_t width = 0;
-    bool shows = false;
+    bool shows = false, varies = false;
     for (size_t r = 0; f->heading && r < n; r++) {
         spell_cell(f, records[r], cell, sizeof(cell));
         size_t len = strlen(cell);
         width = len > width ? len : width;
         shows = shows || (len > 0 && strcmp(cell, "0.00") != 0);
+        varies = varies || (r > 0 && strcmp(cell, first) != 0);
+        if (r == 0) {
+            memcpy(first, cell, sizeof(first));
+        }
     }
-    if (!shows) {
+    if (!shows || (f->look == SHL_LOOK_VARIES && !varies)) {
         return 0;
     }
     size_t heading = strlen(f->heading);

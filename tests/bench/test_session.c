@@ -243,6 +243,38 @@ test_session_resume_repeats_the_bits(void **state)
     assert_int_equal(shl_heap_live_blocks(), 0);
 }
 
+/* The n-th allocation of the host heap fails: an error comes back, and nothing is left, for every rank
+ * count. Sampled from a printed place. */
+static void
+test_session_failing_heap_is_returned(void **state)
+{
+    SHL_UNUSED(state);
+    int64_t seed = (int64_t)getpid();
+    print_message("sampled from %lld\n", (long long)seed);
+    for (int ranks = 1; ranks <= 2; ranks++) {
+        char dir[128];
+        (void)snprintf(dir, sizeof(dir), "%s/heap-%d", folder, ranks);
+        int failures = 0;
+        for (int64_t n = 1 + seed % 17; n < 20000; n += 17) {
+            shl_session_config c;
+            shl_session_result r;
+            small(&c, SHL_ZERO3, ranks);
+            c.steps = 1;
+            c.ckpt_dir = dir;
+            shl_heap_fail_at(n);
+            shl_code code = shl_session_run(&c, NULL, &r);
+            shl_heap_fail_at(-1);
+            failures += code != SHL_OK;
+            shl_session_result_fini(&r);
+            assert_int_equal(shl_heap_live_blocks(), 0);
+            if (code == SHL_OK) {
+                break;
+            }
+        }
+        assert_true(failures > 5);
+    }
+}
+
 typedef void (*change_fn)(shl_session_config *c);
 static void
 other_seed(shl_session_config *c)
@@ -384,6 +416,7 @@ main(void)
         cmocka_unit_test(test_session_stops_between_steps_with_a_result),
         cmocka_unit_test(test_session_limit_is_an_error_of_every_rank),
         cmocka_unit_test(test_session_resume_repeats_the_bits),
+        cmocka_unit_test(test_session_failing_heap_is_returned),
         cmocka_unit_test(test_session_resume_refuses_another_run),
         cmocka_unit_test(test_session_checks_come_before_anything_opens),
     };
