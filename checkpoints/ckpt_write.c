@@ -54,11 +54,8 @@ shl_ckpt_save_begin(const char *dir, const shl_ckpt_meta *meta, int rank, int wo
 }
 
 static shl_code
-reserve(shl_ckpt_writer *w, int64_t more_bytes)
+reserve_to(shl_ckpt_writer *w, int64_t need)
 {
-    int64_t need = 0;
-    SHL_TRY(shl_h5_end(w->h5, &need));
-    need += more_bytes + MARGIN_BYTES;
     if (need <= w->reserved_bytes) {
         return SHL_OK;
     }
@@ -75,17 +72,29 @@ reserve(shl_ckpt_writer *w, int64_t more_bytes)
 }
 
 static shl_code
+reserve(shl_ckpt_writer *w, int64_t more_bytes)
+{
+    int64_t end = 0;
+    SHL_TRY(shl_h5_end(w->h5, &end));
+    return reserve_to(w, end + more_bytes + MARGIN_BYTES);
+}
+
+/* HDF5 empties the file when it starts and writes at once; that the first bytes fit is tried
+ * before, because it does not recover from a failure there. */
+static shl_code
 make_file(shl_ckpt_writer *w)
 {
     if (w->h5 != NULL) {
         return SHL_OK;
     }
-    SHL_TRY(shl_h5_create(w->path, &w->head, &w->h5));
-    w->file_made = true;
-    w->fd = open(w->path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    w->fd = open(w->path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
     if (w->fd < 0) {
-        return shl_ckpt_io_fail("open", w->path);
+        return shl_ckpt_io_fail("make", w->path);
     }
+    w->file_made = true;
+    SHL_TRY(reserve_to(w, MARGIN_BYTES));
+    w->reserved_bytes = 0;
+    SHL_TRY(shl_h5_create(w->path, &w->head, &w->h5));
     return reserve(w, 0);
 }
 

@@ -153,7 +153,7 @@ create_locked(const char *path, const shl_h5_head *head, shl_h5 *f)
     hid_t fapl = -1;
     bool ok = file_props(&fcpl, &fapl) && object_props(f);
     if (ok) {
-        f->file = H5Fcreate(path, H5F_ACC_EXCL, fcpl, fapl);
+        f->file = H5Fcreate(path, H5F_ACC_TRUNC, fcpl, fapl);
     }
     ok = ok && f->file >= 0;
     for (size_t i = 0; ok && i < SHL_ARRAY_LEN(values); i++) {
