@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <ftw.h>
 #include <stdio.h>
@@ -252,16 +253,16 @@ fake_folder(char path[64])
 static inline int
 fake_count(const char *dir, const char *prefix)
 {
-    char command[256];
-    int n = -1;
-    shl_strf(command, sizeof command, "ls -A '%s' | grep -c '^%s'", dir, prefix);
-    FILE *p = popen(command, "r");
-    if (p == NULL || fscanf(p, "%d", &n) != 1) {
-        n = -1;
+    DIR *list = opendir(dir);
+    int n = 0;
+    if (list == NULL) {
+        return -1;
     }
-    if (p != NULL) {
-        (void)pclose(p);
+    for (struct dirent *e = readdir(list); e != NULL; e = readdir(list)) {
+        bool self = strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0;
+        n += !self && strncmp(e->d_name, prefix, strlen(prefix)) == 0 ? 1 : 0;
     }
+    (void)closedir(list);
     return n;
 }
 

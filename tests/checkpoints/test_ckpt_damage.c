@@ -351,7 +351,7 @@ test_ckpt_damage_manifest_is_parsed_strictly(void **state)
 static void
 test_ckpt_damage_manifest_keeps_what_belongs_to_the_run(void **state)
 {
-    shl_ckpt_meta meta = fake_meta(INT64_MAX, UINT64_MAX, 1);
+    shl_ckpt_meta meta = fake_meta(0, UINT64_MAX, 1);
     shl_ckpt_meta back;
     shl_ckpt_index x;
     shl_ckpt_index y;
@@ -359,6 +359,7 @@ test_ckpt_damage_manifest_keeps_what_belongs_to_the_run(void **state)
     int64_t dims = 3;
     shl_ckpt_fragment f = {0, 0, 0, 3, 1024};
     (void)state;
+    meta.step = INT64_MAX;
     meta.data_sample = INT64_MAX;
     shl_strf(meta.model, sizeof meta.model, "%s", "a \"b\" \\ \n \xc3\xa9");
     shl_strf(meta.config, sizeof meta.config, "%s",
