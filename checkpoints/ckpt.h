@@ -5,14 +5,19 @@
  *
  * On disk, DIR/step-00000010/:
  *   shard-00000-of-00004.h5   /param/<name>/<begin>-<end>, /opt/m/..., /opt/v/...: fp32, 1-dim
- *   manifest.json             format, model, step, run id, tensors, files with sizes and XXH3-128
+ *   manifest.json             format, model, step, run id, tensors, files with sizes and XXH3-128,
+ *                             and for each fragment its file and byte: loading is plain reads
  *   COMMIT                    hash of the manifest: a folder without it is not a checkpoint
- * DIR/latest names the newest committed folder. Everything is written into DIR/.tmp-<step>-<run id>,
- * fsynced, renamed, and `latest` is replaced last.
+ * DIR/latest names the newest committed folder (and holds a hash of that name). Everything is
+ * written into DIR/.tmp-<step>-<run id>, fsynced, renamed, and `latest` is replaced last. One run
+ * at a time saves into a DIR: the temporary folders found there count as left by dead runs.
  *
- * Save: every rank: shl_ckpt_save_begin, _put for each shard, _finish; then (all ranks done) rank 0:
- * shl_ckpt_save_commit with every rank's file record. Load: every rank: shl_ckpt_open, _get for each
- * shard it wants (any world size and split), _close. */
+ * A device without bytes writes nothing: put checks and makes the allocations of the device that it
+ * stands for, finish gives a record of 0 bytes, and the caller calls neither prepare nor commit.
+ *
+ * Save: rank 0: shl_ckpt_save_prepare; every rank: _begin, _put for each shard, _finish; then (all
+ * ranks done) rank 0: _commit with every rank's file record, or _discard if any rank failed. Load:
+ * every rank: shl_ckpt_open, _get for each shard it wants (any world size and split), _close. */
 #ifndef SHL_CKPT_CKPT_H
 #define SHL_CKPT_CKPT_H
 
@@ -25,7 +30,7 @@ typedef struct shl_ckpt_meta {
     int64_t step;        /* updates done */
     int64_t data_sample; /* next sample of the global order */
     uint64_t seed;
-    char config[4096]; /* JSON object of the resolved configuration, for people and for checks */
+    char config[4096]; /* JSON object of the resolved configuration; read back without blanks */
     int world;         /* ranks that saved */
     char strategy[24];
 } shl_ckpt_meta;
@@ -48,17 +53,21 @@ typedef struct shl_ckpt_file {
     uint64_t hash[2]; /* XXH3-128 of the whole file */
 } shl_ckpt_file;
 
-/* Rank 0 only, before the others begin: makes the temporary folder (removing stale ones of dead
- * runs). Errors: SHL_E_IO with the path and the system's reason. */
+/* Rank 0 only, before the others begin: makes DIR and the temporary folder (removing stale ones of
+ * dead runs, and putting back a checkpoint that a killed save had set aside). Errors: SHL_E_IO with
+ * the path and the system's reason. */
 shl_code shl_ckpt_save_prepare(const char *dir, const shl_ckpt_meta *meta) SHL_MUST_USE;
 
 /* This rank's shard file in the temporary folder. Owner: caller, ended by _finish or _abort. */
 shl_code shl_ckpt_save_begin(const char *dir, const shl_ckpt_meta *meta, int rank, int world,
                              shl_ckpt_writer **out) SHL_MUST_USE;
 
-/* Writes this rank's part of a shard: with n_replicas > 1 the range is cut into equal slices and slice
- * `replica` is written, so that every element is written once. Empty ranges are fine. d gives the
- * bytes (staged through tag ckpt when they are not host-visible; straight from memory otherwise). */
+/* Writes this rank's part of an fp32 shard (other types: SHL_E_USAGE): with n_replicas > 1 the range
+ * is cut into equal slices and slice `replica` is written, so that every element is written once.
+ * Empty ranges are fine. The bytes must be complete: the caller has waited for what writes them.
+ * They are taken straight from memory, on an asynchronous device through staging of at most 8 MiB
+ * (host tier, tag ckpt). Errors: SHL_E_IO (disk full: bytes needed and free), SHL_E_OOM; the
+ * writer can only be ended after one. */
 shl_code shl_ckpt_put(shl_ckpt_writer *w, shl_device *d, const shl_shard *shard) SHL_MUST_USE;
 
 /* Closes, fsyncs and hashes the file; *w is gone. On failure the file is removed. */
@@ -75,8 +84,8 @@ shl_code shl_ckpt_save_commit(const char *dir, const shl_ckpt_meta *meta,
 /* Rank 0 only: removes the temporary folder after a failure anywhere. */
 void shl_ckpt_save_discard(const char *dir, const shl_ckpt_meta *meta);
 
-/* Opens DIR (its `latest`) or DIR/step-...: checks COMMIT, manifest hash, file sizes; with verify also
- * every file's hash. Errors: SHL_E_IO missing or unreadable (says what is there), SHL_E_VERIFY
+/* Opens DIR (its `latest`) or DIR/step-...: checks COMMIT, manifest hash, file sizes; with verify
+ * also every file's hash. Errors: SHL_E_IO missing or unreadable (says what is there), SHL_E_VERIFY
  * truncated or altered (names the file, both hashes). Owner: caller. */
 shl_code shl_ckpt_open(const char *path, bool verify, shl_ckpt_reader **out) SHL_MUST_USE;
 void shl_ckpt_close(shl_ckpt_reader **r);

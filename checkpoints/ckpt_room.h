@@ -29,7 +29,7 @@ typedef struct shl_ckpt_fragment {
     int64_t begin, end, offset;
 } shl_ckpt_fragment;
 
-/* Tensors sorted by kind and name; fragments by tensor and begin once shl_ckpt_index_check passed. */
+/* Tensors sorted by kind and name; fragments by tensor and begin once checked. */
 typedef struct shl_ckpt_index {
     int n_tensors, n_files, n_fragments, fragments_cap;
     shl_ckpt_entry *tensors;

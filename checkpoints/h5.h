@@ -23,7 +23,8 @@ typedef struct shl_h5_range {
 
 typedef shl_code (*shl_h5_fn)(void *ctx, const shl_h5_range *range);
 
-/* A new file in the place of what the path names. Owner: caller, ended by _close or _drop. Errors: SHL_E_IO. */
+/* A new file in the place of what the path names. Owner: caller, ended by _close or
+ * _drop. Errors: SHL_E_IO. */
 shl_code shl_h5_create(const char *path, const shl_h5_head *head, shl_h5 **out) SHL_MUST_USE;
 
 /* Makes /<kind>/<name>/<begin>-<end> with its attributes and gives the place of its bytes in the

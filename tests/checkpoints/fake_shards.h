@@ -171,7 +171,7 @@ out:
     return code;
 }
 
-/* A whole save, the ranks one after another; after a failure the folder is as a caller leaves it. */
+/* A whole save, the ranks one after another; after a failure a caller cleans up as here. */
 static inline shl_code
 fake_save(const char *dir, int64_t step, uint64_t salt, int world, const fake_model *m,
           uint64_t cut_seed, shl_device *d)
