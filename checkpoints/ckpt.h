@@ -62,9 +62,9 @@ shl_code shl_ckpt_save_prepare(const char *dir, const shl_ckpt_meta *meta) SHL_M
 shl_code shl_ckpt_save_begin(const char *dir, const shl_ckpt_meta *meta, int rank, int world,
                              shl_ckpt_writer **out) SHL_MUST_USE;
 
-/* Writes this rank's part of an fp32 shard (other types: SHL_E_USAGE): with n_replicas > 1 the range
- * is cut into equal slices and slice `replica` is written, so that every element is written once.
- * Empty ranges are fine. The bytes must be complete: the caller has waited for what writes them.
+/* Writes this rank's part of an fp32 shard (other types: SHL_E_USAGE): with n_replicas > 1 the
+ * range is cut into equal slices and slice `replica` is written, so that every element is written
+ * once. Empty ranges are fine. The bytes must be complete: the caller has waited for their writers.
  * They are taken straight from memory, on an asynchronous device through staging of at most 8 MiB
  * (host tier, tag ckpt). Errors: SHL_E_IO (disk full: bytes needed and free), SHL_E_OOM; the
  * writer can only be ended after one. */
