@@ -56,7 +56,7 @@ plan_rows(const shl_run_points *points, shl_output *output, size_t limit_bytes)
     for (int64_t i = 0; i < points->n; i++) {
         const shl_session_config *cfg = &points->configs[i];
         shl_session_result result = {0};
-        if (*cfg->stop) {
+        if (atomic_load(cfg->stop)) {
             return SHL_RAISE(SHL_E_INTERRUPTED, "interrupted");
         }
         SHL_TRY(shl_session_run(cfg, NULL, &result));

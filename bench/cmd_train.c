@@ -88,7 +88,7 @@ run_rows(const shl_cli *cli, const shl_run_points *points, shl_output *output)
     shl_code worst = SHL_OK;
     for (int64_t i = 0; i < points->n; i++) {
         shl_session_config *cfg = &points->configs[i];
-        if (*cfg->stop) {
+        if (atomic_load(cfg->stop)) {
             return SHL_RAISE(SHL_E_INTERRUPTED, "interrupted");
         }
         shl_code code = run_row(cli, cfg, i, output);

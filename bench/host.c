@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,18 +15,18 @@
 #include "kernels/base/str.h"
 
 /* Written by the signal handler only; nothing else can reach a handler. */
-static volatile sig_atomic_t stop_flag;
+static atomic_int stop_flag; /* rank threads read it, so it is atomic and lock-free */
 static volatile sig_atomic_t stop_is_final;
 
 static void
 on_interrupt(int signum)
 {
-    if (stop_flag && stop_is_final) {
+    if (atomic_load(&stop_flag) && stop_is_final) {
         signal(signum, SIG_DFL);
         raise(signum);
         return;
     }
-    stop_flag = 1;
+    atomic_store(&stop_flag, 1);
 }
 
 shl_code
@@ -43,7 +44,7 @@ shl_host_catch_signals(bool is_rank)
     return SHL_OK;
 }
 
-const volatile sig_atomic_t *
+atomic_int *
 shl_host_stop_flag(void)
 {
     return &stop_flag;

@@ -2,7 +2,7 @@
 #ifndef SHL_BENCH_HOST_H
 #define SHL_BENCH_HOST_H
 
-#include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "kernels/base/err.h"
@@ -10,7 +10,7 @@
 /* SIGINT: the first sets the flag, the second ends the process (in a rank process it is left to the
  * parent). SIGPIPE is ignored: a closed pipe is an error of the write. */
 shl_code shl_host_catch_signals(bool is_rank) SHL_MUST_USE;
-const volatile sig_atomic_t *shl_host_stop_flag(void);
+atomic_int *shl_host_stop_flag(void);
 
 /* libgomp reads its environment when it is loaded, so the program starts itself once more with
  * OMP_NUM_THREADS and its waiting policy set: passive when ranks * threads exceed the cores, a short

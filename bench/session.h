@@ -4,7 +4,7 @@
 #ifndef SHL_BENCH_SESSION_H
 #define SHL_BENCH_SESSION_H
 
-#include <signal.h>
+#include <stdatomic.h>
 
 #include "engines/engine.h"
 #include "models/gpt.h"
@@ -43,7 +43,7 @@ typedef struct shl_session_config {
     double flops_per_s, bytes_per_s; /* virtual clocks; 0: defaults */
     const char *const *rank_argv; /* processes: command of a rank, NULL-terminated, path first; the
                                         session adds "--result-fd=N" */
-    const volatile sig_atomic_t *stop; /* not NULL: a run ends after the step in which it is set */
+    atomic_int *stop;             /* not NULL: a run ends after the step in which it is set */
 } shl_session_config;
 
 /* Who is told what while it runs; each may be NULL. on_step: once per step, by one thread, in order;

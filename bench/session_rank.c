@@ -184,7 +184,7 @@ count_step(shl_session_rank *r)
             SHL_TRY(r->sink->on_step(r->sink->ctx, &report));
         }
     }
-    if (r->cfg->stop && *r->cfg->stop) {
+    if (r->cfg->stop && atomic_load(r->cfg->stop)) {
         code = SHL_RAISE(SHL_E_INTERRUPTED, "interrupted after step %lld", (long long)report.step);
     }
     code = shl_session_agree(r, code, "step");

@@ -64,7 +64,7 @@ test_session_ranks_share_one_global_batch(void **state)
 }
 
 typedef struct row_log {
-    _Atomic int seen[8];
+    atomic_int seen[8];
     int64_t n_valid_calls;
 } row_log;
 
@@ -160,13 +160,15 @@ test_session_failing_listener_ends_every_rank(void **state)
     }
 }
 
-static volatile sig_atomic_t stop;
+static atomic_int stop;
 
 static shl_code
 stop_after_two(void *ctx, const shl_step_report *r)
 {
     SHL_UNUSED(ctx);
-    stop = r->step == 2;
+    if (r->step == 2) {
+        atomic_store(&stop, 1);
+    }
     return SHL_OK;
 }
 
@@ -179,7 +181,7 @@ test_session_stops_between_steps_with_a_result(void **state)
         shl_session_config c;
         shl_session_result r;
         small(&c, SHL_ZERO2, ranks);
-        stop = 0;
+        atomic_store(&stop, 0);
         c.stop = &stop;
         assert_int_equal(shl_session_run(&c, &sink, &r), SHL_E_INTERRUPTED);
         assert_true(r.n_steps >= 2 && r.n_steps <= 3);
