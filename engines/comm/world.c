@@ -168,8 +168,10 @@ shl_shm_world_init(shl_world *w)
                              .size = b->ranks,
                              .lane = SHL_SHM_CONTROL,
                              .timeout_ms = b->timeout_ms};
-    return shl_arena_open(w->base[w->rank], b->range_bytes, ARENA_ALIGN_BYTES, ARENA_STEP_BYTES,
-                          grow_arena, w, &w->arena);
+    SHL_TRY(shl_arena_open(w->base[w->rank], b->range_bytes, ARENA_ALIGN_BYTES, ARENA_STEP_BYTES,
+                           grow_arena, w, &w->arena));
+    shl_arena_share(w->arena);
+    return SHL_OK;
 }
 
 void

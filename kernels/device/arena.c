@@ -22,6 +22,7 @@ struct shl_arena {
     size_t align_bytes;
     size_t step_bytes;
     size_t usable_bytes;
+    bool shared; /* peers read it: see shl_arena_share */
     shl_arena_grow_fn grow;
     void *ctx;
     span *by_place;
@@ -163,6 +164,12 @@ shl_arena_close(shl_arena **a_ptr)
     shl_heap_free(a_ptr);
 }
 
+void
+shl_arena_share(shl_arena *a)
+{
+    a->shared = true;
+}
+
 /* Bytes that a request occupies; 0 when it cannot fit any range. */
 static size_t
 occupied(const shl_arena *a, size_t bytes)
@@ -228,7 +235,7 @@ shl_arena_give(shl_arena *a, void *data, size_t bytes)
     SHL_ASSERT(bytes > 0 && shl_arena_owns(a, data) && a->n_live > 0);
     span s = {(size_t)((char *)data - a->base), occupied(a, bytes)};
     size_t at = place_lower_bound(a, s.offset);
-    if (a->grow != NULL) {
+    if (a->grow != NULL && !a->shared) {
         SHL_POISON(data, s.bytes);
     }
     /* A neighbour that overlaps means a block given twice, or with another size. */

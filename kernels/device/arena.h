@@ -21,6 +21,11 @@ shl_code shl_arena_open(void *base, size_t range_bytes, size_t align_bytes, size
                         shl_arena_grow_fn grow, void *ctx, shl_arena **out) SHL_MUST_USE;
 void shl_arena_close(shl_arena **a);
 
+/* Says that others read the range too: peers of a rank that gave up may still be reading what it has
+ * given back (their result is discarded), so AddressSanitizer is not told that it is gone. Call
+ * right after open. */
+void shl_arena_share(shl_arena *a);
+
 /* Errors: SHL_E_OOM when the range is exhausted or grow failed. bytes > 0. */
 shl_code shl_arena_take(shl_arena *a, size_t bytes, void **out) SHL_MUST_USE;
 /* bytes as taken. */
