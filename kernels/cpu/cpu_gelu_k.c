@@ -12,10 +12,10 @@ static inline void
 gelu_half(vd x, vd *r, vd *n)
 {
     const double magic = 6755399441055744.0; /* 1.5 * 2^52 */
-    vd z = x * (x * x * GELU_B + GELU_A);
-    vd rounded = (z * -1.4426950408889634 + magic) - magic;
-    *r = -z - rounded * 0.69314718055994531;
-    *n = rounded;
+    vd minus_z = x * vd_fma(x * x, vd_dup(-GELU_B), vd_dup(-GELU_A));
+    vd t = vd_fma(minus_z, vd_dup(1.4426950408889634), vd_dup(magic));
+    *n = t - magic;
+    *r = vd_fma(*n, vd_dup(-0.69314718055994531), minus_z);
 }
 
 static inline vf

@@ -22,8 +22,6 @@
     {                                                                                              \
         x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x                                             \
     }
-#define V_LOW 0, 1, 2, 3, 4, 5, 6, 7
-#define V_HIGH 8, 9, 10, 11, 12, 13, 14, 15
 #define VD_DUP(x)                                                                                  \
     {                                                                                              \
         x, x, x, x, x, x, x, x                                                                     \
@@ -34,8 +32,6 @@
     {                                                                                              \
         x, x, x, x, x, x, x, x                                                                     \
     }
-#define V_LOW 0, 1, 2, 3
-#define V_HIGH 4, 5, 6, 7
 #define VD_DUP(x)                                                                                  \
     {                                                                                              \
         x, x, x, x                                                                                 \
@@ -46,12 +42,12 @@
     {                                                                                              \
         x, x, x, x                                                                                 \
     }
-#define V_LOW 0, 1
-#define V_HIGH 2, 3
 #define VD_DUP(x)                                                                                  \
     {                                                                                              \
         x, x                                                                                       \
     }
+#define V_LOW 0, 1
+#define V_HIGH 2, 3
 #endif
 
 typedef float vf __attribute__((vector_size(4 * VL)));
@@ -134,6 +130,18 @@ vfma(vf a, vf b, vf c)
 #endif
 }
 
+static inline vd
+vd_fma(vd a, vd b, vd c)
+{
+#if defined(__AVX512F__)
+    return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__)
+    return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+    return a * b + c;
+#endif
+}
+
 /* max, min: where either is NaN the second argument. */
 static inline vf
 vmax(vf a, vf b)
@@ -205,26 +213,47 @@ vmax_lane(vf v)
     return best;
 }
 
+/* Lower and upper half as doubles, and back; gcc 12 turns the generic conversions of AVX vectors into
+ * twice the instructions. */
 static inline vd
 vd_low(vf v)
 {
+#if defined(__AVX512F__)
+    return (vd)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+#elif defined(__AVX2__)
+    return (vd)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+#else
     vfh h = __builtin_shufflevector(v, v, V_LOW);
     return __builtin_convertvector(h, vd);
+#endif
 }
 
 static inline vd
 vd_high(vf v)
 {
+#if defined(__AVX512F__)
+    return (vd)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif defined(__AVX2__)
+    return (vd)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#else
     vfh h = __builtin_shufflevector(v, v, V_HIGH);
     return __builtin_convertvector(h, vd);
+#endif
 }
 
 static inline vf
 vd_join(vd low, vd high)
 {
+#if defined(__AVX512F__)
+    __m512 first = _mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)low));
+    return (vf)_mm512_insertf32x8(first, _mm512_cvtpd_ps((__m512d)high), 1);
+#elif defined(__AVX2__)
+    return (vf)_mm256_set_m128(_mm256_cvtpd_ps((__m256d)high), _mm256_cvtpd_ps((__m256d)low));
+#else
     vfh a = __builtin_convertvector(low, vfh);
     vfh b = __builtin_convertvector(high, vfh);
     return __builtin_shufflevector(a, b, V_LOW, V_HIGH);
+#endif
 }
 
 #define EXP_MAGIC 12582912.0f /* 1.5 * 2^23: its low mantissa bits hold a rounded integer */

@@ -58,19 +58,58 @@ SHL_K(shl_cpu_norm_max)(shl_stream *s, const void *args, void *work)
 }
 
 /* Rounding by adding a magic number: 1.5 * 2^84 leaves multiples of 2^32 in the low bits, 1.5 * 2^52
- * whole numbers; ties go to even in both, and together. */
+ * whole numbers; ties go to even in both, and together. The sums keep the magic number's own bits,
+ * modulo 2^64, until the end of a block. */
 #define MAGIC_HIGH 2.9014219670751100192391e25
 #define MAGIC_LOW 6755399441055744.0
 
-static inline void
-quanta(vd x, vd scale, vl *high, vl *low)
+static int64_t
+bits_of(double x)
 {
-    vd magic_high = vd_dup(MAGIC_HIGH), magic_low = vd_dup(MAGIC_LOW);
-    vd t = x * x * scale;
-    vd h = t + magic_high;
-    vd l = (t - (h - magic_high)) + magic_low;
-    *high += (vl)h - (vl)magic_high;
-    *low += (vl)l - (vl)magic_low;
+    int64_t bits = 0;
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
+static inline void
+quanta_low(vd x, vd scale, vl *low)
+{
+    *low += (vl)(x * scale * x + MAGIC_LOW);
+}
+
+static inline void
+quanta_both(vd x, vd scale, vl *high, vl *low)
+{
+    vd t = x * scale * x;
+    vd h = t + MAGIC_HIGH;
+    *high += (vl)h;
+    *low += (vl)((t - (h - MAGIC_HIGH)) + MAGIC_LOW);
+}
+
+/* Takes `terms` magic numbers out of each lane and adds the lanes. */
+static i128
+lanes_sum(vl v, double magic, int64_t terms)
+{
+    i128 sum = 0;
+    for (int j = 0; j < VL / 2; j++) {
+        sum += (int64_t)((uint64_t)v[j] - (uint64_t)bits_of(magic) * (uint64_t)terms);
+    }
+    return sum;
+}
+
+/* At most BLOCK elements whose squares stay below 2^51 quanta. */
+static i128
+small_sum(const float *x, int64_t n, double scale)
+{
+    vl low[2] = {{0}};
+    vd vscale = vd_dup(scale);
+    int64_t turns = shl_ceil_div(n, VL);
+    for (int64_t i = 0; i < n; i += VL) {
+        vf v = i + VL <= n ? vload(x + i) : vload_n(x + i, n - i);
+        quanta_low(vd_low(v), vscale, &low[0]);
+        quanta_low(vd_high(v), vscale, &low[1]);
+    }
+    return lanes_sum(low[0] + low[1], MAGIC_LOW, 2 * turns);
 }
 
 /* At most BLOCK elements whose squares stay below 2^83 quanta. */
@@ -79,17 +118,14 @@ block_sum(const float *x, int64_t n, double scale)
 {
     vl high = {0}, low = {0};
     vd vscale = vd_dup(scale);
+    int64_t turns = shl_ceil_div(n, VL);
     for (int64_t i = 0; i < n; i += VL) {
         vf v = i + VL <= n ? vload(x + i) : vload_n(x + i, n - i);
-        quanta(vd_low(v), vscale, &high, &low);
-        quanta(vd_high(v), vscale, &high, &low);
+        quanta_both(vd_low(v), vscale, &high, &low);
+        quanta_both(vd_high(v), vscale, &high, &low);
     }
-    i128 sum_high = 0, sum_low = 0;
-    for (int j = 0; j < VL / 2; j++) {
-        sum_high += high[j];
-        sum_low += low[j];
-    }
-    return sum_high * ((i128)1 << 32) + sum_low;
+    i128 sum_high = lanes_sum(high, MAGIC_HIGH, 2 * turns);
+    return sum_high * ((i128)1 << 32) + lanes_sum(low, MAGIC_LOW, 2 * turns);
 }
 
 /* Any finite element; squares of 2^126 quanta and more count as that. */
@@ -107,16 +143,34 @@ slow_sum(const float *x, int64_t n, double scale)
     return sum;
 }
 
-/* Bits of the smallest |x| that block_sum cannot take: x^2 = 2^(83 + quantum). */
+/* Bits of the largest power of two whose square stays within 2^log2 quanta. */
 static int32_t
-fast_limit_bits(int quantum_log2)
+limit_bits(int log2, int quantum_log2)
 {
-    int twice = 83 + quantum_log2;
+    int twice = log2 + quantum_log2;
     int e = twice >= 0 ? twice / 2 : -((-twice + 1) / 2);
     if (e > 127) {
         return 0x7f800000;
     }
     return e < -126 ? 0 : (e + 127) << 23;
+}
+
+static i128
+range_sum(const float *x, int64_t n, int quantum_log2)
+{
+    double scale = ldexp(1.0, -quantum_log2);
+    int32_t small = limit_bits(51, quantum_log2), fast = limit_bits(83, quantum_log2);
+    i128 sum = 0;
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        int64_t m = n - i < BLOCK ? n - i : BLOCK;
+        int32_t top = max_bits(x + i, m);
+        if (top < small) {
+            sum += small_sum(x + i, m, scale);
+        } else {
+            sum += top < fast ? block_sum(x + i, m, scale) : slow_sum(x + i, m, scale);
+        }
+    }
+    return sum;
 }
 
 shl_code
@@ -130,21 +184,13 @@ SHL_K(shl_cpu_norm_sum)(shl_stream *s, const void *args, void *work)
     if (n == 0) {
         return SHL_OK;
     }
-    double scale = ldexp(1.0, -a->quantum_log2);
-    int32_t limit = fast_limit_bits(a->quantum_log2);
     int parts = 1;
     int64_t part = part_elems(s, n, &parts);
     i128 sums[MAX_PARTS];
     SHL_PARALLEL_FOR(parts)
     for (int p = 0; p < parts; p++) {
-        int64_t end = (p + 1) * part < n ? (p + 1) * part : n;
-        i128 sum = 0;
-        for (int64_t i = p * part; i < end; i += BLOCK) {
-            int64_t m = end - i < BLOCK ? end - i : BLOCK;
-            bool fast = max_bits(x + i, m) < limit;
-            sum += fast ? block_sum(x + i, m, scale) : slow_sum(x + i, m, scale);
-        }
-        sums[p] = sum;
+        int64_t begin = p * part;
+        sums[p] = range_sum(x + begin, n - begin < part ? n - begin : part, a->quantum_log2);
     }
     i128 total = 0;
     memcpy(&total, a->out_sum.data, sizeof(total));
