@@ -53,7 +53,7 @@
 typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef double vd __attribute__((vector_size(4 * VL))); /* half as many lanes */
-typedef int64_t vl __attribute__((vector_size(4 * VL)));
+typedef uint64_t vl __attribute__((vector_size(4 * VL)));
 typedef float vfh __attribute__((vector_size(2 * VL)));
 typedef float vf_any __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 

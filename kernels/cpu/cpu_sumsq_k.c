@@ -63,10 +63,10 @@ SHL_K(shl_cpu_norm_max)(shl_stream *s, const void *args, void *work)
 #define MAGIC_HIGH 2.9014219670751100192391e25
 #define MAGIC_LOW 6755399441055744.0
 
-static int64_t
+static uint64_t
 bits_of(double x)
 {
-    int64_t bits = 0;
+    uint64_t bits = 0;
     memcpy(&bits, &x, sizeof(bits));
     return bits;
 }
@@ -92,7 +92,7 @@ lanes_sum(vl v, double magic, int64_t terms)
 {
     i128 sum = 0;
     for (int j = 0; j < VL / 2; j++) {
-        sum += (int64_t)((uint64_t)v[j] - (uint64_t)bits_of(magic) * (uint64_t)terms);
+        sum += (int64_t)(v[j] - bits_of(magic) * (uint64_t)terms);
     }
     return sum;
 }

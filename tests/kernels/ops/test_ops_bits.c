@@ -14,16 +14,18 @@
 #include "kernels/base/heap.h"
 #include "kernels/base/rng.h"
 #include "kernels/cpu/cpu_table.h"
+#include "kernels/device/sanitize.h"
 #include "kernels/ops/op_cases.h"
 
 #define SEED 31u
 
 __extension__ typedef __int128 i128;
 
+/* One thread under ThreadSanitizer, which does not know the threads of libgomp. */
 static shl_device *
 open_cpu(int threads, const char *isa)
 {
-    shl_device_config cfg = {.kind = "cpu", .threads = threads};
+    shl_device_config cfg = {.kind = "cpu", .threads = SHL_TSAN ? 1 : threads};
     shl_device *d = NULL;
     assert_int_equal(shl_device_open(&cfg, &d), SHL_OK);
     d->op_table = shl_cpu_op_table_isa(isa);

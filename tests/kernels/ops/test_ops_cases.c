@@ -11,14 +11,17 @@
 
 #include "kernels/base/heap.h"
 #include "kernels/cpu/cpu_table.h"
+#include "kernels/device/sanitize.h"
 #include "kernels/ops/op_cases.h"
 
 #define SEED 20240917u
 
+/* One thread under ThreadSanitizer, which does not know the threads of libgomp. */
 static shl_device *
 open_device(const char *kind, const char *stands_for, int threads)
 {
-    shl_device_config cfg = {.kind = kind, .stands_for = stands_for, .threads = threads};
+    shl_device_config cfg = {
+        .kind = kind, .stands_for = stands_for, .threads = SHL_TSAN ? 1 : threads};
     shl_device *d = NULL;
     assert_int_equal(shl_device_open(&cfg, &d), SHL_OK);
     return d;
