@@ -322,7 +322,6 @@ write_by_tag(const shl_figure_data *d, const shl_figure_choice *choice)
     int n = latest_runs(d, model, ranks, &s, rows);
     SHL_ASSERT(n > 0);
     shl_str data = {0}, vars = {0};
-    bool used[SHL_TAG_COUNT] = {false};
     int64_t largest = 1;
     shl_str_add(&data, "# strategy total");
     for (int tag = 0; tag < SHL_TAG_COUNT; tag++) {
@@ -335,7 +334,6 @@ write_by_tag(const shl_figure_data *d, const shl_figure_choice *choice)
         largest = rows[i]->peak_bytes > largest ? rows[i]->peak_bytes : largest;
         for (int tag = 0; tag < SHL_TAG_COUNT; tag++) {
             shl_str_add(&data, " %" PRId64, rows[i]->at_peak_bytes[tag]);
-            used[tag] = used[tag] || rows[i]->at_peak_bytes[tag] > 0;
         }
     }
     shl_str_add(&data, "\n");
@@ -345,7 +343,11 @@ write_by_tag(const shl_figure_data *d, const shl_figure_choice *choice)
     add_units(&vars, largest, choice->limit_bytes);
     shl_str_add(&vars, "used = \"");
     for (int tag = 0; tag < SHL_TAG_COUNT; tag++) {
-        if (used[tag]) {
+        bool visible = false;
+        for (int i = 0; i < n; i++) {
+            visible = visible || (double)rows[i]->at_peak_bytes[tag] >= 1e-3 * (double)largest;
+        }
+        if (visible) {
             shl_str_add(&vars, "%d ", tag + 1);
         }
     }
@@ -397,8 +399,7 @@ write_vs_ranks(const shl_figure_data *d, const shl_figure_choice *choice)
             high = row->ranks > high ? row->ranks : high;
             largest = row->peak_bytes > largest ? row->peak_bytes : largest;
             smallest = row->peak_bytes < smallest ? row->peak_bytes : smallest;
-            bool first = row->ranks < low ||
-                         (row->ranks == low && guide && row->peak_bytes > guide->peak_bytes);
+            bool first = row->ranks < low;
             guide = first ? row : guide;
             low = first ? row->ranks : low;
         }
