@@ -104,8 +104,13 @@ small_sum(const float *x, int64_t n, double scale)
     vl low[2] = {{0}};
     vd vscale = vd_dup(scale);
     int64_t turns = shl_ceil_div(n, VL);
-    for (int64_t i = 0; i < n; i += VL) {
-        vf v = i + VL <= n ? vload(x + i) : vload_n(x + i, n - i);
+    int64_t full = n / VL * VL;
+    for (int64_t i = 0; i < full; i += VL) {
+        quanta_low(vd_low(vload(x + i)), vscale, &low[0]);
+        quanta_low(vd_high(vload(x + i)), vscale, &low[1]);
+    }
+    if (full < n) {
+        vf v = vload_n(x + full, n - full);
         quanta_low(vd_low(v), vscale, &low[0]);
         quanta_low(vd_high(v), vscale, &low[1]);
     }
@@ -119,8 +124,13 @@ block_sum(const float *x, int64_t n, double scale)
     vl high = {0}, low = {0};
     vd vscale = vd_dup(scale);
     int64_t turns = shl_ceil_div(n, VL);
-    for (int64_t i = 0; i < n; i += VL) {
-        vf v = i + VL <= n ? vload(x + i) : vload_n(x + i, n - i);
+    int64_t full = n / VL * VL;
+    for (int64_t i = 0; i < full; i += VL) {
+        quanta_both(vd_low(vload(x + i)), vscale, &high, &low);
+        quanta_both(vd_high(vload(x + i)), vscale, &high, &low);
+    }
+    if (full < n) {
+        vf v = vload_n(x + full, n - full);
         quanta_both(vd_low(v), vscale, &high, &low);
         quanta_both(vd_high(v), vscale, &high, &low);
     }
