@@ -79,7 +79,8 @@ shl_code shl_op_gelu_backward(shl_stream *s, const shl_gelu_args *a) SHL_MUST_US
 
 /* y[R,C] = wte[token] (+ wpe[position], position = row mod T, when wpe has data). backward: dwte,
  * dwpe get the sums of their rows in row order (repeated tokens: deterministic), every untouched
- * row is zeroed unless accumulate. tokens: i32 [R] in host-visible memory of the device. */
+ * row is zeroed unless accumulate. tokens: i32 [R] in host-visible memory of the device. Errors:
+ * SHL_E_CONFIG for a token outside the vocabulary; nothing is written then. */
 typedef struct shl_embedding_args {
     shl_tensor tokens, wte, wpe, y;
     shl_tensor dy, dwte, dwpe;
@@ -124,7 +125,8 @@ shl_code shl_op_scale(shl_stream *s, const shl_scale_args *a) SHL_MUST_USE;
 /* Fused softmax cross-entropy, in place: logits[R,V] become dlogits = (softmax - onehot) * dloss
  * (rows with target SHL_IGNORE_INDEX: zero). loss_sum: one f64 in device memory; the sum over
  * valid rows of (lse - logit[target]), rows added in order in double, is ADDED to it. Stable at
- * large logits. targets: i32 [R]. want_grad false leaves the logits unspecified. */
+ * large logits. targets: i32 [R]. want_grad false leaves the logits unspecified. Errors:
+ * SHL_E_CONFIG for a target outside the vocabulary; nothing is written then. */
 typedef struct shl_cross_entropy_args {
     shl_tensor logits, targets;
     shl_tensor loss_sum; /* f64 [1] */
@@ -150,7 +152,8 @@ shl_code shl_op_adamw(shl_stream *s, const shl_adamw_args *a) SHL_MUST_USE;
  *   max |x| (inf and NaN give larger patterns and so win);
  * norm_sum: each x*x (exact in double) is rounded to an integer multiple of 2^quantum_log2 and the
  *   integers are added to the 128-bit little-endian integer out_sum (SHL_I64 [2] in device memory).
- *   Sums of any partition, in any order, are the same integer. */
+ *   Sums of any partition, in any order, are the same integer. quantum_log2 in [-700, 700]; a square
+ *   of 2^126 quanta or more counts as that many, NaN as none (norm_max has told of both). */
 typedef struct shl_norm_args {
     shl_tensor x;
     shl_tensor out_max; /* i32 [1] */
