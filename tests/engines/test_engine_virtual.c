@@ -93,7 +93,7 @@ test_engine_virtual_equals_cpu(void **state)
         for (size_t w = 0; w < SHL_ARRAY_LEN(worlds); ++w) {
             for (int variant = 0; variant < 128; ++variant) {
                 uint64_t draw = shl_rng_u64(seed, (uint64_t)s, w * 128u + (uint64_t)variant);
-                if ((!all && draw % 64 != 0) || (variant >> 4) % 4 == 3 ||
+                if ((!all && draw % 24 != 0) || (variant >> 4) % 4 == 3 ||
                     ((variant >> 2) & 3) == 3) {
                     continue;
                 }
