@@ -126,7 +126,7 @@ upload_inputs(shl_engine *e, const int32_t *tokens, const int32_t *targets)
 }
 
 static shl_code
-forward(shl_engine *e, const int32_t *tokens, const int32_t *targets)
+forward(shl_engine *e, const int32_t *tokens, const int32_t *targets, bool want_grad)
 {
     int64_t rows = e->config.batch * e->config.seq;
     shl_ledger_set_mark(e->device->ledger, SHL_MARK_FORWARD);
@@ -143,7 +143,7 @@ forward(shl_engine *e, const int32_t *tokens, const int32_t *targets)
                        .targets = shl_tensor_1d(e->targets.data, SHL_I32, rows),
                        .loss_sum = shl_tensor_1d(e->loss_sum.data, SHL_F64, 1),
                        .dloss = (float)e->dloss,
-                       .want_grad = true};
+                       .want_grad = want_grad};
     return shl_model_forward(e->model, &e->run);
 }
 
@@ -152,8 +152,30 @@ shl_engine_forward(shl_engine *e, const int32_t *tokens, const int32_t *targets)
 {
     int64_t start = now(e);
     SHL_ASSERT(e->micro < e->config.accum);
-    SHL_TRY(give_up(e, forward(e, tokens, targets), "forward"));
+    SHL_TRY(give_up(e, forward(e, tokens, targets, true), "forward"));
     e->report.forward_ns += now(e) - start;
+    return SHL_OK;
+}
+
+static shl_code
+eval(shl_engine *e, const int32_t *tokens, const int32_t *targets, double *loss_sum)
+{
+    SHL_TRY(shl_device_fill(e->device, e->loss_sum.data, 0, sizeof(double), NULL));
+    SHL_TRY(forward(e, tokens, targets, false));
+    e->ops->end_eval(e);
+    SHL_TRY(shl_device_sync(e->device));
+    return shl_device_download(e->device, loss_sum, e->loss_sum.data, sizeof(*loss_sum));
+}
+
+shl_code
+shl_engine_eval(shl_engine *e, const int32_t *tokens, const int32_t *targets, double *loss_sum)
+{
+    shl_mark mark = shl_ledger_get_mark(e->device->ledger);
+    *loss_sum = 0.0;
+    SHL_ASSERT(e->micro == 0 || e->micro == e->config.accum);
+    e->micro = 0;
+    SHL_TRY(give_up(e, eval(e, tokens, targets, loss_sum), "eval"));
+    shl_ledger_set_mark(e->device->ledger, mark);
     return SHL_OK;
 }
 

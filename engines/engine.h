@@ -4,7 +4,8 @@
  * devices and communicators. Engines name no model kind.
  *
  * All calls of one engine come from its rank's own thread. COLLECTIVE: every rank of the mesh calls
- * open, begin_step, forward, backward, end_step, visit_state(WRITE) and close in the same order. */
+ * open, begin_step, forward, backward, end_step, eval, visit_state(WRITE) and close in the same
+ * order. */
 #ifndef SHL_ENGINES_ENGINE_H
 #define SHL_ENGINES_ENGINE_H
 
@@ -59,6 +60,7 @@ typedef struct shl_engine_ops {
     shl_code (*begin_micro)(shl_engine *e, bool first, bool last);
     shl_code (*begin_backward)(shl_engine *e);
     shl_code (*end_micro)(shl_engine *e); /* after backward */
+    void (*end_eval)(shl_engine *e); /* after a forward without one: drops what it would need */
     shl_code (*end_step)(shl_engine *e, shl_step_report *r);
     shl_code (*visit_state)(shl_engine *e, shl_visit_mode mode, shl_state_visitor v, void *ctx);
     shl_code (*param_hash)(shl_engine *e, uint64_t *sum); /* this rank's part, mod 2^64 */
@@ -102,6 +104,11 @@ shl_code shl_engine_begin_step(shl_engine *e, int64_t global_valid) SHL_MUST_USE
 shl_code shl_engine_forward(shl_engine *e, const int32_t *tokens,
                             const int32_t *targets) SHL_MUST_USE;
 shl_code shl_engine_backward(shl_engine *e) SHL_MUST_USE;
+
+/* Forward only, between steps: *loss_sum is the sum of the losses of this rank's targets (0 on a device
+ * without data). Changes neither parameters nor the state of the optimizer. COLLECTIVE. */
+shl_code shl_engine_eval(shl_engine *e, const int32_t *tokens, const int32_t *targets,
+                         double *loss_sum) SHL_MUST_USE;
 
 /* After config.accum forward/backward pairs: finish reductions, norm, clip, update, make parameters
  * ready again. */

@@ -153,6 +153,15 @@ shl_gatherer_acquire(shl_gatherer *g, int group)
     return SHL_OK;
 }
 
+static void
+drop(shl_gatherer *g, shl_gather_group *group)
+{
+    unbind(g, group);
+    /* The next owner of the address is behind this point of the compute stream. */
+    shl_device_free(g->st->engine->device, &group->slot);
+    group->at = SHL_GATHER_NONE;
+}
+
 void
 shl_gatherer_release(shl_gatherer *g, int group)
 {
@@ -162,8 +171,16 @@ shl_gatherer_release(shl_gatherer *g, int group)
     if (own->uses_left > 0 || (own->keep && !g->in_backward)) {
         return;
     }
-    unbind(g, own);
-    /* The next owner of the address is behind this point of the compute stream. */
-    shl_device_free(g->st->engine->device, &own->slot);
-    own->at = SHL_GATHER_NONE;
+    drop(g, own);
+}
+
+void
+shl_gatherer_drop_kept(shl_gatherer *g)
+{
+    for (int i = 0; i < g->n_groups; ++i) {
+        SHL_ASSERT(g->groups[i].at != SHL_GATHER_FLYING);
+        if (g->groups[i].at == SHL_GATHER_READY) {
+            drop(g, &g->groups[i]);
+        }
+    }
 }

@@ -47,4 +47,7 @@ shl_code shl_gatherer_acquire(shl_gatherer *g, int group) SHL_MUST_USE;
  * backward. Local. */
 void shl_gatherer_release(shl_gatherer *g, int group);
 
+/* After a forward that no backward follows: frees the slots that were kept for it. Local. */
+void shl_gatherer_drop_kept(shl_gatherer *g);
+
 #endif

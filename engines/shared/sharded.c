@@ -169,6 +169,13 @@ shl_sharded_end_micro(shl_engine *e)
     return shl_reducer_flush(&s->reducer);
 }
 
+void
+shl_sharded_end_eval(shl_engine *e)
+{
+    shl_sharded *s = e->impl;
+    shl_gatherer_drop_kept(&s->gatherer);
+}
+
 shl_code
 shl_sharded_end_step(shl_engine *e, shl_step_report *r)
 {

@@ -50,6 +50,7 @@ void shl_sharded_detach(shl_engine *e);
 shl_code shl_sharded_begin_micro(shl_engine *e, bool first, bool last) SHL_MUST_USE;
 shl_code shl_sharded_begin_backward(shl_engine *e) SHL_MUST_USE;
 shl_code shl_sharded_end_micro(shl_engine *e) SHL_MUST_USE;
+void shl_sharded_end_eval(shl_engine *e);
 shl_code shl_sharded_end_step(shl_engine *e, shl_step_report *r) SHL_MUST_USE;
 shl_code shl_sharded_visit(shl_engine *e, shl_visit_mode mode, shl_state_visitor v,
                            void *ctx) SHL_MUST_USE;

@@ -118,6 +118,12 @@ end_micro(shl_engine *e)
     return shl_reducer_flush(&z->reducer);
 }
 
+static void
+end_eval(shl_engine *e)
+{
+    SHL_UNUSED(e); /* a forward leaves nothing */
+}
+
 /* Each bucket's gather runs behind its update, beside the next bucket's update. */
 static shl_code
 end_step(shl_engine *e, shl_step_report *r)
@@ -191,6 +197,7 @@ const shl_engine_ops shl_zero_bucketed_engine = {.name = "zero-bucketed",
                                                  .begin_micro = begin_micro,
                                                  .begin_backward = begin_backward,
                                                  .end_micro = end_micro,
+                                                 .end_eval = end_eval,
                                                  .end_step = end_step,
                                                  .visit_state = visit_state,
                                                  .param_hash = param_hash,
