@@ -1,0 +1,317 @@
+/* engines/api: options as a JSON object, both ways. The keys are those of the program's records, so
+ * that what one of them writes the other reads. */
+#include <stddef.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "engines/api/lab.h"
+#include "kernels/base/str.h"
+
+typedef enum key_type {
+    KEY_INT,
+    KEY_SEED,
+    KEY_REAL,
+    KEY_TEXT,
+    KEY_BYTES,
+    KEY_FLAG,
+    KEY_PAIR
+} key_type;
+
+typedef struct json_key {
+    const char *group; /* "" is the top */
+    const char *name;
+    key_type type;
+    size_t offset;
+} json_key;
+
+#define AT(field) offsetof(shl_lab_options, field)
+
+static const json_key keys[] = {
+    {"", "model", KEY_TEXT, AT(model)},
+    {"shape", "layers", KEY_INT, AT(layers)},
+    {"shape", "width", KEY_INT, AT(width)},
+    {"shape", "heads", KEY_INT, AT(heads)},
+    {"shape", "vocab", KEY_INT, AT(vocab)},
+    {"shape", "context", KEY_INT, AT(context)},
+    {"shape", "inner", KEY_INT, AT(inner)},
+    {"shape", "ln-eps", KEY_REAL, AT(ln_eps)},
+    {"shape", "tied", KEY_INT, AT(tied)},
+    {"", "strategy", KEY_TEXT, AT(strategy)},
+    {"", "reduce-every", KEY_TEXT, AT(reduce_every)},
+    {"", "bucket", KEY_INT, AT(bucket_elems)},
+    {"", "prefetch", KEY_INT, AT(prefetch)},
+    {"", "batch", KEY_INT, AT(batch)},
+    {"", "seq", KEY_INT, AT(seq)},
+    {"", "accum", KEY_INT, AT(accum)},
+    {"", "seed", KEY_SEED, AT(seed)},
+    {"optim", "optimizer", KEY_TEXT, AT(optimizer)},
+    {"optim", "lr", KEY_REAL, AT(lr)},
+    {"optim", "betas", KEY_PAIR, AT(beta1)},
+    {"optim", "eps", KEY_REAL, AT(eps)},
+    {"optim", "weight-decay", KEY_REAL, AT(weight_decay)},
+    {"optim", "clip", KEY_REAL, AT(clip)},
+    {"optim", "schedule", KEY_TEXT, AT(schedule)},
+    {"optim", "schedule-steps", KEY_INT, AT(schedule_steps)},
+    {"optim", "warmup", KEY_INT, AT(warmup)},
+    {"optim", "min-lr-ratio", KEY_REAL, AT(min_lr_ratio)},
+    {"", "device", KEY_TEXT, AT(device)},
+    {"", "as", KEY_TEXT, AT(stands_for)},
+    {"", "ranks", KEY_INT, AT(ranks)},
+    {"", "rank", KEY_INT, AT(rank)},
+    {"", "threads", KEY_INT, AT(threads)},
+    {"", "device-memory", KEY_BYTES, AT(device_memory_bytes)},
+    {"", "timeout-ms", KEY_INT, AT(timeout_ms)},
+    {"", "alpha-ns", KEY_INT, AT(alpha_ns)},
+    {"", "wire-bytes-per-s", KEY_REAL, AT(wire_bytes_per_s)},
+    {"", "sim-sleep", KEY_FLAG, AT(sim_sleep)},
+    {"", "flops-per-s", KEY_REAL, AT(flops_per_s)},
+    {"", "bytes-per-s", KEY_REAL, AT(bytes_per_s)},
+};
+_Static_assert(AT(beta2) == AT(beta1) + sizeof(double), "a pair is two doubles side by side");
+
+/* Where a key stands in the text: the parser does not keep it. The first "key" with a colon behind it;
+ * 0 when an escaped spelling hides it. */
+static void
+locate(const char *text, const char *key, int *line, int *column)
+{
+    size_t len = strlen(key);
+    int at_line = 1;
+    const char *line_start = text;
+    *line = *column = 0;
+    for (const char *p = text; *p; p++) {
+        if (*p == '\n') {
+            at_line++;
+            line_start = p + 1;
+        }
+        if (*p != '"' || strncmp(p + 1, key, len) != 0 || p[1 + len] != '"') {
+            continue;
+        }
+        const char *behind = p + 2 + len;
+        behind += strspn(behind, " \t\r\n");
+        if (*behind == ':') {
+            *line = at_line;
+            *column = (int)(p - line_start) + 1;
+            return;
+        }
+    }
+}
+
+static const json_key *
+find_key(const char *group, const char *name)
+{
+    for (size_t i = 0; i < SHL_ARRAY_LEN(keys); i++) {
+        if (strcmp(keys[i].group, group) == 0 && strcmp(keys[i].name, name) == 0) {
+            return &keys[i];
+        }
+    }
+    return NULL;
+}
+
+static shl_code
+raise_unknown(const char *text, const char *group, const char *name)
+{
+    const char *names[SHL_ARRAY_LEN(keys) + 2];
+    const char *elsewhere = NULL;
+    size_t n = 0;
+    int line = 0, column = 0;
+    for (size_t i = 0; i < SHL_ARRAY_LEN(keys); i++) {
+        if (strcmp(keys[i].group, group) == 0) {
+            names[n++] = keys[i].name;
+        } else if (strcmp(keys[i].name, name) == 0) {
+            elsewhere = keys[i].group;
+        }
+    }
+    if (!group[0]) {
+        names[n++] = "shape";
+        names[n++] = "optim";
+    }
+    locate(text, name, &line, &column);
+    SHL_RAISE(SHL_E_USAGE, "unknown key \"%s\"%s%s%s", name, group[0] ? " in \"" : "", group,
+              group[0] ? "\"" : "");
+    shl_err_because("line %d, column %d", line, column);
+    const char *near = shl_nearest(name, names, n);
+    if (elsewhere) {
+        return elsewhere[0] ? shl_err_advice("\"%s\" belongs into \"%s\"", name, elsewhere)
+                            : shl_err_advice("\"%s\" belongs to the top", name);
+    }
+    return near ? shl_err_advice("\"%s\"", near) : SHL_E_USAGE;
+}
+
+static shl_code
+raise_type(const json_key *k, const char *expected)
+{
+    return SHL_RAISE(SHL_E_USAGE, "\"%s\" is not %s", k->name, expected);
+}
+
+static shl_code
+take_bytes(const json_key *k, const json_t *value, uint64_t *out)
+{
+    size_t bytes = 0;
+    if (json_is_string(value)) {
+        SHL_TRY(shl_parse_bytes(json_string_value(value), &bytes));
+    } else if (json_is_integer(value) && json_integer_value(value) >= 0) {
+        bytes = (size_t)json_integer_value(value);
+    } else {
+        return raise_type(k, "a number of bytes, such as 1073741824 or \"1GiB\"");
+    }
+    *out = bytes;
+    return SHL_OK;
+}
+
+static shl_code
+take_pair(const json_key *k, const json_t *value, double *out)
+{
+    if (!json_is_array(value) || json_array_size(value) != 2 ||
+        !json_is_number(json_array_get(value, 0)) || !json_is_number(json_array_get(value, 1))) {
+        return raise_type(k, "an array of two numbers");
+    }
+    out[0] = json_number_value(json_array_get(value, 0));
+    out[1] = json_number_value(json_array_get(value, 1));
+    return SHL_OK;
+}
+
+static shl_code
+take_int(const json_key *k, const json_t *value, int64_t *out)
+{
+    if (json_is_boolean(value) && k->offset == AT(tied)) {
+        *out = json_is_true(value);
+        return SHL_OK;
+    }
+    if (!json_is_integer(value)) {
+        return raise_type(k, "a whole number");
+    }
+    *out = json_integer_value(value);
+    return SHL_OK;
+}
+
+static shl_code
+take_value(const json_key *k, const json_t *value, shl_lab_options *o)
+{
+    void *field = (char *)o + k->offset;
+    switch (k->type) {
+    case KEY_INT:
+        return take_int(k, value, (int64_t *)field);
+    case KEY_SEED:
+        if (!json_is_integer(value) || json_integer_value(value) < 0) {
+            return raise_type(k, "a whole number from 0");
+        }
+        *(uint64_t *)field = (uint64_t)json_integer_value(value);
+        return SHL_OK;
+    case KEY_REAL:
+        if (!json_is_number(value)) {
+            return raise_type(k, "a number");
+        }
+        *(double *)field = json_number_value(value);
+        return SHL_OK;
+    case KEY_TEXT:
+        if (!json_is_string(value)) {
+            return raise_type(k, "a text");
+        }
+        *(const char **)field = json_string_value(value);
+        return SHL_OK;
+    case KEY_BYTES:
+        return take_bytes(k, value, (uint64_t *)field);
+    case KEY_FLAG:
+        if (!json_is_boolean(value)) {
+            return raise_type(k, "true or false");
+        }
+        *(bool *)field = json_is_true(value);
+        return SHL_OK;
+    case KEY_PAIR:
+        return take_pair(k, value, (double *)field);
+    }
+    return SHL_E_BUG;
+}
+
+static bool
+is_group(const char *name)
+{
+    return strcmp(name, "shape") == 0 || strcmp(name, "optim") == 0;
+}
+
+/* The members of one object; groups are objects in the top one. */
+static shl_code
+take_object(const char *text, const char *group, json_t *object, shl_lab_options *o)
+{
+    const char *name;
+    json_t *value;
+    json_object_foreach(object, name, value)
+    {
+        const json_key *k = find_key(group, name);
+        if (k) {
+            SHL_TRY(take_value(k, value, o));
+        } else if (!group[0] && is_group(name)) {
+            if (!json_is_object(value)) {
+                return SHL_RAISE(SHL_E_USAGE, "\"%s\" is not an object", name);
+            }
+            SHL_TRY(take_object(text, name, value, o));
+        } else {
+            return raise_unknown(text, group, name);
+        }
+    }
+    return SHL_OK;
+}
+
+shl_code
+shl_lab_options_from_json(const char *text, shl_lab_options *o, json_t **holder)
+{
+    json_error_t error;
+    *holder = json_loads(text, JSON_REJECT_DUPLICATES, &error);
+    if (!*holder) {
+        SHL_RAISE(SHL_E_USAGE, "the options are not JSON: %s", error.text);
+        return shl_err_because("line %d, column %d", error.line, error.column);
+    }
+    if (!json_is_object(*holder)) {
+        return SHL_RAISE(SHL_E_USAGE, "the options are JSON, but not an object");
+    }
+    return take_object(text, "", *holder, o);
+}
+
+static json_t *
+optim_json(const shl_optim_config *o)
+{
+    static const char *const schedules[] = {
+        [SHL_SCHEDULE_CONSTANT] = "constant",
+        [SHL_SCHEDULE_LINEAR] = "linear",
+        [SHL_SCHEDULE_COSINE] = "cosine",
+    };
+    return json_pack("{sf s[ff] sf sf sf ss sI sI sf}", "lr", o->lr, "betas", o->beta1, o->beta2,
+                     "eps", o->eps, "weight-decay", o->weight_decay, "clip", o->clip, "schedule",
+                     schedules[o->schedule], "schedule-steps", (json_int_t)o->schedule_steps,
+                     "warmup", (json_int_t)o->warmup_steps, "min-lr-ratio", o->min_lr_ratio);
+}
+
+shl_code
+shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
+{
+    const shl_gpt_config *g = &s->shape;
+    const shl_engine_config *e = &s->engine;
+    json_t *shape =
+        json_pack("{sI sI sI sI sI sb}", "layers", (json_int_t)g->layers, "width",
+                  (json_int_t)g->width, "heads", (json_int_t)g->heads, "vocab",
+                  (json_int_t)g->vocab, "context", (json_int_t)g->context, "tied", g->tied ? 1 : 0);
+    /* The inner objects are stolen, also on failure. */
+    *out = json_pack(
+        "{ss so ss sI sI sI sI so sI ss sI sI sI ss ss sI sI}", "model", s->model, "shape", shape,
+        "strategy", shl_strategy_name(e->strategy), "ranks", (json_int_t)s->ranks, "batch",
+        (json_int_t)e->batch, "seq", (json_int_t)e->seq, "accum", (json_int_t)e->accum, "optim",
+        optim_json(&e->optim), "seed", (json_int_t)e->seed, "reduce-every",
+        e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary", "bucket",
+        (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch, "threads",
+        (json_int_t)s->threads, "device", s->device, "as", s->stands_for, "device-memory",
+        (json_int_t)s->device_memory_bytes, "timeout-ms", (json_int_t)s->timeout_ms);
+    bool whole = *out != NULL;
+    if (whole && g->inner > 0) {
+        whole = json_object_set_new(shape, "inner", json_integer(g->inner)) == 0;
+    }
+    if (whole && g->ln_eps > 0.0) {
+        whole = json_object_set_new(shape, "ln-eps", json_real(g->ln_eps)) == 0;
+    }
+    if (!whole) {
+        json_decref(*out);
+        *out = NULL;
+        return SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");
+    }
+    return SHL_OK;
+}

@@ -1,0 +1,254 @@
+/* engines/api: options of a handle: defaults, and from names to a checked setup. */
+#include <limits.h>
+#include <string.h>
+
+#include "engines/api/lab.h"
+#include "kernels/base/str.h"
+
+/* Layout code is linear in nothing but units, so a virtual world may be large. */
+#define MAX_VIRTUAL_RANKS 1048576
+#define MAX_THREADS 1024
+
+int
+shl_lab_options_init(shl_lab_options *o, size_t struct_bytes)
+{
+    shl_engine_config e;
+    shl_engine_config_init(&e);
+    shl_lab_options ours = {
+        .struct_bytes = sizeof(ours),
+        .model = "gpt2-tiny",
+        .tied = -1,
+        .strategy = shl_strategy_name(e.strategy),
+        .reduce_every = "auto",
+        .bucket_elems = e.bucket_elems,
+        .prefetch = e.prefetch,
+        .batch = 4,
+        .accum = e.accum,
+        .seed = e.seed,
+        .optimizer = "adamw",
+        .lr = e.optim.lr,
+        .beta1 = e.optim.beta1,
+        .beta2 = e.optim.beta2,
+        .eps = e.optim.eps,
+        .weight_decay = e.optim.weight_decay,
+        .clip = e.optim.clip,
+        .schedule = "constant",
+        .min_lr_ratio = e.optim.min_lr_ratio,
+        .device = "cpu",
+        .stands_for = "cpu",
+    };
+    if (o) {
+        o->struct_bytes = struct_bytes;
+    }
+    return shl_lab_leave(NULL, shl_lab_give_sized(&ours, sizeof(ours), "shl_lab_options", o));
+}
+
+/* Index of text in a NULL-terminated list. */
+static shl_code
+choose(const char *field, const char *text, const char *const *names, int *out)
+{
+    size_t n = 0;
+    shl_str list = {0};
+    for (; names[n]; n++) {
+        if (text && strcmp(text, names[n]) == 0) {
+            *out = (int)n;
+            shl_str_fini(&list);
+            return SHL_OK;
+        }
+        shl_str_add(&list, "%s%s", n > 0 ? ", " : "", names[n]);
+    }
+    const char *near = text ? shl_nearest(text, names, n) : NULL;
+    SHL_RAISE(SHL_E_USAGE, "%s: unknown \"%s\"", field, text ? text : "NULL");
+    shl_err_because("it is one of: %s", shl_str_get(&list));
+    shl_str_fini(&list);
+    return near ? shl_err_advice("\"%s\"", near) : SHL_E_USAGE;
+}
+
+static shl_code
+raise_unknown_model(const char *name)
+{
+    const char *names[32];
+    size_t n = 0, n_names = 0;
+    shl_str list = {0};
+    const shl_preset *table = shl_preset_table(&n);
+    for (size_t i = 0; i < n && i < SHL_ARRAY_LEN(names); i++) {
+        names[n_names++] = table[i].name;
+        shl_str_add(&list, "%s%s", i > 0 ? ", " : "", table[i].name);
+    }
+    const char *near = shl_nearest(name, names, n_names);
+    SHL_RAISE(SHL_E_USAGE, "unknown model \"%s\"", name);
+    shl_err_because("the presets are %s", shl_str_get(&list));
+    shl_str_fini(&list);
+    return near ? shl_err_advice("\"%s\"", near)
+                : shl_err_advice("a preset, or layers, width, heads, vocab and context as well");
+}
+
+static shl_code
+resolve_model(const shl_lab_options *o, shl_lab_setup *s)
+{
+    if (!o->model || strlen(o->model) >= sizeof(s->model)) {
+        return SHL_RAISE(SHL_E_USAGE, "the model has %s name",
+                         o->model ? "too long a" : "no"); /* it goes into every checkpoint */
+    }
+    const shl_preset *preset = shl_preset_find(o->model);
+    const int64_t asked[] = {o->layers, o->width, o->heads, o->vocab, o->context, o->inner};
+    int64_t *const fields[] = {&s->shape.layers, &s->shape.width,   &s->shape.heads,
+                               &s->shape.vocab,  &s->shape.context, &s->shape.inner};
+    const size_t needed = 5; /* inner follows from width */
+    bool full = true;
+    s->shape = preset ? preset->config : (shl_gpt_config){.tied = true};
+    for (size_t i = 0; i < SHL_ARRAY_LEN(asked); i++) {
+        if (asked[i] < 0) {
+            return SHL_RAISE(SHL_E_USAGE, "the shape of %s has a size below 0", o->model);
+        }
+        full = full && (i >= needed || asked[i] > 0);
+        *fields[i] = asked[i] > 0 ? asked[i] : *fields[i];
+    }
+    if (!preset && !full) {
+        return raise_unknown_model(o->model);
+    }
+    if (o->tied < -1 || o->tied > 1) {
+        return SHL_RAISE(SHL_E_USAGE, "tied is %lld, and not -1, 0 or 1", (long long)o->tied);
+    }
+    s->shape.ln_eps = o->ln_eps != 0.0 ? o->ln_eps : s->shape.ln_eps;
+    s->shape.tied = o->tied >= 0 ? o->tied == 1 : s->shape.tied;
+    shl_strf(s->model, sizeof(s->model), "%s", o->model);
+    return SHL_OK;
+}
+
+static shl_code
+resolve_optim(const shl_lab_options *o, shl_optim_config *c)
+{
+    static const char *const schedules[] = {"constant", "linear", "cosine", NULL};
+    int schedule = 0;
+    if (!o->optimizer || strcmp(o->optimizer, "adamw") != 0) {
+        SHL_RAISE(SHL_E_USAGE, "optimizer: \"%s\" is not in this version",
+                  o->optimizer ? o->optimizer : "NULL");
+        shl_err_because("every engine holds AdamW's moments, also one that only evaluates");
+        return shl_err_advice("\"adamw\", and no shl_lab_step for a frozen model");
+    }
+    SHL_TRY(choose("schedule", o->schedule, schedules, &schedule));
+    c->schedule = (shl_schedule)schedule;
+    c->lr = o->lr;
+    c->beta1 = o->beta1;
+    c->beta2 = o->beta2;
+    c->eps = o->eps;
+    c->weight_decay = o->weight_decay;
+    c->clip = o->clip;
+    c->schedule_steps = o->schedule_steps;
+    c->warmup_steps = o->warmup;
+    c->min_lr_ratio = o->min_lr_ratio;
+    return SHL_OK;
+}
+
+static shl_code
+resolve_engine(const shl_lab_options *o, shl_lab_setup *s)
+{
+    static const char *const every[] = {"auto", "micro", "boundary", NULL};
+    shl_engine_config *e = &s->engine;
+    int reduce = 0;
+    shl_engine_config_init(e);
+    if (!o->strategy) {
+        return SHL_RAISE(SHL_E_USAGE, "the strategy is NULL");
+    }
+    SHL_TRY(shl_strategy_parse(o->strategy, &e->strategy));
+    SHL_TRY(choose("reduce-every", o->reduce_every, every, &reduce));
+    SHL_TRY(shl_reduce_every_resolve(e->strategy, (shl_reduce_every)reduce, &e->reduce_every));
+    if (o->prefetch < -1 || o->prefetch > INT_MAX) {
+        return SHL_RAISE(SHL_E_USAGE, "prefetch is %lld", (long long)o->prefetch);
+    }
+    e->prefetch = shl_prefetch_resolve(e->strategy, (int)o->prefetch);
+    e->bucket_elems = o->bucket_elems;
+    e->accum = o->accum;
+    e->batch = o->batch;
+    e->seq = o->seq > 0 ? o->seq : (s->shape.context < 128 ? s->shape.context : 128);
+    e->seed = o->seed;
+    if (o->seq < 0) {
+        return SHL_RAISE(SHL_E_USAGE, "a sequence of %lld tokens", (long long)o->seq);
+    }
+    SHL_TRY(resolve_optim(o, &e->optim));
+    return shl_engine_config_check(e);
+}
+
+static shl_code
+check_count(const char *field, int64_t value, int64_t least, int64_t most)
+{
+    if (value < least || value > most) {
+        SHL_RAISE(SHL_E_USAGE, "%s is %lld", field, (long long)value);
+        return shl_err_because("it must lie from %lld to %lld", (long long)least, (long long)most);
+    }
+    return SHL_OK;
+}
+
+/* This rank and its fellows. */
+static shl_code
+resolve_place(const shl_lab_options *o, const shl_world *world, bool is_virtual, shl_lab_setup *s)
+{
+    int64_t size = world ? shl_world_size(world) : 1, at = world ? shl_world_rank(world) : 0;
+    if (is_virtual && world) {
+        SHL_RAISE(SHL_E_USAGE, "a virtual device in a world of running ranks");
+        shl_err_because("it stands for one rank of a world that does not run");
+        return shl_err_advice("no world, and ranks and rank in the options");
+    }
+    if (is_virtual) {
+        size = o->ranks > 0 ? o->ranks : 1;
+        at = o->rank;
+        SHL_TRY(check_count("ranks", size, 1, MAX_VIRTUAL_RANKS));
+        SHL_TRY(check_count("rank", at, 0, size - 1));
+    } else if ((o->ranks != 0 && o->ranks != size) || (o->rank != 0 && o->rank != at)) {
+        SHL_RAISE(SHL_E_USAGE, "rank %lld of %lld in the options", (long long)o->rank,
+                  (long long)o->ranks);
+        shl_err_because("this is rank %lld of a world of %lld", (long long)at, (long long)size);
+        return shl_err_advice("0 and 0, and shl_lab_run_threads or shl_lab_run_processes");
+    }
+    s->ranks = (int)size;
+    s->rank = (int)at;
+    int64_t threads = o->threads;
+    if (threads == 0) {
+        threads = world ? shl_world_threads_per_rank(world) : 1;
+    }
+    SHL_TRY(check_count("threads", threads, 1, MAX_THREADS));
+    s->threads = (int)threads;
+    return SHL_OK;
+}
+
+static shl_code
+resolve_device(const shl_lab_options *o, const shl_world *world, shl_lab_setup *s)
+{
+    if (!o->device || !o->stands_for) {
+        return SHL_RAISE(SHL_E_USAGE, "the device is NULL");
+    }
+    bool is_virtual = strcmp(o->device, "virtual") == 0;
+    if (is_virtual && strcmp(o->stands_for, "cpu") != 0) {
+        SHL_RAISE(SHL_E_USAGE, "a virtual device cannot stand for \"%s\"", o->stands_for);
+        return shl_err_because("this version has the sizes of: cpu");
+    }
+    SHL_TRY(check_count("timeout-ms", o->timeout_ms, 0, INT64_MAX / 4));
+    SHL_TRY(check_count("alpha-ns", o->alpha_ns, 0, INT64_MAX / 4));
+    const double rates[] = {o->wire_bytes_per_s, o->flops_per_s, o->bytes_per_s};
+    for (size_t i = 0; i < SHL_ARRAY_LEN(rates); i++) {
+        if (!(rates[i] >= 0.0)) {
+            return SHL_RAISE(SHL_E_USAGE, "a rate is %g, and not a number from 0", rates[i]);
+        }
+    }
+    /* A longer name is no device either, and is refused by its beginning. */
+    shl_strf(s->device, sizeof(s->device), "%s", o->device);
+    shl_strf(s->stands_for, sizeof(s->stands_for), "%s", o->stands_for);
+    s->device_memory_bytes = (size_t)o->device_memory_bytes;
+    s->timeout_ms = o->timeout_ms;
+    s->alpha_ns = o->alpha_ns;
+    s->wire_bytes_per_s = o->wire_bytes_per_s;
+    s->sim_sleep = o->sim_sleep;
+    s->flops_per_s = o->flops_per_s;
+    s->bytes_per_s = o->bytes_per_s;
+    return resolve_place(o, world, is_virtual, s);
+}
+
+shl_code
+shl_lab_setup_resolve(const shl_lab_options *o, const shl_world *world, shl_lab_setup *out)
+{
+    memset(out, 0, sizeof(*out));
+    SHL_TRY(resolve_model(o, out));
+    SHL_TRY(resolve_engine(o, out));
+    return resolve_device(o, world, out);
+}
