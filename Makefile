@@ -65,7 +65,9 @@ LINK_cov    := --coverage
 # scalar tail and in every partition of a tensor. A kernel that wants a fused multiply-add writes
 # one, and then has it in body and tail alike.
 FP := -ffp-contract=off
-CFLAGS_ALL := -std=c11 $(OPT_$(PROFILE)) $(FP) -fopenmp $(WARN) $(CFLAGS)
+# The same objects make the archive and the shared library; only shardlab.h is seen from outside.
+PIC := -fPIC -fvisibility=hidden
+CFLAGS_ALL := -std=c11 $(OPT_$(PROFILE)) $(FP) $(PIC) -fopenmp $(WARN) $(CFLAGS)
 LDFLAGS_ALL := -fopenmp $(LINK_$(PROFILE)) $(LDFLAGS)
 
 # kernels/cpu/*_k.c are compiled once for each instruction set; SHL_ISA suffixes their symbols.
@@ -79,7 +81,8 @@ ISA_avx512 := -DSHL_ISA=avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma 
 # ---- sources -----------------------------------------------------------------------------------
 ROOMS := $(addprefix kernels/,base device ops cpu virtual) models engines \
   $(addprefix engines/,comm config shared zero fsdp api) checkpoints bench
-SRC         := $(foreach room,$(ROOMS),$(sort $(wildcard $(room)/*.c)))
+EXAMPLES    := $(sort $(wildcard engines/api/example_*.c))
+SRC         := $(filter-out $(EXAMPLES),$(foreach room,$(ROOMS),$(sort $(wildcard $(room)/*.c))))
 HEADERS     := $(foreach room,$(ROOMS),$(sort $(wildcard $(room)/*.h)))
 KERNEL_SRC  := $(filter kernels/cpu/%_k.c,$(SRC))
 MAIN_SRC    := $(filter bench/main.c,$(SRC))
@@ -95,9 +98,16 @@ MAIN_OBJ := $(MAIN_SRC:%.c=$(OUT)/%.o)
 SUPPORT_OBJ := $(SUPPORT_SRC:%.c=$(OUT)/%.o)
 TEST_OBJ := $(TEST_SRC:%.c=$(OUT)/%.o)
 LIB      := $(OUT)/libshardlab.a
+# What is installed: everything below the program.
+VERSION  := $(shell sed -n 's/^\#define SHL_LAB_VERSION "\(.*\)"/\1/p' engines/api/shardlab.h)
+SONAME   := libshardlab.so.$(firstword $(subst ., ,$(VERSION)))
+API_OBJ  := $(filter-out $(OUT)/bench/%,$(LIB_OBJ))
+API_LIB  := $(OUT)/lib/libshardlab.a
+API_SO   := $(OUT)/lib/$(SONAME)
 SUPPORT  := $(OUT)/libsupport.a
 PROG     := $(if $(MAIN_SRC),$(OUT)/shardlab)
-TESTS    := $(foreach t,$(TEST_SRC),$(OUT)/tests/$(notdir $(basename $t)))
+INSTALL_TEST := $(OUT)/tests/test_install
+TESTS    := $(foreach t,$(TEST_SRC),$(OUT)/tests/$(notdir $(basename $t))) $(INSTALL_TEST)
 DEPS     := $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(SUPPORT_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
 
 # ---- building ----------------------------------------------------------------------------------
@@ -106,7 +116,7 @@ DEPS     := $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(SUPPORT_OBJ:.o=.d) $(TEST_OBJ:.
 .SECONDARY:
 .DEFAULT_GOAL := all
 
-all: $(LIB) $(PROG) ## build the library and the program
+all: $(LIB) $(PROG) $(API_LIB) $(API_SO) ## build the libraries and the program
 tests: $(TESTS) ## build the test programs
 
 # Rewritten only when its text changes, so that new flags rebuild and old ones do not.
@@ -149,6 +159,18 @@ $(LIB): $(LIB_OBJ) $(OUT)/members
 	$(SAY) AR $@
 	$(Q)rm -f $@ && $(AR) rcs $@ $(LIB_OBJ)
 
+$(API_LIB): $(API_OBJ) $(OUT)/members
+	$(SAY) AR $@
+	@mkdir -p $(@D)
+	$(Q)rm -f $@ && $(AR) rcs $@ $(API_OBJ)
+
+# A missing symbol is the linker's message here, not the loader's at a user's.
+$(API_SO): $(API_OBJ) $(OUT)/members
+	$(SAY) LINK $@
+	@mkdir -p $(@D)
+	$(Q)$(CC) -shared -Wl,-soname,$(SONAME) $(if $(LINK_$(PROFILE)),,-Wl,-z,defs) $(LDFLAGS_ALL) \
+	  $(API_OBJ) $(LIBS) -o $@
+
 $(OUT)/shardlab: $(MAIN_OBJ) $(LIB)
 	$(SAY) LINK $@
 	$(Q)$(CC) $(LDFLAGS_ALL) $(MAIN_OBJ) $(LIB) $(LIBS) -o $@
@@ -164,6 +186,13 @@ $$(OUT)/tests/$$(notdir $$(basename $1)): $$(OUT)/$$(basename $1).o $$(SUPPORT) 
 	$$(Q)$$(CC) $$(LDFLAGS_ALL) $$< $$(SUPPORT) $$(LIB) -lcmocka $$(LIBS) -o $$@
 endef
 $(foreach t,$(TEST_SRC),$(eval $(call TEST_RULE,$t)))
+
+# Installs into a folder of its own and builds the example against that, as a user would.
+$(INSTALL_TEST): tests/engines/api/install.sh $(LIB) $(PROG) $(API_LIB) $(API_SO) $(OUT)/flags
+	@mkdir -p $(@D)
+	@printf '#!/bin/sh\nexec env CC="%s" MAKE="%s" bash tests/engines/api/install.sh "%s" "%s" "%s"\n' \
+	  '$(CC)' '$(MAKE)' '$(BUILD)' '$(PROFILE)' '$(SONAME)' > $@
+	@chmod +x $@
 
 -include $(DEPS)
 
@@ -247,9 +276,9 @@ lint: all ## layers, names, bans, comments, format, clang, cppcheck
 	@CC='$(CC)' MAKE='$(MAKE)' sh tests/lint/lint.sh '$(LIB)' $(ALL_C) $(ALL_H)
 
 format: ## rewrite the sources in house format
-	clang-format -i $(ALL_C) $(ALL_H)
+	clang-format -i $(ALL_C) $(ALL_H) $(EXAMPLES)
 format-check: ## fail if the format differs
-	@if command -v clang-format >/dev/null; then clang-format --dry-run --Werror $(ALL_C) $(ALL_H); \
+	@if command -v clang-format >/dev/null; then clang-format --dry-run --Werror $(ALL_C) $(ALL_H) $(EXAMPLES); \
 	else echo 'skipped: clang-format is not installed'; fi
 
 # clang borrows omp.h from gcc, and nothing else from that folder.
@@ -286,12 +315,30 @@ compile_commands.json: FORCE ## for editors and clang tools
 	@printf '\n]\n' >> $@
 COMMA := ,
 
-install: all ## install below PREFIX (default /usr/local)
-	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib' '$(DESTDIR)$(PREFIX)/include/shardlab'
+# A program that is linked to the archive needs what the shared library brings along by itself.
+define PKG_CONFIG
+prefix=$(PREFIX)
+libdir=$${prefix}/lib
+includedir=$${prefix}/include
+
+Name: shardlab
+Description: GPT-2 under sharded data-parallel engines, with exact byte bookkeeping
+Version: $(VERSION)
+Cflags: -I$${includedir}
+Libs: -L$${libdir} -lshardlab $(LINK_$(PROFILE))
+Libs.private: $(LIBS) -fopenmp
+endef
+export PKG_CONFIG
+
+install: all ## install below PREFIX (default /usr/local): program, libraries, shardlab.h, shardlab.pc
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/include' \
+	  '$(DESTDIR)$(PREFIX)/lib/pkgconfig' '$(DESTDIR)$(PREFIX)/share/shardlab/examples'
 	$(if $(PROG),install -m 755 $(PROG) '$(DESTDIR)$(PREFIX)/bin/')
-	install -m 644 $(LIB) '$(DESTDIR)$(PREFIX)/lib/'
-	@for h in $(filter-out bench/% kernels/cpu/% kernels/virtual/% %_impl.h,$(HEADERS)); do \
-	  install -D -m 644 $$h '$(DESTDIR)$(PREFIX)/include/shardlab/'$$h; done
+	install -m 644 $(API_LIB) $(API_SO) '$(DESTDIR)$(PREFIX)/lib/'
+	ln -sf $(SONAME) '$(DESTDIR)$(PREFIX)/lib/libshardlab.so'
+	install -m 644 engines/api/shardlab.h '$(DESTDIR)$(PREFIX)/include/'
+	@printf '%s\n' "$$PKG_CONFIG" > '$(DESTDIR)$(PREFIX)/lib/pkgconfig/shardlab.pc'
+	install -m 644 $(EXAMPLES) '$(DESTDIR)$(PREFIX)/share/shardlab/examples/'
 	@for f in $(wildcard plots/*.gp bench/data/* bench/published/*); do \
 	  install -D -m 644 $$f '$(DESTDIR)$(PREFIX)/share/shardlab/'$$f; done
 
