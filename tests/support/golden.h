@@ -9,6 +9,10 @@
 
 #include <hdf5.h>
 
+/* Names of the files in the folder whose root attribute model_type is `type`, at most max of them,
+ * sorted; fails the test when there is none. */
+int shl_golden_models(const char *type, char names[][64], int max);
+
 hid_t shl_golden_open(const char *name);
 void shl_golden_close(hid_t file);
 
