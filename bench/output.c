@@ -186,7 +186,8 @@ add_caption(const shl_output *out, shl_str *text)
     char params[32];
     shl_format_count(r->params, params, sizeof(params));
     shl_str_add(text,
-                "MiB (2^20 bytes) of the worst rank; AG, RS, AR: per rank and step. %s compute, %s "
+                "MiB (2^20 bytes) of the worst rank; AG, RS, AR: calls and bytes per rank and "
+                "step. %s compute, %s "
                 "reduction and moments.\nFirst row: B %lld, T %lld, accumulation %lld, %lld "
                 "threads per rank, %s of %s parameters.\n",
                 shl_dtype_name(e->compute_dtype), shl_dtype_name(e->moment_dtype),

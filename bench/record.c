@@ -52,8 +52,8 @@ static const shl_field step_fields[] = {
 #define PEAK(member, name, heading, help)                                                          \
     RUN("peak_bytes.device." name, INT, peak[SHL_TIER_DEVICE].member, heading, MIB, help)
 
-#define COLL(coll, name, heading)                                                                  \
-    RUN("comm." name ".calls", INT, comm.kind[SHL_COLL_##coll].calls, NULL, PLAIN,                 \
+#define COLL(coll, name, calls_heading, heading)                                                   \
+    RUN("comm." name ".calls", INT, comm.kind[SHL_COLL_##coll].calls, calls_heading, PLAIN,        \
         "a coalesced call counts once"),                                                           \
         RUN("comm." name ".bytes", INT, comm.kind[SHL_COLL_##coll].bytes, heading, MIB,            \
             "full unsharded buffers with padding"),                                                \
@@ -108,11 +108,11 @@ static const shl_field run_fields[] = {
     RUN("formula.reduce_scatter_bytes", REAL, formula_scatter_bytes, NULL, PLAIN,
         "per rank and step"),
     RUN("formula.all_reduce_bytes", REAL, formula_reduce_bytes, NULL, PLAIN, "per rank and step"),
-    COLL(ALL_GATHER, "all_gather", "AG MiB"),
-    COLL(REDUCE_SCATTER, "reduce_scatter", "RS MiB"),
-    COLL(ALL_REDUCE, "all_reduce", "AR MiB"),
-    COLL(BROADCAST, "broadcast", NULL),
-    COLL(CONTROL, "control", NULL),
+    COLL(ALL_GATHER, "all_gather", "AG", "AG MiB"),
+    COLL(REDUCE_SCATTER, "reduce_scatter", "RS", "RS MiB"),
+    COLL(ALL_REDUCE, "all_reduce", "AR", "AR MiB"),
+    COLL(BROADCAST, "broadcast", NULL, NULL),
+    COLL(CONTROL, "control", NULL, NULL),
     RUN("comm_uniform", BOOL, comm_uniform, NULL, PLAIN, "every step had the same traffic"),
     RUN("tokens_per_s", REAL, tokens_per_s, "tok/s", COUNT, "tokens of a step / median step time"),
     RUN("cpu_ns_per_step", INT, cpu_ns_per_step, NULL, PLAIN, "CPU time of all ranks"),
