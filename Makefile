@@ -268,8 +268,9 @@ demo: deps ## train, compare, checkpoint, plan and plot in about two minutes
 	@+$(MAKE) --no-print-directory all
 	@bash bench/demo.sh '$(OUT)/shardlab' '$(BUILD)/demo'
 
-bench: all ## speed of the parts against their limits, in one run
-	@$(OUT)/shardlab bench
+bench: all ## speed of the parts against their limits (RESULTS=1: kept in bench/results)
+	@mkdir -p $(if $(filter 1,$(RESULTS)),bench/results,$(BUILD))
+	@$(OUT)/shardlab bench $(if $(filter 1,$(RESULTS)),--out 'bench/results/speed.jsonl')
 
 # ---- care of the sources -----------------------------------------------------------------------
 lint: all ## layers, names, bans, comments, format, clang, cppcheck

@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include "kernels/base/clock.h"
+#include "kernels/base/err.h"
 #include "kernels/base/types.h"
 
 #if defined(SHL_HAVE_X86_ISA)
@@ -19,6 +20,21 @@ typedef void (*traffic_fn)(float *p, float *m, float *v, const float *g, int64_t
 
 /* x -> 0.9 x + 0.1 stays near 1, so no operand is ever denormal or infinite. */
 #define EACH_CHAIN(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+
+/* Blocks of one array after the other: arrays that start at the same place of a page would otherwise
+ * make every load wait for the stores of its neighbours, at half the speed. */
+#define BLOCK 64
+
+static inline void
+prefetch_block(const float *p, const float *m, const float *v, const float *g)
+{
+    for (int i = 512; i < 512 + BLOCK; i += 16) {
+        __builtin_prefetch(p + i, 1);
+        __builtin_prefetch(m + i, 1);
+        __builtin_prefetch(v + i, 1);
+        __builtin_prefetch(g + i, 0);
+    }
+}
 
 #if defined(SHL_HAVE_X86_ISA)
 __attribute__((target("avx2,fma"))) static double
@@ -40,26 +56,23 @@ fma_avx2(int64_t rounds, float start)
 }
 
 __attribute__((target("avx2,fma"))) static void
-traffic_avx2(float *p, float *m, float *v, const float *g, int64_t n)
+decay_avx2(float *x, const float *g)
 {
     __m256 keep = _mm256_set1_ps(0.9f), add = _mm256_set1_ps(0.1f);
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        _mm_prefetch((const char *)(p + i + 512), _MM_HINT_T0);
-        _mm_prefetch((const char *)(m + i + 512), _MM_HINT_T0);
-        _mm_prefetch((const char *)(v + i + 512), _MM_HINT_T0);
-        _mm_prefetch((const char *)(g + i + 512), _MM_HINT_T0);
-        for (int64_t j = i; j < i + 16; j += 8) {
-            __m256 step = _mm256_mul_ps(_mm256_loadu_ps(g + j), add);
-            _mm256_storeu_ps(m + j, _mm256_fmadd_ps(_mm256_loadu_ps(m + j), keep, step));
-            _mm256_storeu_ps(v + j, _mm256_fmadd_ps(_mm256_loadu_ps(v + j), keep, step));
-            _mm256_storeu_ps(p + j, _mm256_fmadd_ps(_mm256_loadu_ps(p + j), keep, step));
-        }
+    for (int i = 0; i < BLOCK; i += 8) {
+        __m256 step = _mm256_mul_ps(_mm256_loadu_ps(g + i), add);
+        _mm256_storeu_ps(x + i, _mm256_fmadd_ps(_mm256_loadu_ps(x + i), keep, step));
     }
-    for (; i < n; i++) {
-        m[i] = m[i] * 0.9f + g[i] * 0.1f;
-        v[i] = v[i] * 0.9f + g[i] * 0.1f;
-        p[i] = p[i] * 0.9f + g[i] * 0.1f;
+}
+
+static void
+traffic_avx2(float *p, float *m, float *v, const float *g, int64_t n)
+{
+    for (int64_t i = 0; i + BLOCK <= n; i += BLOCK) {
+        prefetch_block(p + i, m + i, v + i, g + i);
+        decay_avx2(p + i, g + i);
+        decay_avx2(m + i, g + i);
+        decay_avx2(v + i, g + i);
     }
 }
 
@@ -82,24 +95,23 @@ fma_avx512(int64_t rounds, float start)
 }
 
 __attribute__((target("avx512f"))) static void
-traffic_avx512(float *p, float *m, float *v, const float *g, int64_t n)
+decay_avx512(float *x, const float *g)
 {
     __m512 keep = _mm512_set1_ps(0.9f), add = _mm512_set1_ps(0.1f);
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        _mm_prefetch((const char *)(p + i + 512), _MM_HINT_T0);
-        _mm_prefetch((const char *)(m + i + 512), _MM_HINT_T0);
-        _mm_prefetch((const char *)(v + i + 512), _MM_HINT_T0);
-        _mm_prefetch((const char *)(g + i + 512), _MM_HINT_T0);
+    for (int i = 0; i < BLOCK; i += 16) {
         __m512 step = _mm512_mul_ps(_mm512_loadu_ps(g + i), add);
-        _mm512_storeu_ps(m + i, _mm512_fmadd_ps(_mm512_loadu_ps(m + i), keep, step));
-        _mm512_storeu_ps(v + i, _mm512_fmadd_ps(_mm512_loadu_ps(v + i), keep, step));
-        _mm512_storeu_ps(p + i, _mm512_fmadd_ps(_mm512_loadu_ps(p + i), keep, step));
+        _mm512_storeu_ps(x + i, _mm512_fmadd_ps(_mm512_loadu_ps(x + i), keep, step));
     }
-    for (; i < n; i++) {
-        m[i] = m[i] * 0.9f + g[i] * 0.1f;
-        v[i] = v[i] * 0.9f + g[i] * 0.1f;
-        p[i] = p[i] * 0.9f + g[i] * 0.1f;
+}
+
+static void
+traffic_avx512(float *p, float *m, float *v, const float *g, int64_t n)
+{
+    for (int64_t i = 0; i + BLOCK <= n; i += BLOCK) {
+        prefetch_block(p + i, m + i, v + i, g + i);
+        decay_avx512(p + i, g + i);
+        decay_avx512(m + i, g + i);
+        decay_avx512(v + i, g + i);
     }
 }
 #endif
@@ -131,12 +143,21 @@ fma_base(int64_t rounds, float start)
 }
 
 static void
+decay_base(float *x, const float *g)
+{
+    for (int i = 0; i < BLOCK; i++) {
+        x[i] = x[i] * 0.9f + g[i] * 0.1f;
+    }
+}
+
+static void
 traffic_base(float *p, float *m, float *v, const float *g, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++) {
-        m[i] = m[i] * 0.9f + g[i] * 0.1f;
-        v[i] = v[i] * 0.9f + g[i] * 0.1f;
-        p[i] = p[i] * 0.9f + g[i] * 0.1f;
+    for (int64_t i = 0; i + BLOCK <= n; i += BLOCK) {
+        prefetch_block(p + i, m + i, v + i, g + i);
+        decay_base(p + i, g + i);
+        decay_base(m + i, g + i);
+        decay_base(v + i, g + i);
     }
 }
 
@@ -191,21 +212,13 @@ int64_t
 shl_probe_traffic_ns(float *p, float *m, float *v, const float *g, int64_t n, int threads)
 {
     traffic_fn traffic = best_isa()->traffic;
-    int64_t begin = 0, end = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        int64_t piece = shl_round_up(shl_ceil_div(n, threads), 16);
-        int64_t from = piece * omp_get_thread_num();
+    int64_t piece = shl_round_up(shl_ceil_div(n, threads), BLOCK);
+    SHL_ASSERT(n % BLOCK == 0);
+    int64_t began = shl_clock_ns();
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t from = 0; from < n; from += piece) {
         int64_t to = from + piece < n ? from + piece : n;
-#pragma omp barrier
-#pragma omp master
-        begin = shl_clock_ns();
-        if (from < to) {
-            traffic(p + from, m + from, v + from, g + from, to - from);
-        }
-#pragma omp barrier
-#pragma omp master
-        end = shl_clock_ns();
+        traffic(p + from, m + from, v + from, g + from, to - from);
     }
-    return end - begin;
+    return shl_clock_ns() - began;
 }

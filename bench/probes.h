@@ -11,7 +11,7 @@
 double shl_probe_fma_flops_per_s(int threads);
 
 /* One sweep with the traffic of AdamW over n elements and next to no arithmetic: reads p, m, v, g,
- * writes p, m, v. Returns nanoseconds; 28 n bytes moved. p, m, v, g: 64-byte aligned, finite. */
+ * writes p, m, v. Returns nanoseconds; 28 n bytes moved. n is a multiple of 64; finite values. */
 int64_t shl_probe_traffic_ns(float *p, float *m, float *v, const float *g, int64_t n, int threads);
 #define SHL_PROBE_TRAFFIC_BYTES 28.0
 

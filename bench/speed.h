@@ -19,6 +19,8 @@ typedef struct shl_speed_row {
     double reference; /* the limit, in unit */
     double ratio, bound;
     double spread; /* MAD of the ratio over rounds; of the worst case for gemm: its ratio */
+    double
+        share; /* CPU time / (threads x wall time) of ours: low when other work ran; 0: unknown */
     int64_t rounds;
     const char *verdict; /* "PASS", "below"; NULL for a probe */
     struct json_t *fingerprint;

@@ -25,7 +25,9 @@ typedef struct step_watch {
     shl_device *device;
     shl_buf arrays[4];
     int threads, n; /* steps seen, the warm-up included */
+    int64_t cpu_ns; /* of the process when the last probe was done */
     double step_ns[MAX_ROUNDS], flops_per_s[MAX_ROUNDS], bytes_per_s[MAX_ROUNDS];
+    double share[MAX_ROUNDS];
 } step_watch;
 
 /* After every step, on the thread that computes: the probes see the machine as the step did. */
@@ -34,12 +36,15 @@ watch_step(void *ctx, const shl_step_report *r)
 {
     step_watch *w = ctx;
     int at = w->n == 0 ? 0 : w->n - 1; /* the first step warms up and is overwritten */
+    int64_t cpu_ns = shl_clock_process_ns();
     int64_t ns = shl_probe_traffic_ns(w->arrays[0].data, w->arrays[1].data, w->arrays[2].data,
                                       w->arrays[3].data, PROBE_ELEMS, w->threads);
     w->step_ns[at] = (double)r->step_ns;
+    w->share[at] = (double)(cpu_ns - w->cpu_ns) / ((double)r->step_ns * w->threads);
     w->bytes_per_s[at] = SHL_PROBE_TRAFFIC_BYTES * (double)PROBE_ELEMS * 1e9 / (double)ns;
     w->flops_per_s[at] = shl_probe_fma_flops_per_s(w->threads);
     w->n++;
+    w->cpu_ns = shl_clock_process_ns();
     return SHL_OK;
 }
 
@@ -102,16 +107,15 @@ add_step_rows(const shl_session_config *config, step_watch *w, shl_speed_list *o
         limits[i] = 1e9 * (flops / w->flops_per_s[i] + bytes / w->bytes_per_s[i]);
         ratios[i] = limits[i] / w->step_ns[i];
     }
-    shl_speed_add(out,
-                  (shl_speed_row){.name = "step",
-                                  .what = "GPT-2 124M step (B 4, T 64) / FLOPs at peak + AdamW",
-                                  .unit = "ms",
-                                  .value = shl_stats_median(w->step_ns, rounds) * 1e-6,
-                                  .reference = shl_stats_median(limits, rounds) * 1e-6,
-                                  .ratio = shl_stats_median(ratios, rounds),
-                                  .bound = 0.50,
-                                  .spread = shl_stats_mad(ratios, rounds),
-                                  .rounds = (int64_t)rounds});
+    shl_speed_add(out, (shl_speed_row){.name = "step",
+                                       .what = "GPT-2 124M step / FLOPs at peak + AdamW traffic",
+                                       .unit = "ms",
+                                       .value = shl_stats_median(w->step_ns, rounds) * 1e-6,
+                                       .reference = shl_stats_median(limits, rounds) * 1e-6,
+                                       .ratio = shl_stats_median(ratios, rounds),
+                                       .bound = 0.50,
+                                       .spread = shl_stats_mad(ratios, rounds),
+                                       .rounds = (int64_t)rounds});
     shl_speed_add(out, (shl_speed_row){.name = "probe_fma",
                                        .what = "fp32 multiply-add peak, all threads",
                                        .unit = "GFLOP/s",
@@ -203,7 +207,7 @@ shl_speed_plan(const shl_speed_config *c, shl_speed_list *out)
     size_t rounds = (size_t)c->rounds;
     double time = shl_stats_median(seconds, rounds), rss = shl_stats_median(rss_mib, rounds);
     shl_speed_add(out, (shl_speed_row){.name = "plan_time",
-                                       .what = "plan gpt-7b, 1024 ranks, six strategies",
+                                       .what = "plan of gpt-7b at 1024 ranks, six strategies",
                                        .unit = "s",
                                        .value = time,
                                        .reference = 1,
