@@ -119,12 +119,37 @@ test_engine_virtual_equals_cpu_for_every_strategy(void **state)
     }
 }
 
+/* Layouts give every rank pieces of one size, so all ranks are one class: any rank of a large world
+ * goes through the same events and collectives as the one that a plan runs. */
+static void
+test_engine_virtual_ranks_are_one_class(void **state)
+{
+    (void)state;
+    static const int ranks[] = {1, 499, 998, 999};
+    for (int s = 0; s < SHL_STRATEGY_COUNT; ++s) {
+        ew_config c;
+        ew_result first, other;
+        set_case(&c, (shl_strategy)s, 1000, 3);
+        c.device = "virtual";
+        ew_run(&c, &first);
+        assert_string_equal(first.what, "");
+        for (size_t i = 0; i < SHL_ARRAY_LEN(ranks); ++i) {
+            c.virtual_rank = ranks[i];
+            ew_run(&c, &other);
+            assert_int_equal(other.code, SHL_OK);
+            assert_int_equal(other.trace_hash[0], first.trace_hash[0]);
+            assert_memory_equal(&other.comm[0], &first.comm[0], sizeof(first.comm[0]));
+        }
+    }
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_engine_virtual_equals_cpu_for_every_strategy),
         cmocka_unit_test(test_engine_virtual_equals_cpu),
+        cmocka_unit_test(test_engine_virtual_ranks_are_one_class),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
