@@ -10,6 +10,8 @@
 
 #define SHL_VERSION "0.1.0"
 
+#define SHL_WORDS_FILES "@files"
+
 struct shl_world;
 
 /* One call of the program. Borrowed by the command. */
@@ -25,7 +27,9 @@ typedef struct shl_command {
     const char *name;
     const char *summary;       /* one line in the list of commands */
     const char *usage;         /* "shardlab train [options]" */
-    const char *examples;      /* lines, each ending in a newline; or NULL */
+    const char *examples;      /* lines that a shell runs, each ending in a newline */
+    const char *common;        /* "model steps": options that help shows first; or NULL */
+    const char *words;         /* "models records" or SHL_WORDS_FILES: positional words; or NULL */
     const shl_option *options; /* fed to parser and help; or NULL */
     size_t n_options;          /* rows shown and parsed */
     size_t n_hidden;           /* rows behind them that are parsed and not shown */
@@ -38,6 +42,7 @@ extern const shl_command shl_command_bench;
 extern const shl_command shl_command_plan;
 extern const shl_command shl_command_plot;
 extern const shl_command shl_command_info;
+extern const shl_command shl_command_doctor;
 extern const shl_command shl_command_help;
 
 /* The commands in the order of the list (bench/commands.c); one by name (NULL: unknown). */
@@ -47,11 +52,29 @@ const shl_command *shl_command_find(const char *name);
 /* Errors: SHL_E_USAGE with the nearest name and the list. Returns it, to end a function. */
 shl_code shl_command_raise_unknown(const char *name);
 
+/* The rows that a user sees, group by group in the order of the help: the common ones, the rest, and
+ * last those of every command (--color, --help). At most max; returns how many. */
+#define SHL_MAX_VISIBLE 128
+size_t shl_command_rows(const shl_command *c, shl_option *rows, size_t max);
+
+/* Appends the values that a row is known to take, with blanks between (presets, strategies, choices);
+ * nothing when any number, text or file will do. */
+void shl_command_values(const shl_option *row, shl_str *out);
+
 /* Appends the help text of a command: what `help NAME` and `NAME --help` print. */
 void shl_command_help_text(const shl_command *c, shl_str *out);
 
-/* Appends the usage of the bare program (under ten lines). */
+/* The man page of the program, and what a shell reads to complete its words (bash, zsh, fish). */
+void shl_manual_text(shl_str *out);
+void shl_completion_bash(shl_str *out);
+void shl_completion_zsh(shl_str *out);
+void shl_completion_fish(shl_str *out);
+
+/* Appends the usage of the bare program (at most twelve lines). */
 void shl_cli_usage_text(shl_str *out);
+
+/* Colour as the words say, wrong ones aside: for messages before the words are parsed. */
+void shl_cli_scan_color(int argc, const char *const *argv);
 
 /* Defaults, then the words of cli; --help or -h anywhere prints the help on stdout, sets *help_shown
  * and parses nothing. Params: origins, positionals as shl_option_parse (NULL and 0 for none). */

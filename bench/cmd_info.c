@@ -172,8 +172,10 @@ const shl_command shl_command_info = {
     .name = "info",
     .summary = "version, compiler, libraries, machine; info models: the presets",
     .usage = "shardlab info [models | records] [--json]",
-    .examples =
-        "  shardlab info models\n  shardlab info records    what every field of a record means\n",
+    .examples = "  shardlab info --json\n"
+                "  shardlab info models\n"
+                "  shardlab info records   # what every field of a record means\n",
+    .words = "models records",
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE),
     .run = run_info,

@@ -109,6 +109,7 @@ const shl_command shl_command_plan = {
     .usage = "shardlab plan [options]",
     .examples = "  shardlab plan --model gpt-7b --ranks 8-1024*2 --device-memory 80GiB\n"
                 "  shardlab plan --model gpt2-1.5b --strategy zero2,zero3 --batch 1-16*2 --csv\n",
+    .common = "model strategy ranks batch seq device-memory out",
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE),
     .run = run_plan,

@@ -94,8 +94,11 @@ const shl_command shl_command_plot = {
     .name = "plot",
     .summary = "draw figures (svg and png) from records",
     .usage = "shardlab plot RECORDS.jsonl... [options]",
-    .examples = "  shardlab plot build/demo/train.jsonl --figure loss\n"
-                "  shardlab plot build/demo/plan.jsonl --device-memory 80GiB --out build/figures\n",
+    .examples = "  shardlab train --strategy ddp,zero3 --ranks 2 --steps 5 --out run.jsonl\n"
+                "  shardlab plot run.jsonl --figure loss\n"
+                "  shardlab plot run.jsonl --device-memory 80MiB --out build/figures\n",
+    .common = "figure out",
+    .words = SHL_WORDS_FILES,
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE),
     .run = run_plot,

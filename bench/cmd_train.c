@@ -7,6 +7,7 @@
 #include "bench/cli.h"
 #include "bench/options.h"
 #include "bench/output.h"
+#include "bench/progress.h"
 #include "kernels/base/heap.h"
 
 static const shl_option TABLE[] = {
@@ -17,21 +18,27 @@ static const shl_option TABLE[] = {
 typedef struct row_context {
     shl_output *output;
     const shl_session_config *cfg;
-    bool progress;
+    shl_progress *progress;
+    int64_t steps_before; /* of the rows before this one */
 } row_context;
 
+/* The progress line goes before a record appears on the same screen. */
 static shl_code
 tell_step(void *ctx, const shl_step_report *r)
 {
     const row_context *row = (const row_context *)ctx;
     bool predicted = strcmp(row->cfg->device, "virtual") == 0;
-    if (row->progress) {
-        shl_cli_note("%s x %d  step %lld/%lld  loss %.5f  norm %.4f  %.1f ms\n",
-                     shl_strategy_name(row->cfg->engine.strategy), row->cfg->ranks,
-                     (long long)r->step, (long long)row->cfg->steps, r->loss, r->grad_norm,
-                     (double)r->step_ns * 1e-6);
+    char label[48], detail[64] = "";
+    shl_progress_clear(row->progress);
+    SHL_TRY(shl_output_step(row->output, row->cfg, r, predicted));
+    shl_strf(label, sizeof(label), "%s x %d", shl_strategy_name(row->cfg->engine.strategy),
+             row->cfg->ranks);
+    if (!predicted) {
+        shl_strf(detail, sizeof(detail), "loss %.4f  %.1f ms/step", r->loss,
+                 (double)r->step_ns * 1e-6);
     }
-    return shl_output_step(row->output, row->cfg, r, predicted);
+    shl_progress_show(row->progress, row->steps_before + r->step, label, detail);
+    return SHL_OK;
 }
 
 /* The command of a rank process: this program, these words, and the row. Owner: caller. */
@@ -57,12 +64,13 @@ rank_command(const shl_cli *cli, char *path, size_t path_bytes, const char *row_
 }
 
 static shl_code
-run_row(const shl_cli *cli, shl_session_config *cfg, int64_t index, shl_output *output)
+run_row(const shl_cli *cli, shl_session_config *cfg, int64_t index, shl_output *output,
+        shl_progress *progress)
 {
     char path[4096], row_word[32];
     const char **words = NULL;
     shl_session_result result = {0};
-    row_context row = {output, cfg, shl_cli_stderr_is_terminal()};
+    row_context row = {output, cfg, progress, index * cfg->steps};
     shl_session_sink sink = {.on_step = tell_step, .ctx = &row};
     if (cfg->processes) {
         shl_strf(row_word, sizeof(row_word), "--row=%lld", (long long)index);
@@ -72,6 +80,7 @@ run_row(const shl_cli *cli, shl_session_config *cfg, int64_t index, shl_output *
     shl_code code = shl_session_run(cfg, &sink, &result);
     cfg->rank_argv = NULL;
     shl_heap_free(&words);
+    shl_progress_clear(progress);
     if (code != SHL_OK && !(code == SHL_E_INTERRUPTED && result.n_steps > 0)) {
         return code;
     }
@@ -86,12 +95,14 @@ static shl_code
 run_rows(const shl_cli *cli, const shl_run_points *points, shl_output *output)
 {
     shl_code worst = SHL_OK;
+    shl_progress progress;
+    shl_progress_begin(&progress, points->n > 0 ? points->n * points->configs[0].steps : 0);
     for (int64_t i = 0; i < points->n; i++) {
         shl_session_config *cfg = &points->configs[i];
         if (atomic_load(cfg->stop)) {
             return SHL_RAISE(SHL_E_INTERRUPTED, "interrupted");
         }
-        shl_code code = run_row(cli, cfg, i, output);
+        shl_code code = run_row(cli, cfg, i, output, &progress);
         if (code != SHL_OK && (code != SHL_E_OOM || points->n == 1)) {
             return code;
         }
@@ -173,10 +184,11 @@ const shl_command shl_command_train = {
     .name = "train",
     .summary = "train a GPT under one or several strategies",
     .usage = "shardlab train [options]",
-    .examples =
-        "  shardlab train --strategy zero3 --ranks 2 --steps 20\n"
-        "  shardlab train --strategy ddp,zero1,zero2,zero3,fsdp,fsdp-grad-op --ranks 1,2 --jsonl\n"
-        "  shardlab train --strategy fsdp --ranks 2 --ckpt-dir build/ckpt --steps 20 --resume\n",
+    .examples = "  shardlab train --strategy zero3 --ranks 2 --steps 5\n"
+                "  shardlab train --strategy ddp,zero1,zero3,fsdp --ranks 1,2 --steps 2 --jsonl\n"
+                "  shardlab train --strategy fsdp --ranks 2 --steps 5 --ckpt-dir ckpt\n"
+                "  shardlab train --strategy fsdp --ranks 2 --steps 8 --ckpt-dir ckpt --resume\n",
+    .common = "model strategy ranks batch seq steps out",
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE) - SHL_N_ROWS_HIDDEN,
     .n_hidden = SHL_N_ROWS_HIDDEN,

@@ -39,6 +39,7 @@ main(int argc, char **argv)
     shl_world *world = NULL;
     shl_code code = SHL_OK;
     setlocale(LC_ALL, "C");
+    shl_cli_scan_color(argc, (const char *const *)argv);
     const char *log = shl_env("SHL_LOG");
     if (log) {
         code = shl_log_configure(log);

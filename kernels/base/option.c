@@ -11,7 +11,7 @@
 
 #define MAX_NAMES 256
 #define HELP_COLUMN 26
-#define HELP_WIDTH 96
+#define HELP_WIDTH 80
 
 static size_t
 field_bytes(shl_option_type type)
@@ -359,12 +359,21 @@ shl_option_spell(const shl_option *row, const void *values, char *dst, size_t ds
     }
 }
 
+/* The length of what must stay on one line: a word, or unit and default in their brackets. */
+static size_t
+piece_length(const char *text)
+{
+    size_t bracket = text[0] == '[' ? strcspn(text, "]") : 0;
+    bool fits = bracket > 0 && bracket < HELP_WIDTH - HELP_COLUMN && text[bracket] == ']';
+    return fits ? bracket + 1 : strcspn(text, " ");
+}
+
 /* Appends text in words, breaking lines at HELP_WIDTH; `column` is where the line stands. */
 static void
 add_wrapped(shl_str *out, const char *text, size_t column)
 {
     while (*text) {
-        size_t len = strcspn(text, " ");
+        size_t len = piece_length(text);
         if (column > HELP_COLUMN && column + 1 + len > HELP_WIDTH) {
             shl_str_add(out, "\n%*s", HELP_COLUMN, "");
             column = HELP_COLUMN;
@@ -379,15 +388,33 @@ add_wrapped(shl_str *out, const char *text, size_t column)
     shl_str_add_text(out, "\n", 1);
 }
 
-static const char *
-value_word(shl_option_type type)
+const char *
+shl_option_value_word(const shl_option *row)
 {
     static const char *const words[] = {
-        [SHL_OPT_BOOL] = "",       [SHL_OPT_INT] = " N",     [SHL_OPT_COUNT] = " COUNT",
-        [SHL_OPT_BYTES] = " SIZE", [SHL_OPT_DOUBLE] = " X",  [SHL_OPT_STRING] = " TEXT",
-        [SHL_OPT_ENUM] = " NAME",  [SHL_OPT_LIST] = " LIST",
+        [SHL_OPT_BOOL] = "",      [SHL_OPT_INT] = "N",     [SHL_OPT_COUNT] = "COUNT",
+        [SHL_OPT_BYTES] = "SIZE", [SHL_OPT_DOUBLE] = "X",  [SHL_OPT_STRING] = "TEXT",
+        [SHL_OPT_ENUM] = "NAME",  [SHL_OPT_LIST] = "LIST",
     };
-    return words[type];
+    return words[row->type];
+}
+
+void
+shl_option_describe(const shl_option *row, struct shl_str *out)
+{
+    shl_str_add(out, "%s", row->help);
+    for (size_t i = 0; row->choices && row->choices[i]; i++) {
+        shl_str_add(out, "%s%s", i == 0 ? " One of: " : ", ", row->choices[i]);
+    }
+    shl_str_add(out, "%s", row->choices ? "." : "");
+    if (row->unit || row->fallback) {
+        shl_str_add(out, " [%s%s%s%s]", row->unit ? row->unit : "",
+                    row->unit && row->fallback ? "; " : "", row->fallback ? "default " : "",
+                    row->fallback ? row->fallback : "");
+    }
+    if (row->alias) {
+        shl_str_add(out, " Also %s%s.", row->alias[1] ? "--" : "-", row->alias);
+    }
 }
 
 static void
@@ -395,24 +422,13 @@ add_row(shl_str *out, const shl_option *row)
 {
     char left[96];
     shl_str text = {0};
-    shl_strf(left, sizeof(left), "  --%s%s", row->name, value_word(row->type));
+    const char *word = shl_option_value_word(row);
+    shl_strf(left, sizeof(left), "  --%s%s%s", row->name, word[0] ? " " : "", word);
     shl_str_add(out, "%-*s", HELP_COLUMN, left);
     if (strlen(left) + 2 > HELP_COLUMN) {
         shl_str_add(out, "\n%*s", HELP_COLUMN, "");
     }
-    shl_str_add(&text, "%s", row->help);
-    for (size_t i = 0; row->choices && row->choices[i]; i++) {
-        shl_str_add(&text, "%s%s", i == 0 ? " One of: " : ", ", row->choices[i]);
-    }
-    shl_str_add(&text, "%s", row->choices ? "." : "");
-    if (row->unit || row->fallback) {
-        shl_str_add(&text, " [%s%s%s%s]", row->unit ? row->unit : "",
-                    row->unit && row->fallback ? "; " : "", row->fallback ? "default " : "",
-                    row->fallback ? row->fallback : "");
-    }
-    if (row->alias) {
-        shl_str_add(&text, " Also --%s.", row->alias);
-    }
+    shl_option_describe(row, &text);
     add_wrapped(out, shl_str_get(&text), HELP_COLUMN);
     out->failed = out->failed || text.failed;
     shl_str_fini(&text);
@@ -448,7 +464,7 @@ shl_option_help(const shl_option *table, size_t n, struct shl_str *out)
 const char *
 shl_env(const char *name)
 {
-    /* Set by launchers (torchrun, Slurm, Open MPI, PMI), by OpenMP users and by convention. */
+    /* Set by launchers (torchrun, Slurm, Open MPI, PMI), by OpenMP users, by terminals and by convention. */
     static const char *const others[] = {
         "RANK",
         "WORLD_SIZE",
@@ -466,6 +482,11 @@ shl_env(const char *name)
         "OMPI_COMM_WORLD_LOCAL_RANK",
         "OMP_NUM_THREADS",
         "OMP_WAIT_POLICY",
+        "OMP_PROC_BIND",
+        "OMP_PLACES",
+        "OMP_THREAD_LIMIT",
+        "GOMP_CPU_AFFINITY",
+        "TERM",
         "TMPDIR",
     };
     bool known = strncmp(name, "SHL_", 4) == 0;

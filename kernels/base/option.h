@@ -58,6 +58,11 @@ struct shl_str;
 /* Appends the grouped help text (name, unit, default, choices, help) to out. */
 void shl_option_help(const shl_option *table, size_t n, struct shl_str *out);
 
+/* What stands for a value ("N", "SIZE"; "" for a switch), and the sentence with choices, unit and
+ * default, for other renderings of the same table. */
+const char *shl_option_value_word(const shl_option *row);
+void shl_option_describe(const shl_option *row, struct shl_str *out);
+
 /* The environment, read only here. The name must be one of the documented SHL_* or launcher
  * variables; NULL when unset or empty. */
 const char *shl_env(const char *name);
