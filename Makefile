@@ -239,7 +239,7 @@ FIXED_MAP := $(if $(filter tsan,$(PROFILE)),$(shell setarch -R true 2>/dev/null 
 check: deps ## build and run the tests (TEST, SKIP: words in names of programs)
 	@+$(MAKE) --no-print-directory run-tests
 check-all: deps ## the same, exhaustive
-	@+SHL_TEST_ALL=1 $(MAKE) --no-print-directory run-tests
+	@+SHL_TEST_ALL=1 SHL_TEST_TIMEOUT=3600 $(MAKE) --no-print-directory run-tests
 check-golden: deps ## only the comparisons with golden values (SHL_GOLDEN_DIR=...)
 	@+$(MAKE) --no-print-directory run-tests TEST=golden
 named = $(strip $(foreach t,$2,$(if $(strip $(foreach w,$1,$(findstring $w,$(notdir $t)))),$t)))
