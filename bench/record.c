@@ -116,6 +116,8 @@ static const shl_field run_fields[] = {
     RUN("comm_uniform", BOOL, comm_uniform, NULL, PLAIN, "every step had the same traffic"),
     RUN("tokens_per_s", REAL, tokens_per_s, "tok/s", COUNT, "tokens of a step / median step time"),
     RUN("cpu_ns_per_step", INT, cpu_ns_per_step, NULL, PLAIN, "CPU time of all ranks"),
+    RUN("reserved_bytes", INT, reserved_bytes, NULL, PLAIN,
+        "device arenas of the rank that took most: live peak, rounding and fragments"),
     RUN("rss_bytes", INT, rss_bytes, NULL, PLAIN,
         "largest resident set of a process; null on virtual"),
     RUN("residual_bytes", INT, residual_bytes, "rss-ledger", MIB,
@@ -220,6 +222,7 @@ shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
     out->comm_uniform = result->comm_uniform;
     out->tokens_per_s = result->tokens_per_s;
     out->cpu_ns_per_step = result->cpu_ns_per_step;
+    out->reserved_bytes = result->reserved_bytes;
     out->rss_bytes = result->predicted ? SHL_FIELD_NO_INT : result->rss_bytes;
     out->residual_bytes = result->predicted ? SHL_FIELD_NO_INT : result->residual_bytes;
     out->time = result->predicted ? "predicted" : "measured";

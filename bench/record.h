@@ -63,7 +63,7 @@ typedef struct shl_run_record {
     bool comm_uniform;
     double loss, grad_norm; /* of the last step */
     double tokens_per_s;
-    int64_t steps_done, cpu_ns_per_step, rss_bytes, residual_bytes;
+    int64_t steps_done, cpu_ns_per_step, reserved_bytes, rss_bytes, residual_bytes;
     double formula_state_bytes, formula_gather_bytes, formula_scatter_bytes, formula_reduce_bytes;
     uint64_t param_hash;
 } shl_run_record;

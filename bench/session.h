@@ -74,7 +74,8 @@ typedef struct shl_session_result {
     double tokens_per_s;      /* tokens of a step / median step time */
     int64_t cpu_ns;           /* CPU time of the steps, all ranks */
     int64_t cpu_ns_per_step;
-    int64_t rss_bytes; /* largest resident set of a process of the run */
+    int64_t reserved_bytes; /* of the device arenas, the rank that took most */
+    int64_t rss_bytes;      /* largest resident set of a process of the run */
     int64_t
         residual_bytes; /* rss_bytes - ledger peaks (device, host) of the ranks in that process */
 } shl_session_result;

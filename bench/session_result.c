@@ -70,11 +70,14 @@ collect_resources(shl_session_rank *r)
     /* CPU time of the process counts once: in threads rank 0 has it for all. */
     int64_t busy_and_held[2] = {alone || r->rank == 0 ? r->cpu_ns : 0, held};
     int64_t residual = rss - held;
+    int64_t reserved = (int64_t)shl_device_reserved_bytes(r->device, SHL_TIER_DEVICE);
     SHL_TRY(shl_session_sum_words(r, busy_and_held, 2));
     SHL_TRY(shl_comm_control(r->comm, SHL_CONTROL_MAX_I64, &rss, 1));
     SHL_TRY(shl_comm_control(r->comm, SHL_CONTROL_MAX_I64, &residual, 1));
+    SHL_TRY(shl_comm_control(r->comm, SHL_CONTROL_MAX_I64, &reserved, 1));
     r->out->cpu_ns = busy_and_held[0];
     r->out->rss_bytes = rss;
+    r->out->reserved_bytes = reserved;
     r->out->residual_bytes = alone ? residual : rss - busy_and_held[1];
     return SHL_OK;
 }
