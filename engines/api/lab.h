@@ -45,6 +45,7 @@ struct shl_lab {
     bool agreed;     /* the last failure is known to every rank */
     bool broken;     /* the engine failed: only close is left */
     char run_id[33]; /* of the run that checkpoints belong to; "" until the first save or load */
+    int64_t save_ns, save_bytes; /* of the last save */
     shl_err err;
 };
 

@@ -7,6 +7,7 @@
 #include <jansson.h>
 
 #include "engines/api/lab.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/str.h"
 
@@ -171,6 +172,10 @@ save_phases(shl_lab *lab, const char *dir, const shl_ckpt_meta *meta)
     code = write_file(lab, dir, meta, &mine);
     SHL_TRY(shl_lab_agree_code(lab, code, "save"));
     SHL_TRY(gather_files(lab, &mine, &files));
+    lab->save_bytes = 0;
+    for (int i = 0; i < lab->setup.ranks; i++) {
+        lab->save_bytes += files[i].bytes;
+    }
     code = commit(lab, dir, meta, files);
     shl_heap_free(&files);
     return shl_lab_agree_code(lab, code, "save");
@@ -184,6 +189,7 @@ save(shl_lab *lab, const char *dir, int64_t cursor, const char *extra)
     shl_mark mark = shl_ledger_get_mark(ledger);
     SHL_TRY(agree_run_id(lab));
     SHL_TRY(shl_lab_agree_code(lab, make_meta(lab, cursor, extra, &meta), "save"));
+    int64_t begun_ns = shl_clock_ns();
     shl_ledger_set_mark(ledger, SHL_MARK_SAVE);
     shl_code code = save_phases(lab, dir, &meta);
     if (code != SHL_OK && lab->setup.rank == 0) {
@@ -191,6 +197,7 @@ save(shl_lab *lab, const char *dir, int64_t cursor, const char *extra)
         shl_ckpt_save_discard(dir, &meta);
         (void)shl_err_put(&failure);
     }
+    lab->save_ns = shl_clock_ns() - begun_ns;
     shl_ledger_set_mark(ledger, mark);
     return code;
 }

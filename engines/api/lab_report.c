@@ -90,6 +90,8 @@ fill_report(const shl_lab *lab, shl_lab_report *out)
         .n_tags = SHL_TAG_COUNT,
         .n_phases = SHL_MARK_COUNT,
         .n_collectives = SHL_COLL_COUNT,
+        .save_ns = lab->save_ns,
+        .save_bytes = lab->save_bytes,
     };
     shl_strf(out->model, sizeof(out->model), "%s", lab->setup.model);
     shl_strf(out->strategy, sizeof(out->strategy), "%s",

@@ -64,9 +64,13 @@ static shl_code
 begin_step(shl_lab *lab, int64_t global_valid)
 {
     SHL_TRY(shl_lab_check_between(lab, "shl_lab_begin_step"));
-    if (global_valid < 1 || global_valid > global_targets(lab)) {
+    if (global_valid < 1) {
+        return SHL_RAISE(SHL_E_CONFIG, "the global batch of step %lld has no target to learn from",
+                         (long long)lab->engine->step);
+    }
+    if (global_valid > global_targets(lab)) {
         SHL_RAISE(SHL_E_CONFIG, "%lld targets count in step %lld", (long long)global_valid,
-                  (long long)lab->engine->step + 1);
+                  (long long)lab->engine->step);
         return shl_err_because("a global batch has from 1 to %lld", (long long)global_targets(lab));
     }
     return SHL_OK;

@@ -315,7 +315,8 @@ typedef struct shl_lab_report {
     int n_tiers, n_tags, n_phases, n_collectives;
     shl_lab_memory memory[SHL_LAB_MAX_TIERS];
     shl_lab_traffic traffic[SHL_LAB_MAX_COLLECTIVES]; /* since initialize */
-    int64_t staged_bytes; /* of them, copied because a buffer was not in shared memory */
+    int64_t staged_bytes;        /* of them, copied because a buffer was not in shared memory */
+    int64_t save_ns, save_bytes; /* of the last save: until it was committed; all its shard files */
 } shl_lab_report;
 
 /* This rank's numbers up to now. Local. */
