@@ -5,10 +5,11 @@
 
 #include <stdbool.h>
 
+#include "engines/api/shardlab.h"
 #include "kernels/base/option.h"
 #include "kernels/base/str.h"
 
-#define SHL_VERSION "0.1.0"
+#define SHL_VERSION SHL_LAB_VERSION
 
 #define SHL_WORDS_FILES "@files"
 
