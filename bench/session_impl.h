@@ -44,6 +44,11 @@ shl_code shl_session_resume(shl_session_rank *r) SHL_MUST_USE;
  * anything else touches the ledger; cpu and hash after. */
 shl_code shl_session_collect(shl_session_rank *r) SHL_MUST_USE;
 
+/* The time line of one step (bench/session_timeline.c): begin before every step, end after it; both do
+ * nothing but in the step that is recorded. */
+shl_code shl_session_timeline_begin(shl_session_rank *r) SHL_MUST_USE;
+shl_code shl_session_timeline_end(shl_session_rank *r) SHL_MUST_USE;
+
 /* A finished step goes into out->steps. */
 shl_code shl_session_keep_step(shl_session_result *out, int64_t *cap,
                                const shl_step_report *report) SHL_MUST_USE;

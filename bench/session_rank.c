@@ -175,8 +175,10 @@ count_step(shl_session_rank *r)
 {
     shl_step_report report = {0};
     shl_comm_stats before = *shl_comm_stats_get(r->comm);
+    SHL_TRY(shl_session_timeline_begin(r));
     int64_t begun_ns = shl_clock_process_ns();
     SHL_TRY(run_step(r, &report));
+    SHL_TRY(shl_session_timeline_end(r));
     shl_code code = SHL_OK;
     if (r->rank == 0) {
         SHL_TRY(shl_session_keep_step(r->out, &r->steps_cap, &report));

@@ -24,6 +24,7 @@ void
 shl_session_result_fini(shl_session_result *r)
 {
     shl_heap_free(&r->steps);
+    shl_heap_free(&r->timeline.events);
     memset(r, 0, sizeof(*r));
 }
 

@@ -9,6 +9,7 @@
 
 #include "bench/session_impl.h"
 #include "checkpoints/ckpt.h"
+#include "kernels/base/clock.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/str.h"
 
@@ -150,6 +151,10 @@ save_phases(shl_session_rank *r, const shl_ckpt_meta *meta)
     code = write_file(r, meta, &mine);
     SHL_TRY(shl_session_agree(r, code, "save"));
     SHL_TRY(gather_files(r, &mine, &files));
+    r->out->save_bytes = 0;
+    for (int i = 0; i < r->cfg->ranks; i++) {
+        r->out->save_bytes += files[i].bytes;
+    }
     code = commit(r, meta, files);
     shl_heap_free(&files);
     return shl_session_agree(r, code, "save");
@@ -163,6 +168,7 @@ shl_session_save(shl_session_rank *r)
     shl_mark mark = shl_ledger_get_mark(ledger);
     SHL_TRY(agree_run_id(r));
     SHL_TRY(make_meta(r, &meta));
+    int64_t begun_ns = shl_clock_ns();
     shl_ledger_set_mark(ledger, SHL_MARK_SAVE);
     shl_code code = save_phases(r, &meta);
     if (code != SHL_OK && r->rank == 0) {
@@ -170,6 +176,7 @@ shl_session_save(shl_session_rank *r)
         shl_ckpt_save_discard(r->cfg->ckpt_dir, &meta);
         return shl_err_put(&failure);
     }
+    r->out->save_ns = shl_clock_ns() - begun_ns;
     shl_ledger_set_mark(ledger, mark);
     return code;
 }
