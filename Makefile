@@ -245,8 +245,11 @@ check-golden: deps ## only the comparisons with golden values (SHL_GOLDEN_DIR=..
 named = $(strip $(foreach t,$2,$(if $(strip $(foreach w,$1,$(findstring $w,$(notdir $t)))),$t)))
 CHOSEN_TESTS := $(filter-out $(call named,$(SKIP),$(TESTS)),$(if \
   $(TEST),$(call named,$(TEST),$(TESTS)),$(TESTS)))
-run-tests: $(PROG) $(CHOSEN_TESTS) $(if $(filter release,$(PROFILE)),$(if $(TEST),,$(OUT)/tests/mutations))
-	@$(RUN_TESTS) $(CHOSEN_TESTS) $(if $(filter release,$(PROFILE)),$(if $(TEST),,$(MUTATIONS)))
+# Programs that are scripts: in the release profile only.
+SCRIPT_TESTS := $(addprefix $(OUT)/tests/,mutations readme)
+CHOSEN_SCRIPTS := $(if $(filter release,$(PROFILE)),$(if $(TEST),$(call named,$(TEST),$(SCRIPT_TESTS)),$(SCRIPT_TESTS)))
+run-tests: $(PROG) $(CHOSEN_TESTS) $(CHOSEN_SCRIPTS)
+	@$(RUN_TESTS) $(CHOSEN_TESTS) $(CHOSEN_SCRIPTS)
 
 # Faults planted in copies of sources: the tests must turn red.
 MUTATIONS := $(OUT)/tests/mutations
@@ -257,6 +260,12 @@ $(MUTATIONS): tests/mutations/run.sh $(OUT)/flags
 	@chmod +x $@
 mutations: $(TESTS) $(MUTATIONS) ## plant faults one by one; the tests must see each
 	@$(MUTATIONS)
+
+# Every command that README shows is run.
+$(OUT)/tests/readme: tests/bench/readme.sh $(OUT)/flags
+	@mkdir -p $(@D)
+	@printf '#!/bin/sh\nexec bash tests/bench/readme.sh %s\n' '$(OUT)/shardlab' > $@
+	@chmod +x $@
 
 gpu-check: ## tests that need a GPU
 	@echo 'error: gpu-check: this version of shardlab has no GPU half' >&2
