@@ -281,6 +281,20 @@ bench: all ## speed of the parts against their limits (RESULTS=1: kept in bench/
 	@mkdir -p $(if $(filter 1,$(RESULTS)),bench/results,$(BUILD))
 	@$(OUT)/shardlab bench $(if $(filter 1,$(RESULTS)),--out 'bench/results/speed.jsonl')
 
+# Python stays outside: the scripts run in a virtual environment of their own below PEERS.
+PEERS      ?= $(BUILD)/peers
+PEERS_VENV ?= $(PEERS)/venv
+PEERS_ARGS ?=
+BRIDGE := $(OUT)/peers-bridge
+$(BRIDGE): bench/peers/bridge.c $(LIB) $(OUT)/flags
+	$(SAY) LINK $@
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) $(LDFLAGS_ALL) $< $(LIB) $(LIBS) -o $@
+$(PEERS_VENV)/ready: bench/peers/setup.sh bench/peers/requirements.txt
+	@bash bench/peers/setup.sh '$(PEERS_VENV)'
+peers: $(PROG) $(BRIDGE) $(PEERS_VENV)/ready ## the same training by PyTorch and DeepSpeed, beside ours
+	@'$(PEERS_VENV)/bin/python' bench/peers/peers.py --program '$(PROG)' --bridge '$(BRIDGE)' \
+	  --out '$(PEERS)' $(PEERS_ARGS)
+
 # ---- care of the sources -----------------------------------------------------------------------
 lint: all ## layers, names, bans, comments, format, clang, cppcheck
 	@CC='$(CC)' MAKE='$(MAKE)' sh tests/lint/lint.sh '$(LIB)' $(ALL_C) $(ALL_H)
@@ -359,5 +373,5 @@ help: ## this list
 	@echo 'make [target] [PROFILE=$(subst $() ,|,$(PROFILES))] [V=1] [WERROR=0] [CC=...]'
 	@awk -F ':.*## ' '/^[a-z_.-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: all tests deps check check-all check-golden run-tests mutations gpu-check demo bench lint format \
+.PHONY: all tests deps check check-all check-golden run-tests mutations gpu-check demo bench peers lint format \
   format-check syntax-clang config install clean help FORCE
