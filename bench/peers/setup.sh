@@ -1,7 +1,6 @@
 #!/bin/bash
 # bench/peers: makes the virtual environment in which the peers run. usage: setup.sh DIR
-# The default wheels of torch hold CUDA as well (about 5 GB); for less:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu setup.sh DIR
+# It takes about 6 GB of disk: the default wheel of torch brings CUDA's libraries, which are not used.
 set -euo pipefail
 dir=${1:?usage: setup.sh DIR}
 here=$(dirname "$0")
