@@ -27,6 +27,7 @@ struct shl_ledger {
     size_t n_live;
     int64_t fail_in; /* posts until the planned failure; -1 none */
     shl_mark mark;
+    _Atomic uint32_t *shared_mark; /* or NULL */
     uint64_t trace;
     shl_ledger_event *events; /* NULL: no time line */
     size_t n_events, cap_events;
@@ -172,11 +173,23 @@ shl_ledger_set_mark(shl_ledger *l, shl_mark mark)
 {
     SHL_ASSERT((unsigned)mark < SHL_MARK_COUNT);
     l->mark = mark;
+    if (l->shared_mark != NULL) {
+        atomic_store_explicit(l->shared_mark, (uint32_t)mark, memory_order_relaxed);
+    }
     for (int t = 0; t < SHL_TIER_COUNT; t++) {
         shl_ledger_tier *tier = &l->tiers[t];
         if (tier->now_bytes > tier->phase_peak_bytes[mark]) {
             tier->phase_peak_bytes[mark] = tier->now_bytes;
         }
+    }
+}
+
+void
+shl_ledger_share_mark(shl_ledger *l, _Atomic uint32_t *word)
+{
+    l->shared_mark = word;
+    if (word != NULL) {
+        atomic_store_explicit(word, (uint32_t)l->mark, memory_order_relaxed);
     }
 }
 

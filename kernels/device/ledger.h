@@ -4,6 +4,7 @@
 #ifndef SHL_DEVICE_LEDGER_H
 #define SHL_DEVICE_LEDGER_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -91,6 +92,10 @@ void shl_ledger_fail_at(shl_ledger *l, int64_t n);
 /* The phase that later events belong to. */
 void shl_ledger_set_mark(shl_ledger *l, shl_mark mark);
 shl_mark shl_ledger_get_mark(const shl_ledger *l);
+
+/* From now on the phase is also written to *word (borrowed; NULL: no longer), where other ranks can
+ * read how far this one had come when it died. */
+void shl_ledger_share_mark(shl_ledger *l, _Atomic uint32_t *word);
 
 /* Whether a post would stay within the limit: SHL_OK, or the SHL_E_OOM that the post would give. A
  * device asks before it takes memory from the system. */

@@ -143,6 +143,24 @@ test_ledger_keeps_the_first_moment_of_equal_peaks(void **state)
 }
 
 static void
+test_ledger_tells_its_phase_to_a_shared_word(void **state)
+{
+    shl_ledger *l = NULL;
+    _Atomic uint32_t word = 99;
+    SHL_UNUSED(state);
+    assert_int_equal(shl_ledger_open(&l), SHL_OK);
+    shl_ledger_set_mark(l, SHL_MARK_FORWARD);
+    shl_ledger_share_mark(l, &word);
+    assert_int_equal(atomic_load(&word), SHL_MARK_FORWARD);
+    shl_ledger_set_mark(l, SHL_MARK_SAVE);
+    assert_int_equal(atomic_load(&word), SHL_MARK_SAVE);
+    shl_ledger_share_mark(l, NULL);
+    shl_ledger_set_mark(l, SHL_MARK_STEP);
+    assert_int_equal(atomic_load(&word), SHL_MARK_SAVE);
+    assert_int_equal(shl_ledger_close(&l), SHL_OK);
+}
+
+static void
 test_ledger_limit_names_phase_tag_owner_and_sizes(void **state)
 {
     shl_ledger *l = NULL;
@@ -283,6 +301,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ledger_agrees_with_a_plain_model),
         cmocka_unit_test(test_ledger_keeps_the_first_moment_of_equal_peaks),
+        cmocka_unit_test(test_ledger_tells_its_phase_to_a_shared_word),
         cmocka_unit_test(test_ledger_limit_names_phase_tag_owner_and_sizes),
         cmocka_unit_test(test_ledger_fails_the_planned_post_once),
         cmocka_unit_test(test_ledger_close_names_the_leaked_owners),
