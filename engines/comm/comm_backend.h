@@ -37,6 +37,7 @@ typedef struct shl_shm_comm {
     shl_comm *comm;
     shl_world *world;
     int group;
+    bool shares_phase; /* the device's phase is told to the world */
     int rank, size;
     int world_rank[SHL_WORLD_MAX_RANKS]; /* of each member */
     shl_shm_port data, control;

@@ -91,6 +91,8 @@ shm_open_comm(shl_comm *c, const shl_comm_config *cfg)
     m->size = cfg->world;
     memcpy(m->world_rank, w->identity, sizeof m->world_rank);
     connect_ports(m, c->config.timeout_ms);
+    m->shares_phase = true;
+    shl_ledger_share_mark(c->device->ledger, &w->block->rank[w->rank].place.phase);
     c->impl = m;
     return SHL_OK;
 }
@@ -105,6 +107,9 @@ shm_close(shl_comm *c)
         shl_heap_free(&op->segs);
         shl_heap_free(&op);
         op = next;
+    }
+    if (m->shares_phase) {
+        shl_ledger_share_mark(c->device->ledger, NULL);
     }
     shl_shm_group_drop(m->world->block, m->group);
     shl_heap_free(&c->impl);
@@ -142,7 +147,10 @@ shm_collective(shl_comm *c, shl_coll kind, const shl_comm_seg *segs, int n, shl_
 {
     shl_shm_comm *m = impl(c);
     shl_shm_op *op = NULL;
-    SHL_TRY(shl_shm_check(m->world));
+    if (shl_shm_check(m->world) != SHL_OK) {
+        shl_shm_refuse(m->world, SHL_SHM_DATA, (int)kind, m->n_issued + 1);
+        return shl_err_get()->code;
+    }
     SHL_TRY(take_op(m, n, &op));
     op->stream = s;
     op->kind = kind;

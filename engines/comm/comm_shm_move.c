@@ -408,9 +408,11 @@ static shl_code
 run_rounds(shl_shm_op *op)
 {
     SHL_TRY(wait_turn(op));
+    shl_shm_enter(op->comm->world, SHL_SHM_DATA, (int)op->kind, op->seq);
     for (int first = 0; first < op->n_segs; first += SHL_SHM_ROUND_SEGS) {
         SHL_TRY(run_round(op, first));
     }
+    shl_shm_exit(op->comm->world, SHL_SHM_DATA);
     return SHL_OK;
 }
 

@@ -161,6 +161,10 @@ give_up(shl_shm_port *p, shl_shm_label label, int missing, int n_missing, bool l
                  verb, label.name, (unsigned long long)label.seq, (double)p->timeout_ms / 1e3);
     }
     shl_strf(text.because, sizeof text.because, "%d of %d ranks are missing", n_missing, p->size);
+    if (!left) {
+        shl_strf(text.advice, sizeof text.advice, "a longer timeout, if rank %d is only slow",
+                 culprit);
+    }
     shl_shm_note(p->world->block, p->world->rank, culprit, &text);
     return shl_shm_check(p->world);
 }
@@ -272,23 +276,6 @@ lowest_failure(const shl_shm_port *p)
     return SHL_OK;
 }
 
-static const char *
-control_name(int op)
-{
-    switch (op) {
-    case SHL_SHM_BARRIER:
-        return "barrier";
-    case SHL_SHM_AGREE:
-        return "agree";
-    case SHL_SHM_OPEN:
-        return "open";
-    case SHL_SHM_SPLIT:
-        return "split";
-    default:
-        return "control";
-    }
-}
-
 static shl_code
 same_call(shl_shm_port *p)
 {
@@ -301,12 +288,13 @@ same_call(shl_shm_port *p)
         /* A rank that failed goes to its agreement ahead of the others. */
         shl_code code = lowest_failure(p);
         if (code == SHL_OK) {
-            code = SHL_RAISE(SHL_E_BUG,
-                             "ranks disagree: rank %d entered %s #%llu (operation %d, %d bytes), "
-                             "rank %d entered %s #%llu (operation %d, %d bytes)",
-                             p->world_rank[0], control_name(zero->op),
-                             (unsigned long long)zero->seq, zero->op, zero->bytes, p->world_rank[m],
-                             control_name(s->op), (unsigned long long)s->seq, s->op, s->bytes);
+            code =
+                SHL_RAISE(SHL_E_BUG,
+                          "ranks disagree: rank %d entered %s #%llu (operation %d, %d bytes), "
+                          "rank %d entered %s #%llu (operation %d, %d bytes)",
+                          p->world_rank[0], shl_shm_control_name(zero->op),
+                          (unsigned long long)zero->seq, zero->op, zero->bytes, p->world_rank[m],
+                          shl_shm_control_name(s->op), (unsigned long long)s->seq, s->op, s->bytes);
         }
         shl_shm_abort(p->world, "control");
         return code;
@@ -318,6 +306,7 @@ shl_code
 shl_shm_exchange(shl_shm_port *p, int op, const char *name, const void *data, int bytes)
 {
     SHL_ASSERT(bytes >= 0 && bytes <= SHL_SHM_SLOT_BYTES);
+    shl_shm_enter(p->world, p->lane, op, p->seq + 1);
     SHL_TRY(shl_shm_check(p->world)); /* a slot of a lost world may still be read by its peers */
     p->seq++;
     shl_shm_slot *mine = &p->group->member[p->rank].slot[p->seq & 1];
@@ -328,7 +317,9 @@ shl_shm_exchange(shl_shm_port *p, int op, const char *name, const void *data, in
         memcpy(mine->data, data, (size_t)bytes);
     }
     SHL_TRY(shl_shm_barrier(p, (shl_shm_label){name, p->seq, false}));
-    return same_call(p);
+    SHL_TRY(same_call(p));
+    shl_shm_exit(p->world, p->lane);
+    return SHL_OK;
 }
 
 shl_code

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -193,6 +194,37 @@ shl_shm_rank_leave(shl_world *w, shl_code code)
     shl_shm_bells(w->block);
 }
 
+/* Kinds that come from one rank's machine, memory or files: there it matters which rank it was. The
+ * others are the user's doing, and alike on every rank. */
+static bool
+concerns_one_rank(shl_code code)
+{
+    return code == SHL_E_OOM || code == SHL_E_IO || code == SHL_E_PEER || code == SHL_E_SYSTEM ||
+           code == SHL_E_HEAP || code == SHL_E_BUG;
+}
+
+/* The error of `rank` as the world tells it: which rank, in which phase, and who missed it where. */
+static void
+tell(const shl_shm_block *b, int rank, shl_err *err)
+{
+    int named = -1;
+    if (b->ranks == 1 || !concerns_one_rank(err->code)) {
+        return;
+    }
+    if (sscanf(err->what, "rank %d ", &named) != 1) {
+        char own[sizeof err->what], in_phase[32];
+        named = rank;
+        shl_strf(own, sizeof own, "%s", err->what);
+        shl_strf(in_phase, sizeof in_phase, " in %s", shl_shm_phase(b, rank));
+        bool says = strstr(own, in_phase) != NULL;
+        shl_strf(err->what, sizeof err->what, "rank %d failed%s: %s", rank, says ? "" : in_phase,
+                 own);
+    }
+    if (named >= 0 && named < b->ranks) {
+        shl_shm_explain(b, named, err);
+    }
+}
+
 shl_code
 shl_shm_result(shl_shm_block *b, int *rank)
 {
@@ -210,7 +242,12 @@ shl_shm_result(shl_shm_block *b, int *rank)
         }
     }
     *rank = best;
-    return best < 0 ? SHL_OK : shl_err_put(&b->rank[best].err);
+    if (best < 0) {
+        return SHL_OK;
+    }
+    shl_err err = b->rank[best].err;
+    tell(b, best, &err);
+    return shl_err_put(&err);
 }
 
 /* --- ranks as threads ------------------------------------------------------------------- */

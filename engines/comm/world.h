@@ -26,14 +26,16 @@ typedef shl_code (*shl_rank_main)(shl_world *w, void *arg);
 
 /* Runs fn(w, arg) as cfg->ranks threads of this process and waits for all. Returns SHL_OK, or the
  * first failing rank's own code and message (a rank that merely reports another's failure is not
- * preferred). Nothing is left behind. */
+ * preferred); when it is not the user's doing, the message names the rank, its phase, its last call
+ * and where the others missed it. Nothing is left behind. */
 shl_code shl_world_run_threads(const shl_world_config *cfg, shl_rank_main fn,
                                void *arg) SHL_MUST_USE;
 
 /* Starts cfg->ranks processes of argv (argv[0] = path of this program; NULL-terminated) with the
  * world in inherited descriptors and environment (SHL_WORLD, OMP_* set before exec; passive
- * waiting when oversubscribed), waits for all, forwards SIGINT and SIGTERM, marks a rank that dies so that
- * the others return, kills what is left after the timeout. stdin is /dev/null for ranks; stdout and
+ * waiting when oversubscribed), waits for all, forwards the first SIGINT or SIGTERM and kills at the
+ * second, marks a rank that dies so that the others return, kills what is left one timeout after a
+ * failure, or after the first rank has ended. Ranks die with the caller's thread. stdin is /dev/null for ranks; stdout and
  * stderr are inherited. Returns as shl_world_run_threads; the failing rank's message was printed by
  * the rank itself when it could (then *printed is true). */
 shl_code shl_world_run_processes(const shl_world_config *cfg, const char *const *argv,

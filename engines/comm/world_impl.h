@@ -61,8 +61,16 @@ typedef struct shl_shm_group {
 
 typedef enum shl_shm_state { SHL_SHM_RUNS = 0, SHL_SHM_LEFT, SHL_SHM_DEAD } shl_shm_state;
 
+/* How far a rank has come, for messages of others. A call is packed by shl_shm_enter; 0: none. */
+typedef struct shl_shm_place {
+    _Atomic uint32_t phase; /* shl_mark, written by the rank's ledger */
+    _Atomic uint64_t inside[SHL_SHM_LANES];
+    _Atomic uint64_t last; /* the call that ended last */
+} shl_shm_place;
+
 /* One per rank, and one for the supervisor. note: why this writer gave the world up. */
 typedef struct shl_shm_rank {
+    shl_shm_place place;
     _Atomic uint32_t state;
     _Atomic uint32_t note_taken;
     _Atomic int32_t exec_errno;
@@ -129,7 +137,7 @@ shl_code shl_shm_range_find(int ranks, size_t *range_bytes) SHL_MUST_USE;
 /* The arena over w->base[w->rank], and the world's own port. */
 shl_code shl_shm_world_init(shl_world *w) SHL_MUST_USE;
 void shl_shm_rank_leave(shl_world *w, shl_code code);
-/* Puts the error of the rank that failed first by itself; its index in *rank, -1 when none failed. */
+/* Puts the error of the rank that failed first by itself, with its rank and place; its index in *rank, -1 when none failed. */
 shl_code shl_shm_result(shl_shm_block *b, int *rank) SHL_MUST_USE;
 /* Takes a free group and clears it; -1 when all are in use. */
 int shl_shm_group_take(shl_shm_block *b, int users);
@@ -140,6 +148,17 @@ void shl_shm_bells(shl_shm_block *b);
 /* Fills *out with what other ranks read about an error of `rank`. */
 void shl_shm_describe(int rank, const char *where, shl_code code, const shl_err *err, shl_err *out);
 bool shl_shm_is_report(const shl_err *err, int rank);
+/* A rank enters call `op` number `seq` of a lane (a shl_coll, or an operation of the control lane),
+ * and leaves it well; a call that failed stays entered. Local. */
+void shl_shm_enter(shl_world *w, int lane, int op, uint64_t seq);
+void shl_shm_exit(shl_world *w, int lane);
+/* A call that is not even begun, because the world was given up; keeps one that failed before. */
+void shl_shm_refuse(shl_world *w, int lane, int op, uint64_t seq);
+const char *shl_shm_control_name(int op);
+/* The phase that a rank is in: "forward". */
+const char *shl_shm_phase(const shl_shm_block *b, int rank);
+/* Adds to an error about `rank` what it did last and who missed it, once all have ended. */
+void shl_shm_explain(const shl_shm_block *b, int rank, shl_err *err);
 /* Gives the world up: the first note counts. writer: index of the note used. */
 void shl_shm_note(shl_shm_block *b, int writer, int culprit, const shl_err *text);
 /* SHL_OK, or the error of the world's first note. */

@@ -32,7 +32,9 @@ typedef struct party {
     int n_alive;
     int signal;      /* forwarded; 0: none */
     int64_t kill_ns; /* when to kill what is left; 0: not decided */
+    int64_t late_ns; /* when to miss what is left, once a rank has ended; 0: not decided */
     bool killed;
+    bool hurried; /* by a second signal */
     sigset_t signals, old_mask;
     char **argv, **envp;
     char env[4][96]; /* our own variables; [0] is SHL_WORLD */
@@ -226,9 +228,23 @@ first_note(const party *p)
 }
 
 static void
+advise_death(int signal, shl_err *err)
+{
+    if (signal == SIGKILL) {
+        shl_strf(err->advice, sizeof err->advice,
+                 "dmesg, for the kernel's out-of-memory killer; if it was that, fewer ranks or a "
+                 "smaller batch");
+    } else if (signal == SIGBUS) {
+        shl_strf(err->advice, sizeof err->advice,
+                 "a look at the limit on shared memory of this container or session");
+    }
+}
+
+static void
 describe_death(const party *p, int rank, int status, shl_err *err)
 {
     const shl_shm_rank *note = first_note(p);
+    const char *phase = shl_shm_phase(p->block, rank);
     int exec_errno = atomic_load(&p->block->rank[rank].exec_errno);
     err->code = SHL_E_PEER;
     if (exec_errno != 0) {
@@ -237,6 +253,9 @@ describe_death(const party *p, int rank, int status, shl_err *err)
         shl_strf(err->because, sizeof err->because, "%s: %s", p->argv[0], strerror(exec_errno));
     } else if (note != NULL && note->note_rank == rank) {
         *err = note->note; /* what the others found: it stalled */
+    } else if (p->hurried) {
+        err->code = SHL_E_INTERRUPTED;
+        shl_strf(err->what, sizeof err->what, "interrupted twice: ranks were killed");
     } else if (WIFSIGNALED(status) && WTERMSIG(status) == p->signal) {
         err->code = SHL_E_INTERRUPTED;
         shl_strf(err->what, sizeof err->what, "rank %d was interrupted by signal %d", rank,
@@ -244,11 +263,12 @@ describe_death(const party *p, int rank, int status, shl_err *err)
     } else if (p->killed) {
         shl_strf(err->what, sizeof err->what, "rank %d did not end in time and was killed", rank);
     } else if (WIFSIGNALED(status)) {
-        shl_strf(err->what, sizeof err->what, "rank %d died: killed by signal %d", rank,
-                 WTERMSIG(status));
+        shl_strf(err->what, sizeof err->what, "rank %d died in %s: killed by signal %d", rank,
+                 phase, WTERMSIG(status));
+        advise_death(WTERMSIG(status), err);
     } else {
-        shl_strf(err->what, sizeof err->what, "rank %d died: exited with status %d", rank,
-                 WEXITSTATUS(status));
+        shl_strf(err->what, sizeof err->what, "rank %d died in %s: exited with status %d", rank,
+                 phase, WEXITSTATUS(status));
     }
 }
 
@@ -264,10 +284,33 @@ reap(party *p)
         p->n_alive--;
         const shl_shm_rank *slot = &p->block->rank[r];
         bool left = atomic_load_explicit(&slot->state, memory_order_acquire) == SHL_SHM_LEFT;
+        if (p->late_ns == 0) {
+            p->late_ns = shl_clock_ns() + p->block->timeout_ms * 1000000;
+        }
         if (!left || (slot->code == SHL_OK && status != 0)) {
             shl_err err = {.code = SHL_OK};
             describe_death(p, r, status, &err);
             mark_dead(p, r, &err);
+        }
+    }
+}
+
+/* A rank that stalls behind its last call is missed by nobody but the supervisor. */
+static void
+miss_late(party *p)
+{
+    shl_shm_block *b = p->block;
+    if (p->late_ns == 0 || first_note(p) != NULL || shl_clock_ns() < p->late_ns) {
+        return;
+    }
+    for (int r = 0; r < b->ranks; r++) {
+        if (p->pid[r] > 0) {
+            shl_err err = {.code = SHL_E_PEER};
+            shl_strf(err.what, sizeof err.what,
+                     "rank %d has not ended within %.1f s of the first that did", r,
+                     (double)b->timeout_ms / 1e3);
+            shl_shm_note(b, b->ranks, r, &err);
+            return;
         }
     }
 }
@@ -301,10 +344,12 @@ supervise(party *p)
         if (p->n_alive == 0) {
             return;
         }
+        miss_late(p);
         kill_late(p);
         int signal = sigtimedwait(&p->signals, NULL, &poll);
         if (signal == SIGINT || signal == SIGTERM) {
-            p->killed = p->killed || p->signal != 0;
+            p->hurried = p->hurried || p->signal != 0;
+            p->killed = p->killed || p->hurried;
             kill_all(p, p->signal == 0 ? signal : SIGKILL);
             p->signal = signal;
         }

@@ -92,7 +92,7 @@ test_comm_faults_returning_rank_is_named(void **state)
     (void)state;
     scene s;
     assert_int_equal(play(&s, scene_return, CALM_MS), SHL_E_IO);
-    assert_string_equal(shl_err_get()->what, "file is gone");
+    assert_string_equal(shl_err_get()->what, "rank 1 failed in init: file is gone");
     for (int r = 0; r < RANKS; r += 2) {
         assert_true(s.code[r] == SHL_E_IO || s.code[r] == SHL_E_PEER);
         assert_says(s.what[r], "rank 1 ");
@@ -130,7 +130,7 @@ test_comm_faults_abort_reaches_both_lanes(void **state)
     (void)state;
     scene s;
     assert_int_equal(play(&s, scene_abort, CALM_MS), SHL_E_OOM);
-    assert_string_equal(shl_err_get()->what, "does not fit");
+    assert_string_equal(shl_err_get()->what, "rank 1 failed in init: does not fit");
     for (int r = 0; r < RANKS; r += 2) {
         assert_int_equal(s.code[r], SHL_E_OOM);
         assert_string_equal(s.what[r], "rank 1 failed in forward: does not fit");

@@ -274,13 +274,13 @@ test_comm_processes_name_a_killed_rank(void **state)
     outcome o;
     run(4, 1, CALM_MS, "kill", &o);
     assert_int_equal(o.code, SHL_E_PEER);
-    assert_string_equal(shl_err_get()->what, "rank 2 died: killed by signal 9");
+    assert_string_equal(shl_err_get()->what, "rank 2 died in init: killed by signal 9");
     assert_false(o.printed);
     assert_int_equal(o.n_lines, 3);
     for (int r = 0; r < 4; r++) {
         if (r != 2) {
             assert_int_equal(o.rank[r].code, SHL_E_PEER);
-            assert_string_equal(o.rank[r].what, "rank 2 died: killed by signal 9");
+            assert_string_equal(o.rank[r].what, "rank 2 died in init: killed by signal 9");
             assert_int_equal(o.rank[r].own, 0);
         }
     }
@@ -315,9 +315,9 @@ test_comm_processes_name_a_rank_that_exits(void **state)
     outcome o;
     run(3, 1, CALM_MS, "exit", &o);
     assert_int_equal(o.code, SHL_E_PEER);
-    assert_string_equal(shl_err_get()->what, "rank 1 died: exited with status 3");
-    assert_string_equal(o.rank[0].what, "rank 1 died: exited with status 3");
-    assert_string_equal(o.rank[2].what, "rank 1 died: exited with status 3");
+    assert_string_equal(shl_err_get()->what, "rank 1 died in init: exited with status 3");
+    assert_string_equal(o.rank[0].what, "rank 1 died in init: exited with status 3");
+    assert_string_equal(o.rank[2].what, "rank 1 died in init: exited with status 3");
 }
 
 static void
@@ -327,7 +327,7 @@ test_comm_processes_pass_on_an_error(void **state)
     outcome o;
     run(3, 1, CALM_MS, "fail", &o);
     assert_int_equal(o.code, SHL_E_IO);
-    assert_string_equal(shl_err_get()->what, "disk is full");
+    assert_string_equal(shl_err_get()->what, "rank 1 failed in init: disk is full");
     assert_true(o.printed);
     assert_int_equal(o.rank[1].own, 1);
     for (int r = 0; r < 3; r += 2) {
