@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "bench/session_impl.h"
+#include "checkpoints/ckpt.h"
 
 typedef struct thread_job {
     const shl_session_config *cfg;
@@ -35,6 +36,17 @@ run_here(const shl_session_config *cfg, const shl_session_sink *sink, shl_sessio
 {
     shl_session_rank r = {.cfg = cfg, .sink = sink, .out = out};
     return shl_session_rank_run(&r);
+}
+
+/* A rank that was killed cannot take its unfinished save away, and the others cannot know that nobody
+ * works in it: only when all have ended. A run that was refused has touched nothing. */
+static void
+sweep_unfinished_save(const shl_session_config *cfg, shl_code code)
+{
+    bool refused = code == SHL_E_USAGE || code == SHL_E_CONFIG || code == SHL_E_VERIFY;
+    if (cfg->ckpt_dir && code != SHL_OK && !refused) {
+        shl_ckpt_save_sweep(cfg->ckpt_dir);
+    }
 }
 
 /* The largest resident set is of this run, not of what the process did before. Where the system has no
@@ -70,6 +82,7 @@ shl_session_run(const shl_session_config *cfg, const shl_session_sink *sink,
         thread_job job = {cfg, sink, out};
         code = shl_world_run_threads(&world, run_thread, &job);
     }
+    sweep_unfinished_save(cfg, code);
     out->info.layout = out->layout_name;
     if (code != SHL_OK && !(code == SHL_E_INTERRUPTED && out->n_steps > 0)) {
         shl_session_result_fini(out);

@@ -115,7 +115,6 @@ add_step_rows(const shl_session_config *config, step_watch *w, shl_speed_list *o
                                        .ratio = shl_stats_median(ratios, rounds),
                                        .bound = 0.50,
                                        .spread = shl_stats_mad(ratios, rounds),
-                                       .share = shl_stats_median(w->share, rounds),
                                        .rounds = (int64_t)rounds});
     shl_speed_add(out, (shl_speed_row){.name = "probe_fma",
                                        .what = "fp32 multiply-add peak, all threads",

@@ -187,10 +187,10 @@ save(shl_lab *lab, const char *dir, int64_t cursor, const char *extra)
     shl_ckpt_meta meta;
     shl_ledger *ledger = lab->device->ledger;
     shl_mark mark = shl_ledger_get_mark(ledger);
+    shl_ledger_set_mark(ledger, SHL_MARK_SAVE);
     SHL_TRY(agree_run_id(lab));
     SHL_TRY(shl_lab_agree_code(lab, make_meta(lab, cursor, extra, &meta), "save"));
     int64_t begun_ns = shl_clock_ns();
-    shl_ledger_set_mark(ledger, SHL_MARK_SAVE);
     shl_code code = save_phases(lab, dir, &meta);
     if (code != SHL_OK && lab->setup.rank == 0) {
         shl_err failure = *shl_err_get();
@@ -198,7 +198,9 @@ save(shl_lab *lab, const char *dir, int64_t cursor, const char *extra)
         (void)shl_err_put(&failure);
     }
     lab->save_ns = shl_clock_ns() - begun_ns;
-    shl_ledger_set_mark(ledger, mark);
+    if (code == SHL_OK) { /* messages tell the phase that failed */
+        shl_ledger_set_mark(ledger, mark);
+    }
     return code;
 }
 
