@@ -331,10 +331,17 @@ Libs.private: $(LIBS) -fopenmp
 endef
 export PKG_CONFIG
 
+# The program writes its own man page and completions.
+INSTALL_PAGE = $(if $(PROG),$(PROG) help $1 | install -D -m 644 /dev/stdin '$(DESTDIR)$(PREFIX)/share/$2')
+
 install: all ## install below PREFIX (default /usr/local): program, libraries, shardlab.h, shardlab.pc
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/include' \
 	  '$(DESTDIR)$(PREFIX)/lib/pkgconfig' '$(DESTDIR)$(PREFIX)/share/shardlab/examples'
 	$(if $(PROG),install -m 755 $(PROG) '$(DESTDIR)$(PREFIX)/bin/')
+	$(call INSTALL_PAGE,--man,man/man1/shardlab.1)
+	$(call INSTALL_PAGE,--completion bash,bash-completion/completions/shardlab)
+	$(call INSTALL_PAGE,--completion zsh,zsh/site-functions/_shardlab)
+	$(call INSTALL_PAGE,--completion fish,fish/vendor_completions.d/shardlab.fish)
 	install -m 644 $(API_LIB) $(API_SO) '$(DESTDIR)$(PREFIX)/lib/'
 	ln -sf $(SONAME) '$(DESTDIR)$(PREFIX)/lib/libshardlab.so'
 	install -m 644 engines/api/shardlab.h '$(DESTDIR)$(PREFIX)/include/'

@@ -94,7 +94,7 @@ judge_memory(const shl_doctor_ask *ask, const shl_doctor_facts *f, shl_doctor *d
     shl_verdict v = SHL_VERDICT_OK;
     if (room >= 0 && room < whole) {
         v = SHL_VERDICT_FAIL;
-    } else if (room < replicated) {
+    } else if (room >= 0 && room < replicated) {
         v = SHL_VERDICT_WARN;
     }
     spell_bytes(f->ram_bytes, all, sizeof(all));
@@ -179,7 +179,7 @@ judge_folder(const shl_doctor_ask *ask, const shl_doctor_facts *f, shl_doctor *d
 static void
 judge_libraries(const shl_doctor_facts *f, shl_doctor *d)
 {
-    bool draws = strcmp(f->gnuplot_formats, "svg png") == 0;
+    bool draws = f->gnuplot[0] && strcmp(f->gnuplot_formats, "svg png") == 0;
     shl_check *c = add(d, "gnuplot", draws ? SHL_VERDICT_OK : SHL_VERDICT_WARN);
     if (f->gnuplot[0]) {
         VALUE(c, "%s, draws %s", f->gnuplot,

@@ -46,7 +46,7 @@ shl_progress_line(char *dst, size_t dst_bytes, int width, const char *label, int
     }
     shl_strf(tail, sizeof(tail), "%lld/%lld  %s%sETA %s", (long long)done, (long long)total, detail,
              detail[0] ? "  " : "", left);
-    int room = width - (int)strlen(label) - (int)strlen(tail) - 5;
+    int room = width - (int)strlen(label) - (int)strlen(tail) - 6;
     room = room > BAR_MOST ? BAR_MOST : room;
     if (room < BAR_LEAST) {
         shl_strf(dst, dst_bytes, "%s  %s", label, tail);

@@ -263,23 +263,28 @@ shl_format_count(int64_t count, char *dst, size_t dst_bytes)
 
 #define MAX_NAME 63
 
-/* Levenshtein's distance by rows; both texts at most MAX_NAME long. */
+/* Levenshtein's distance where two neighbours in the wrong order count once, by rows (optimal string
+ * alignment); both texts at most MAX_NAME long. */
 static size_t
 edit_distance(const char *a, size_t a_len, const char *b, size_t b_len)
 {
-    size_t row[MAX_NAME + 1];
+    size_t rows[3][MAX_NAME + 1];
+    size_t *above2 = rows[0], *above = rows[1], *row = rows[2];
     for (size_t j = 0; j <= b_len; j++) {
         row[j] = j;
     }
     for (size_t i = 1; i <= a_len; i++) {
-        size_t diagonal = row[0];
+        size_t *free_row = above2;
+        above2 = above;
+        above = row;
+        row = free_row;
         row[0] = i;
         for (size_t j = 1; j <= b_len; j++) {
-            size_t best = diagonal + (a[i - 1] != b[j - 1]);
-            best = row[j] + 1 < best ? row[j] + 1 : best;
+            size_t best = above[j - 1] + (a[i - 1] != b[j - 1]);
+            best = above[j] + 1 < best ? above[j] + 1 : best;
             best = row[j - 1] + 1 < best ? row[j - 1] + 1 : best;
-            diagonal = row[j];
-            row[j] = best;
+            bool swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+            row[j] = swapped && above2[j - 2] + 1 < best ? above2[j - 2] + 1 : best;
         }
     }
     return row[b_len];

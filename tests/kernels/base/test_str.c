@@ -205,6 +205,10 @@ test_str_nearest_finds_slips_and_nothing_else(void **state)
     assert_string_equal(shl_nearest("zreo2", names, n), "zero2");
     assert_string_equal(shl_nearest("fspd", names, n), "fsdp");
     assert_string_equal(shl_nearest("fsdp-gradop", names, n), "fsdp-grad-op");
+    /* Two letters in the wrong order are one slip; two replaced ones are two. */
+    static const char *const close[] = {"eps", "clip", "help"};
+    assert_string_equal(shl_nearest("hepl", close, 3), "help");
+    assert_string_equal(shl_nearest("hlep", close, 3), "help");
     assert_null(shl_nearest("pipeline", names, n));
     assert_null(shl_nearest("", names, n));
     assert_null(shl_nearest("xy", names, n));
