@@ -270,7 +270,11 @@ demo: deps ## train, compare, checkpoint, plan and plot in about two minutes
 
 bench: all ## speed of the parts against their limits (RESULTS=1: kept in bench/results)
 	@mkdir -p $(if $(filter 1,$(RESULTS)),bench/results,$(BUILD))
-	@$(OUT)/shardlab bench $(if $(filter 1,$(RESULTS)),--out 'bench/results/speed.jsonl')
+	@$(OUT)/shardlab bench --dir '$(BUILD)' $(if $(filter 1,$(RESULTS)),--out '$(BENCH_OUT)')
+
+# A file of this processor and day.
+BENCH_CPU = $(shell sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -n 1 | tr -cs 'A-Za-z0-9' '-')
+BENCH_OUT = bench/results/bench-$(or $(BENCH_CPU:%-=%),cpu)-$(shell date -u +%Y%m%d).jsonl
 
 # ---- care of the sources -----------------------------------------------------------------------
 lint: all ## layers, names, bans, comments, format, clang, cppcheck

@@ -17,10 +17,13 @@ typedef struct bench_options {
     int64_t threads, rounds;
     int part;
     bool quick, json, md;
-    const char *out;
+    const char *out, *dir;
 } bench_options;
 
-static const char *const PARTS[] = {"plan", "gemm", "adamw", "step", "all", NULL};
+/* Names of shl_speed_parts, which the part of that place runs. */
+static const char *const PARTS[] = {"plan",          "gemm", "adamw", "attention",
+                                    "cross-entropy", "step", "ranks", "memory",
+                                    "comm",          "save", "all",   NULL};
 
 static const shl_option TABLE[] = {
     {"part", NULL, SHL_OPT_ENUM, offsetof(bench_options, part), 0, 0, "all", PARTS, NULL, "Run",
@@ -30,7 +33,9 @@ static const shl_option TABLE[] = {
     {"rounds", NULL, SHL_OPT_INT, offsetof(bench_options, rounds), 1, 64, "7", NULL, NULL, "Run",
      "Measurements of each part; medians are compared."},
     {"quick", NULL, SHL_OPT_BOOL, offsetof(bench_options, quick), 0, 0, NULL, NULL, NULL, "Run",
-     "Three rounds and smaller arrays."},
+     "Three rounds, smaller arrays, fewer steps."},
+    {"dir", NULL, SHL_OPT_STRING, offsetof(bench_options, dir), 0, 0, ".", NULL, NULL, "Run",
+     "Where `save` writes; a new folder in it, which is removed."},
     {"json", NULL, SHL_OPT_BOOL, offsetof(bench_options, json), 0, 0, NULL, NULL, NULL, "Output",
      "A JSON array instead of a table."},
     {"md", NULL, SHL_OPT_BOOL, offsetof(bench_options, md), 0, 0, NULL, NULL, NULL, "Output",
@@ -46,7 +51,8 @@ static const shl_option TABLE[] = {
 static const shl_field FIELDS[] = {
     ROW("kind", TEXT, kind, NULL, PLAIN, "\"bench\""),
     ROW("schema", INT, schema, NULL, PLAIN, "version of this layout"),
-    ROW("name", TEXT, name, "part", PLAIN, "what was measured"),
+    ROW("part", TEXT, part, NULL, PLAIN, "name of --part"),
+    ROW("name", TEXT, name, "row", PLAIN, "what was measured"),
     ROW("what", TEXT, what, "measured / limit", PLAIN, "in words"),
     ROW("value", REAL, value, "value", SHORT, "ours"),
     ROW("reference", REAL, reference, "limit", SHORT, "what it is compared with"),
@@ -56,23 +62,29 @@ static const shl_field FIELDS[] = {
     ROW("spread", REAL, spread, "spread", SHORT, "deviation of the ratio over rounds"),
     ROW("share", REAL, share, NULL, PLAIN,
         "CPU time / (threads x wall time) of ours; 0: not known"),
+    ROW("fma_gflops", REAL, fma_gflops, "FMA GF/s", SHORT,
+        "multiply-add peak of the threads, beside the rounds"),
+    ROW("traffic_gb_per_s", REAL, traffic_gb_per_s, "traffic GB/s", SHORT,
+        "rate of AdamW's traffic, beside the rounds"),
+    ROW("threads", INT, threads, NULL, PLAIN, "of all ranks"),
     ROW("rounds", INT, rounds, NULL, PLAIN, "measurements"),
-    ROW("verdict", TEXT, verdict, "verdict", PLAIN, "PASS or below; null for a probe"),
+    ROW("verdict", TEXT, verdict, "verdict", PLAIN, "PASS or below"),
     ROW("fingerprint", JSON, fingerprint, NULL, PLAIN, "machine, compiler, libraries, commit"),
 };
 
 static shl_code
 measure(const shl_speed_config *c, int part, shl_speed_list *list)
 {
-    static shl_code (*const run[])(const shl_speed_config *, shl_speed_list *) = {
-        shl_speed_plan, shl_speed_gemm, shl_speed_adamw, shl_speed_step};
-    int n = (int)SHL_ARRAY_LEN(run);
+    int n = 0;
+    const shl_speed_part *parts = shl_speed_parts(&n);
     for (int i = 0; i < n; i++) {
+        SHL_ASSERT(strcmp(parts[i].name, PARTS[i]) == 0);
         if (part == i || part == n) {
             if (shl_cli_stderr_is_terminal()) {
-                shl_cli_note("measuring %s\n", PARTS[i]);
+                shl_cli_note("measuring %s: %s\n", parts[i].name, parts[i].summary);
             }
-            SHL_TRY(run[i](c, list));
+            list->part = parts[i].name;
+            SHL_TRY(parts[i].run(c, list));
         }
     }
     return SHL_OK;
@@ -166,7 +178,11 @@ run_bench(const shl_cli *cli)
     }
     SHL_TRY(shl_cli_fit_openmp(cli, 1, (int)o.threads));
     shl_speed_config config = {
-        .threads = (int)o.threads, .rounds = o.quick ? 3 : (int)o.rounds, .quick = o.quick};
+        .threads = (int)o.threads,
+        .rounds = o.quick ? 3 : (int)o.rounds,
+        .quick = o.quick,
+        .dir = o.dir,
+    };
     shl_speed_list list = {.n = 0};
     SHL_TRY(measure(&config, o.part, &list));
     note_busy(&list);

@@ -12,140 +12,131 @@
 #include "bench/probes.h"
 #include "bench/session.h"
 #include "bench/speed.h"
-#include "bench/stats.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/types.h"
 
-#define MAX_ROUNDS 64
-#define PROBE_ELEMS (INT64_C(16) << 20)
-
 /* ---- a step ---- */
 
+typedef struct step_case {
+    const char *name, *what;
+    shl_strategy strategy;
+    int ranks, threads;
+    int64_t batch, seq;
+    double bound;
+} step_case;
+
 typedef struct step_watch {
-    shl_device *device;
-    shl_buf arrays[4];
-    int threads, n; /* steps seen, the warm-up included */
-    int64_t cpu_ns; /* of the process when the last probe was done */
-    double step_ns[MAX_ROUNDS], flops_per_s[MAX_ROUNDS], bytes_per_s[MAX_ROUNDS];
-    double share[MAX_ROUNDS];
+    shl_speed_probes probes;
+    shl_speed_rounds rounds;
+    int n;               /* steps seen, the warm-up included */
+    int64_t cpu_ns;      /* of the process when the last probe was done */
+    double flops, bytes; /* of a step of all ranks */
 } step_watch;
 
-/* After every step, on the thread that computes: the probes see the machine as the step did. */
+/* After every step, on rank 0's thread, while the other ranks wait for its agreement: the probes see
+ * the machine as the step did. */
 static shl_code
-watch_step(void *ctx, const shl_step_report *r)
+watch_step(void *ctx, const shl_step_report *report)
 {
     step_watch *w = ctx;
+    shl_speed_rounds *r = &w->rounds;
     int at = w->n == 0 ? 0 : w->n - 1; /* the first step warms up and is overwritten */
-    int64_t cpu_ns = shl_clock_process_ns();
-    int64_t ns = shl_probe_traffic_ns(w->arrays[0].data, w->arrays[1].data, w->arrays[2].data,
-                                      w->arrays[3].data, PROBE_ELEMS, w->threads);
-    w->step_ns[at] = (double)r->step_ns;
-    w->share[at] = (double)(cpu_ns - w->cpu_ns) / ((double)r->step_ns * w->threads);
-    w->bytes_per_s[at] = SHL_PROBE_TRAFFIC_BYTES * (double)PROBE_ELEMS * 1e9 / (double)ns;
-    w->flops_per_s[at] = shl_probe_fma_flops_per_s(w->threads);
+    double step_ns = (double)report->step_ns;
+    r->share[at] = (double)(shl_clock_process_ns() - w->cpu_ns) / (step_ns * w->probes.threads);
+    shl_speed_probe(&w->probes, r, at);
+    double limit_ns = 1e9 * (w->flops / r->flops_per_s[at] + w->bytes / r->bytes_per_s[at]);
+    r->value[at] = step_ns * 1e-6;
+    r->reference[at] = limit_ns * 1e-6;
+    r->ratio[at] = limit_ns / step_ns;
     w->n++;
     w->cpu_ns = shl_clock_process_ns();
     return SHL_OK;
 }
 
 static shl_code
-open_watch(step_watch *w, int threads)
+run_steps(const step_case *k, int rounds, step_watch *w)
 {
-    *w = (step_watch){.threads = threads};
-    shl_device_config config = {.kind = "cpu", .threads = threads};
-    SHL_TRY(shl_device_open(&config, &w->device));
-    for (int i = 0; i < 4; i++) {
-        size_t bytes = (size_t)PROBE_ELEMS * sizeof(float);
-        SHL_TRY(shl_device_alloc(w->device, bytes, SHL_TIER_DEVICE, SHL_TAG_WORK, 0, "probe",
-                                 &w->arrays[i]));
-        SHL_TRY(shl_device_fill(w->device, w->arrays[i].data, 0, bytes, NULL));
-    }
-    return SHL_OK;
-}
-
-static shl_code
-close_watch(step_watch *w)
-{
-    for (int i = 0; i < 4 && w->device; i++) {
-        shl_device_free(w->device, &w->arrays[i]);
-    }
-    return shl_device_close(&w->device);
-}
-
-static shl_code
-run_steps(const shl_speed_config *c, step_watch *w, shl_session_config *config)
-{
-    shl_session_config_init(config);
+    shl_session_config config;
+    shl_session_config_init(&config);
     const shl_preset *preset = shl_preset_find("gpt2-124m");
     SHL_ASSERT(preset);
-    memcpy(config->model, preset->name, strlen(preset->name) + 1);
-    config->shape = preset->config;
-    config->engine.strategy = SHL_DDP;
-    config->engine.batch = 4;
-    config->engine.seq = 64;
-    config->ranks = 1;
-    config->threads = c->threads;
-    config->data = "synthetic";
-    config->steps = c->rounds + 1;
-    SHL_TRY(shl_session_config_check(config));
+    memcpy(config.model, preset->name, strlen(preset->name) + 1);
+    config.shape = preset->config;
+    config.engine.strategy = k->strategy;
+    config.engine.reduce_every = k->strategy >= SHL_ZERO2 ? SHL_REDUCE_MICRO : SHL_REDUCE_BOUNDARY;
+    config.engine.batch = k->batch;
+    config.engine.seq = k->seq;
+    config.ranks = k->ranks;
+    config.threads = k->threads;
+    config.data = "synthetic";
+    config.steps = rounds + 1;
+    /* The same limit for every strategy: that ddp's ranks all do the whole update is its own cost. */
+    w->flops = k->ranks * shl_gpt_formula_step_flops(&config.shape, k->batch, k->seq);
+    w->bytes = SHL_PROBE_TRAFFIC_BYTES * (double)shl_gpt_formula_params(&config.shape);
+    SHL_TRY(shl_session_config_check(&config));
     shl_session_sink sink = {.on_step = watch_step, .ctx = w};
     shl_session_result result = {0};
-    SHL_TRY(shl_session_run(config, &sink, &result));
+    SHL_TRY(shl_session_run(&config, &sink, &result));
     shl_session_result_fini(&result);
     return SHL_OK;
 }
 
-static void
-add_step_rows(const shl_session_config *config, step_watch *w, shl_speed_list *out)
+static shl_code
+measure_steps(const step_case *k, const shl_speed_config *c, shl_speed_list *out)
 {
-    size_t rounds = (size_t)(w->n - 1);
-    const shl_engine_config *e = &config->engine;
-    double flops = shl_gpt_formula_step_flops(&config->shape, e->batch, e->seq);
-    double bytes = SHL_PROBE_TRAFFIC_BYTES * (double)shl_gpt_formula_params(&config->shape);
-    double ratios[MAX_ROUNDS], limits[MAX_ROUNDS];
-    for (size_t i = 0; i < rounds; i++) {
-        limits[i] = 1e9 * (flops / w->flops_per_s[i] + bytes / w->bytes_per_s[i]);
-        ratios[i] = limits[i] / w->step_ns[i];
+    step_watch w = {.n = 0};
+    int threads = k->ranks * k->threads, rounds = c->quick ? 2 : c->rounds;
+    shl_code code = shl_speed_probes_open(threads, &w.probes);
+    if (code == SHL_OK) {
+        code = run_steps(k, rounds, &w);
     }
-    shl_speed_add(out, (shl_speed_row){.name = "step",
-                                       .what = "GPT-2 124M step / FLOPs at peak + AdamW traffic",
-                                       .unit = "ms",
-                                       .value = shl_stats_median(w->step_ns, rounds) * 1e-6,
-                                       .reference = shl_stats_median(limits, rounds) * 1e-6,
-                                       .ratio = shl_stats_median(ratios, rounds),
-                                       .bound = 0.50,
-                                       .spread = shl_stats_mad(ratios, rounds),
-                                       .rounds = (int64_t)rounds});
-    shl_speed_add(out, (shl_speed_row){.name = "probe_fma",
-                                       .what = "fp32 multiply-add peak, all threads",
-                                       .unit = "GFLOP/s",
-                                       .value = shl_stats_median(w->flops_per_s, rounds) * 1e-9,
-                                       .rounds = (int64_t)rounds});
-    shl_speed_add(out, (shl_speed_row){.name = "probe_traffic",
-                                       .what = "read four arrays, write three",
-                                       .unit = "GB/s",
-                                       .value = shl_stats_median(w->bytes_per_s, rounds) * 1e-9,
-                                       .rounds = (int64_t)rounds});
+    if (code == SHL_OK && w.n != rounds + 1) {
+        code = SHL_RAISE(SHL_E_BUG, "a run of %d steps reported %d", rounds + 1, w.n);
+    }
+    if (code == SHL_OK) {
+        w.rounds.n = rounds;
+        shl_speed_add(out,
+                      (shl_speed_row){.name = k->name,
+                                      .what = k->what,
+                                      .unit = "ms",
+                                      .bound = k->bound,
+                                      .threads = threads},
+                      &w.rounds);
+    }
+    shl_code closed = shl_speed_probes_close(&w.probes);
+    return code != SHL_OK ? code : closed;
 }
 
 shl_code
 shl_speed_step(const shl_speed_config *c, shl_speed_list *out)
 {
-    SHL_ASSERT(c->rounds >= 1 && c->rounds <= MAX_ROUNDS);
-    step_watch w;
-    shl_session_config config;
-    shl_code code = open_watch(&w, c->threads);
-    if (code == SHL_OK) {
-        code = run_steps(c, &w, &config);
+    const step_case cases[] = {
+        {"step", "124M, B 4 T 64 / FLOPs at peak + AdamW", SHL_DDP, 1, c->threads, 4, 64, 0.64},
+        {"step_long", "124M, B 1 T 1024 / the same", SHL_DDP, 1, c->threads, 1, 1024, 0.68},
+    };
+    int n = c->quick ? 1 : (int)SHL_ARRAY_LEN(cases);
+    for (int i = 0; i < n; i++) {
+        SHL_TRY(measure_steps(&cases[i], c, out));
     }
-    if (code == SHL_OK && w.n < 2) {
-        code = SHL_RAISE(SHL_E_BUG, "a run of %d steps reported %d", c->rounds + 1, w.n);
+    return SHL_OK;
+}
+
+shl_code
+shl_speed_ranks(const shl_speed_config *c, shl_speed_list *out)
+{
+    static const step_case cases[] = {
+        {"step_ddp", "124M, 2 ranks, B 1 T 256 each / limit", SHL_DDP, 2, 1, 1, 256, 0.60},
+        {"step_zero1", "the same", SHL_ZERO1, 2, 1, 1, 256, 0.60},
+        {"step_zero2", "the same", SHL_ZERO2, 2, 1, 1, 256, 0.60},
+        {"step_zero3", "the same", SHL_ZERO3, 2, 1, 1, 256, 0.55},
+        {"step_fsdp", "the same", SHL_FSDP, 2, 1, 1, 256, 0.55},
+    };
+    for (size_t i = 0; i < SHL_ARRAY_LEN(cases); i++) {
+        if (!c->quick || cases[i].strategy == SHL_ZERO3) {
+            SHL_TRY(measure_steps(&cases[i], c, out));
+        }
     }
-    if (code == SHL_OK) {
-        add_step_rows(&config, &w, out);
-    }
-    shl_code closed = close_watch(&w);
-    return code != SHL_OK ? code : closed;
+    return SHL_OK;
 }
 
 /* ---- a plan ---- */
@@ -199,30 +190,27 @@ run_plan(double *seconds, double *rss_mib)
 shl_code
 shl_speed_plan(const shl_speed_config *c, shl_speed_list *out)
 {
-    double seconds[MAX_ROUNDS], rss_mib[MAX_ROUNDS];
-    SHL_ASSERT(c->rounds >= 1 && c->rounds <= MAX_ROUNDS);
+    shl_speed_rounds time = {.n = c->rounds}, rss = {.n = c->rounds};
     for (int i = 0; i < c->rounds; i++) {
-        SHL_TRY(run_plan(&seconds[i], &rss_mib[i]));
+        SHL_TRY(run_plan(&time.value[i], &rss.value[i]));
+        time.reference[i] = 1;
+        time.ratio[i] = 1 / time.value[i];
+        rss.reference[i] = 200;
+        rss.ratio[i] = 200 / rss.value[i];
     }
-    size_t rounds = (size_t)c->rounds;
-    double time = shl_stats_median(seconds, rounds), rss = shl_stats_median(rss_mib, rounds);
-    shl_speed_add(out, (shl_speed_row){.name = "plan_time",
-                                       .what = "plan of gpt-7b at 1024 ranks, six strategies",
-                                       .unit = "s",
-                                       .value = time,
-                                       .reference = 1,
-                                       .ratio = 1 / time,
-                                       .bound = 1,
-                                       .spread = shl_stats_mad(seconds, rounds) / time,
-                                       .rounds = c->rounds});
-    shl_speed_add(out, (shl_speed_row){.name = "plan_rss",
-                                       .what = "its largest resident set",
-                                       .unit = "MiB",
-                                       .value = rss,
-                                       .reference = 200,
-                                       .ratio = 200 / rss,
-                                       .bound = 1,
-                                       .spread = shl_stats_mad(rss_mib, rounds) / rss,
-                                       .rounds = c->rounds});
+    shl_speed_add(out,
+                  (shl_speed_row){.name = "plan_time",
+                                  .what = "gpt-7b at 1024 ranks, six strategies",
+                                  .unit = "s",
+                                  .bound = 1,
+                                  .threads = 1},
+                  &time);
+    shl_speed_add(out,
+                  (shl_speed_row){.name = "plan_rss",
+                                  .what = "its largest resident set",
+                                  .unit = "MiB",
+                                  .bound = 1,
+                                  .threads = 1},
+                  &rss);
     return SHL_OK;
 }
