@@ -44,9 +44,9 @@ loop_until(shl_world *w, int victim, int signal)
 {
     cb_rank r;
     pthread_t thread;
+    SHL_TRY(cb_open(w, TIMEOUT_MS, 0, &r));
     bool started =
         shl_world_rank(w) == victim && pthread_create(&thread, NULL, signal_self, &signal) == 0;
-    SHL_TRY(cb_open(w, TIMEOUT_MS, 0, &r));
     const int64_t elems = 200000;
     shl_code code = SHL_OK;
     for (int i = 0; i < 1000000 && code == SHL_OK; i++) {
