@@ -245,8 +245,11 @@ check-golden: deps ## only the comparisons with golden values (SHL_GOLDEN_DIR=..
 named = $(strip $(foreach t,$2,$(if $(strip $(foreach w,$1,$(findstring $w,$(notdir $t)))),$t)))
 CHOSEN_TESTS := $(filter-out $(call named,$(SKIP),$(TESTS)),$(if \
   $(TEST),$(call named,$(TEST),$(TESTS)),$(TESTS)))
-run-tests: $(PROG) $(CHOSEN_TESTS) $(if $(filter release,$(PROFILE)),$(if $(TEST),,$(OUT)/tests/mutations))
-	@$(RUN_TESTS) $(CHOSEN_TESTS) $(if $(filter release,$(PROFILE)),$(if $(TEST),,$(MUTATIONS)))
+# Programs that are scripts: in the release profile only.
+SCRIPT_TESTS := $(addprefix $(OUT)/tests/,mutations readme)
+CHOSEN_SCRIPTS := $(if $(filter release,$(PROFILE)),$(if $(TEST),$(call named,$(TEST),$(SCRIPT_TESTS)),$(SCRIPT_TESTS)))
+run-tests: $(PROG) $(CHOSEN_TESTS) $(CHOSEN_SCRIPTS)
+	@$(RUN_TESTS) $(CHOSEN_TESTS) $(CHOSEN_SCRIPTS)
 
 # Faults planted in copies of sources: the tests must turn red.
 MUTATIONS := $(OUT)/tests/mutations
@@ -257,6 +260,12 @@ $(MUTATIONS): tests/mutations/run.sh $(OUT)/flags
 	@chmod +x $@
 mutations: $(TESTS) $(MUTATIONS) ## plant faults one by one; the tests must see each
 	@$(MUTATIONS)
+
+# Every command that README shows is run.
+$(OUT)/tests/readme: tests/bench/readme.sh $(OUT)/flags
+	@mkdir -p $(@D)
+	@printf '#!/bin/sh\nexec bash tests/bench/readme.sh %s\n' '$(OUT)/shardlab' > $@
+	@chmod +x $@
 
 gpu-check: ## tests that need a GPU
 	@echo 'error: gpu-check: this version of shardlab has no GPU half' >&2
@@ -275,6 +284,20 @@ bench: all ## speed of the parts against their limits (RESULTS=1: kept in bench/
 # A file of this processor and day.
 BENCH_CPU = $(shell sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -n 1 | tr -cs 'A-Za-z0-9' '-')
 BENCH_OUT = bench/results/bench-$(or $(BENCH_CPU:%-=%),cpu)-$(shell date -u +%Y%m%d).jsonl
+
+# Python stays outside: the scripts run in a virtual environment of their own below PEERS.
+PEERS      ?= $(BUILD)/peers
+PEERS_VENV ?= $(PEERS)/venv
+PEERS_ARGS ?=
+BRIDGE := $(OUT)/peers-bridge
+$(BRIDGE): bench/peers/bridge.c $(LIB) $(OUT)/flags
+	$(SAY) LINK $@
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) $(LDFLAGS_ALL) $< $(LIB) $(LIBS) -o $@
+$(PEERS_VENV)/ready: bench/peers/setup.sh bench/peers/requirements.txt
+	@bash bench/peers/setup.sh '$(PEERS_VENV)'
+peers: $(PROG) $(BRIDGE) $(PEERS_VENV)/ready ## the same training by PyTorch and DeepSpeed, beside ours
+	@'$(PEERS_VENV)/bin/python' bench/peers/peers.py --program '$(PROG)' --bridge '$(BRIDGE)' \
+	  --out '$(PEERS)' $(PEERS_ARGS)
 
 # ---- care of the sources -----------------------------------------------------------------------
 lint: all ## layers, names, bans, comments, format, clang, cppcheck
@@ -361,5 +384,5 @@ help: ## this list
 	@echo 'make [target] [PROFILE=$(subst $() ,|,$(PROFILES))] [V=1] [WERROR=0] [CC=...]'
 	@awk -F ':.*## ' '/^[a-z_.-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: all tests deps check check-all check-golden run-tests mutations gpu-check demo bench lint format \
+.PHONY: all tests deps check check-all check-golden run-tests mutations gpu-check demo bench peers lint format \
   format-check syntax-clang config install clean help FORCE

@@ -97,7 +97,7 @@ note_busy(const shl_speed_list *list)
     for (int i = 0; i < list->n; i++) {
         double share = list->rows[i].share;
         if (share > 0 && share < 0.9) {
-            shl_cli_note("note: other work ran beside %s, which had %.0f%% of its cores' time\n",
+            shl_cli_note("note: other work ran: %s had %.0f%% of the time of its cores\n",
                          list->rows[i].name, 100 * share);
         }
     }

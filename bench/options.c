@@ -161,6 +161,7 @@ resolve_run(const shl_run_options *o, shl_session_config *c)
     c->ckpt_dir = o->ckpt_dir;
     c->save_every = o->save_every;
     c->resume = o->resume;
+    c->timeline = o->timeline;
     c->timeout_ms = (int64_t)(o->timeout_s * 1000.0);
     c->stop = shl_host_stop_flag();
 }

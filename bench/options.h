@@ -28,6 +28,7 @@ typedef struct shl_run_options {
     double timeout_s;
     bool json, jsonl, csv, md;
     const char *out;
+    bool timeline;
     int64_t row, result_fd; /* hidden: which row a rank process runs, and where it reports */
 } shl_run_options;
 
@@ -139,7 +140,10 @@ extern const char *const shl_choices_launch[];
     SHL_ROW("md", SHL_OPT_BOOL, md, 0, 0, NULL, NULL, NULL, "Output",                                \
             "The table in Markdown."),                                                               \
     SHL_ROW("out", SHL_OPT_STRING, out, 0, 0, NULL, NULL, NULL, "Output",                            \
-            "Appends all records to this file as JSON lines, whatever stdout shows.")
+            "Appends all records to this file as JSON lines, whatever stdout shows."),               \
+    SHL_ROW("timeline", SHL_OPT_BOOL, timeline, 0, 0, NULL, NULL, NULL, "Output",                    \
+            "Also records every memory event of one steady step of rank 0 (with --json, --jsonl or " \
+            "--out).")
 
 #define SHL_ROWS_HIDDEN                                                                              \
     SHL_ROW("row", SHL_OPT_INT, row, -1, 1e9, "-1", NULL, NULL, "Hidden",                            \

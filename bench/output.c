@@ -42,6 +42,11 @@ shl_output_open(const shl_run_options *o, const shl_cli *cli, shl_output *out)
 {
     memset(out, 0, sizeof(*out));
     SHL_TRY(shl_output_form(o, &out->form));
+    if (o->timeline && !o->out && out->form != SHL_FORM_JSON && out->form != SHL_FORM_JSONL) {
+        SHL_RAISE(SHL_E_USAGE, "--timeline without a place for its records");
+        shl_err_because("event records are written as JSON only");
+        return shl_err_advice("--out FILE, or --jsonl");
+    }
     out->path = o->out;
     if (o->out) {
         out->file_is_new = access(o->out, F_OK) != 0;
@@ -141,6 +146,41 @@ emit_csv(shl_output *out, const shl_field *fields, size_t n, const void *record)
     return code;
 }
 
+/* The records of one tier, when it holds or held anything. */
+static shl_code
+emit_tier(shl_output *out, const shl_session_config *cfg, const shl_session_timeline *timeline,
+          shl_tier tier)
+{
+    shl_event_record record;
+    size_t n;
+    const shl_field *fields = shl_event_fields(&n);
+    bool used = false;
+    shl_event_record_begin(&record, cfg, timeline, tier);
+    for (int64_t i = 0; i < timeline->n_events; i++) {
+        used = used || timeline->events[i].tier == tier;
+    }
+    if (!used && record.total_bytes == 0) {
+        return SHL_OK;
+    }
+    SHL_TRY(emit_json(out, fields, n, &record));
+    for (int64_t i = 0; i < timeline->n_events; i++) {
+        if (timeline->events[i].tier == tier) {
+            shl_event_record_next(&record, &timeline->events[i]);
+            SHL_TRY(emit_json(out, fields, n, &record));
+        }
+    }
+    return SHL_OK;
+}
+
+static shl_code
+emit_timeline(shl_output *out, const shl_session_config *cfg, const shl_session_timeline *timeline)
+{
+    for (int tier = 0; tier < SHL_TIER_COUNT && timeline->step > 0; tier++) {
+        SHL_TRY(emit_tier(out, cfg, timeline, (shl_tier)tier));
+    }
+    return SHL_OK;
+}
+
 shl_code
 shl_output_run(shl_output *out, const shl_session_config *cfg, shl_session_result *result,
                size_t limit_bytes)
@@ -164,6 +204,7 @@ shl_output_run(shl_output *out, const shl_session_config *cfg, shl_session_resul
     row->record.dtypes = row->dtypes;
     row->record.fingerprint = out->fingerprint;
     row->record.argv = out->argv;
+    SHL_TRY_TO(code, fail, emit_timeline(out, cfg, &row->result.timeline));
     SHL_TRY_TO(code, fail, emit_json(out, fields, n, &row->record));
     if (out->form == SHL_FORM_CSV) {
         SHL_TRY_TO(code, fail, emit_csv(out, fields, n, &row->record));

@@ -12,6 +12,10 @@
     {                                                                                              \
         path, SHL_FIELD_##type, offsetof(shl_step_record, member), NULL, SHL_LOOK_PLAIN, help      \
     }
+#define EVENT(path, type, member, help)                                                            \
+    {                                                                                              \
+        path, SHL_FIELD_##type, offsetof(shl_event_record, member), NULL, SHL_LOOK_PLAIN, help     \
+    }
 #define RUN(path, type, member, heading, look, help)                                               \
     {                                                                                              \
         path, SHL_FIELD_##type, offsetof(shl_run_record, member), heading, SHL_LOOK_##look, help   \
@@ -30,6 +34,37 @@ static const shl_field step_fields[] = {
     STEP("lr", REAL, lr, "learning rate of this update"),
     STEP("tokens", INT, tokens, "positions of the global batch"),
     STEP("step_ns", INT, step_ns, "nanoseconds of the device's clock"),
+};
+
+#define HELD(tag, name)                                                                            \
+    EVENT("bytes." name, INT, tag_bytes[SHL_TAG_##tag], "of this tag, in this tier, behind it")
+
+static const shl_field event_fields[] = {
+    EVENT("kind", TEXT, kind, "\"event\""),
+    EVENT("schema", INT, schema, "version of this layout; fields are only ever added"),
+    EVENT("model", TEXT, model, "as in the run record"),
+    EVENT("strategy", TEXT, strategy, "strategy of the run"),
+    EVENT("ranks", INT, ranks, "ranks of the run"),
+    EVENT("batch", INT, batch, "micro-batch per rank, sequences"),
+    EVENT("seq", INT, seq, "positions per sequence"),
+    EVENT("step", INT, step, "updates done, this one included"),
+    EVENT("at", INT, at, "counts events of all tiers from 1; 0: before the first"),
+    EVENT("phase", TEXT, phase, "forward, backward, step; null at 0"),
+    EVENT("tier", TEXT, tier, "device, host or nvme"),
+    EVENT("tag", TEXT, tag, "what the bytes are for; null at 0"),
+    EVENT("owner", TEXT, owner, "who asked for them; null at 0"),
+    EVENT("delta_bytes", INT, delta_bytes, "taken, or given back when negative; 0 at 0"),
+    EVENT("total_bytes", INT, total_bytes, "held in this tier behind it; the sum of the tags"),
+    HELD(PARAM, "param"),
+    HELD(GATHER, "gather"),
+    HELD(GRAD, "grad"),
+    HELD(MASTER, "master"),
+    HELD(OPTIM, "optim"),
+    HELD(ACT, "act"),
+    HELD(BUCKET, "bucket"),
+    HELD(STAGING, "staging"),
+    HELD(WORK, "work"),
+    HELD(CKPT, "ckpt"),
 };
 
 #define TAG(object, array, tier, tier_name, tag, name)                                             \
@@ -123,6 +158,9 @@ static const shl_field run_fields[] = {
     RUN("residual_bytes", INT, residual_bytes, "rss-ledger", MIB,
         "rss_bytes - ledger peaks of the ranks in that process: code, libraries, allocators; null "
         "on virtual"),
+    RUN("save_ns", INT, save_ns, NULL, PLAIN,
+        "of the last checkpoint, until it is durable on every rank; null without one"),
+    RUN("save_bytes", INT, save_bytes, NULL, PLAIN, "of its shard files, all ranks"),
     RUN("time", TEXT, time, NULL, PLAIN, "measured, or predicted by the virtual clock"),
     RUN("param_hash", HASH, param_hash, NULL, PLAIN,
         "sum over elements of mix(name, index, bits): equal for any sharding; null on virtual"),
@@ -136,6 +174,13 @@ shl_step_fields(size_t *n)
 {
     *n = SHL_ARRAY_LEN(step_fields);
     return step_fields;
+}
+
+const shl_field *
+shl_event_fields(size_t *n)
+{
+    *n = SHL_ARRAY_LEN(event_fields);
+    return event_fields;
 }
 
 const shl_field *
@@ -161,6 +206,39 @@ shl_step_record_fill(shl_step_record *out, const shl_session_config *cfg,
         .tokens = report->tokens,
         .step_ns = report->step_ns,
     };
+}
+
+void
+shl_event_record_begin(shl_event_record *out, const shl_session_config *cfg,
+                       const shl_session_timeline *timeline, shl_tier tier)
+{
+    *out = (shl_event_record){
+        .kind = "event",
+        .schema = SHL_RECORD_SCHEMA,
+        .model = cfg->model,
+        .strategy = shl_strategy_name(cfg->engine.strategy),
+        .ranks = cfg->ranks,
+        .batch = cfg->engine.batch,
+        .seq = cfg->engine.seq,
+        .step = timeline->step,
+        .tier = shl_tier_name(tier),
+    };
+    for (int tag = 0; tag < SHL_TAG_COUNT; tag++) {
+        out->tag_bytes[tag] = timeline->held_bytes[tier][tag];
+        out->total_bytes += out->tag_bytes[tag];
+    }
+}
+
+void
+shl_event_record_next(shl_event_record *out, const shl_ledger_event *event)
+{
+    out->at = event->at + 1;
+    out->phase = shl_mark_name(event->mark);
+    out->tag = shl_tag_name(event->tag);
+    out->owner = event->owner;
+    out->delta_bytes = event->delta_bytes;
+    out->total_bytes = (int64_t)event->total_bytes;
+    out->tag_bytes[event->tag] += event->delta_bytes;
 }
 
 static void
@@ -225,6 +303,8 @@ shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
     out->reserved_bytes = result->reserved_bytes;
     out->rss_bytes = result->predicted ? SHL_FIELD_NO_INT : result->rss_bytes;
     out->residual_bytes = result->predicted ? SHL_FIELD_NO_INT : result->residual_bytes;
+    out->save_ns = result->save_bytes > 0 ? result->save_ns : SHL_FIELD_NO_INT;
+    out->save_bytes = result->save_bytes > 0 ? result->save_bytes : SHL_FIELD_NO_INT;
     out->time = result->predicted ? "predicted" : "measured";
     out->param_hash = result->param_hash;
     fill_peaks(out, result->tiers);

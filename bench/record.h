@@ -48,6 +48,14 @@ typedef struct shl_step_record {
     double loss, grad_norm, lr;
 } shl_step_record;
 
+/* The memory of a tier behind one event. The first record of a tier has `at` 0 and no event: it says what
+ * was held when the step began. */
+typedef struct shl_event_record {
+    const char *kind, *model, *strategy, *phase, *tier, *tag, *owner;
+    int64_t schema, ranks, batch, seq, step, at, delta_bytes, total_bytes;
+    int64_t tag_bytes[SHL_TAG_COUNT];
+} shl_event_record;
+
 typedef struct shl_record_tier {
     int64_t total, tags[SHL_TAG_COUNT];
 } shl_record_tier;
@@ -64,17 +72,23 @@ typedef struct shl_run_record {
     double loss, grad_norm; /* of the last step */
     double tokens_per_s;
     int64_t steps_done, cpu_ns_per_step, reserved_bytes, rss_bytes, residual_bytes;
+    int64_t save_ns, save_bytes;
     double formula_state_bytes, formula_gather_bytes, formula_scatter_bytes, formula_reduce_bytes;
     uint64_t param_hash;
 } shl_run_record;
 
 const shl_field *shl_step_fields(size_t *n);
+const shl_field *shl_event_fields(size_t *n);
 const shl_field *shl_run_fields(size_t *n);
 
 /* Fills *out; strings and JSON are borrowed from cfg, result and the arguments. fits and margin
  * compare the peak with limit_bytes (0: none). On a device without data loss and norm are NaN. */
 void shl_step_record_fill(shl_step_record *out, const shl_session_config *cfg,
                           const shl_step_report *report, bool predicted);
+/* The first record of a tier; the record behind the one that *out holds. */
+void shl_event_record_begin(shl_event_record *out, const shl_session_config *cfg,
+                            const shl_session_timeline *timeline, shl_tier tier);
+void shl_event_record_next(shl_event_record *out, const shl_ledger_event *event);
 void shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
                          const shl_session_result *result, size_t limit_bytes);
 

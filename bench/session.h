@@ -36,6 +36,7 @@ typedef struct shl_session_config {
     const char *ckpt_dir;               /* NULL: no checkpoints */
     int64_t save_every;                 /* 0: only at the end */
     bool resume;                        /* from ckpt_dir */
+    bool timeline;                      /* keep the ledger events of one steady step */
     int64_t timeout_ms;                 /* 0: the communicator's default */
     int64_t alpha_ns;                   /* modelled cost of a collective, as shl_comm_config */
     double wire_bytes_per_s;
@@ -56,6 +57,14 @@ typedef struct shl_session_sink {
     void *ctx;
 } shl_session_sink;
 
+/* Rank 0's ledger in one steady step: the second of the run, or the only one. */
+typedef struct shl_session_timeline {
+    int64_t step;                                      /* updates done with it; 0: not recorded */
+    int64_t held_bytes[SHL_TIER_COUNT][SHL_TAG_COUNT]; /* when the step began */
+    shl_ledger_event *events;                          /* n_events of them; owned */
+    int64_t n_events;
+} shl_session_timeline;
+
 typedef struct shl_session_result {
     shl_step_report *steps; /* n_steps of them; owned, shl_session_result_fini */
     int64_t n_steps;        /* done in this run */
@@ -74,6 +83,9 @@ typedef struct shl_session_result {
     double tokens_per_s;      /* tokens of a step / median step time */
     int64_t cpu_ns;           /* CPU time of the steps, all ranks */
     int64_t cpu_ns_per_step;
+    int64_t save_ns;    /* of the last save, from before its first file until it is committed */
+    int64_t save_bytes; /* of all its shard files; 0: nothing was saved */
+    shl_session_timeline timeline;
     int64_t reserved_bytes; /* of the device arenas, the rank that took most */
     int64_t rss_bytes;      /* largest resident set of a process of the run */
     int64_t

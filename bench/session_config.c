@@ -1,6 +1,6 @@
 /* bench: defaults, cross-field checks and the JSON form of a session's configuration. The JSON goes
  * into every record and checkpoint, so its keys are the flags' names and its values are resolved. */
-#include "bench/session.h"
+#include "bench/session_impl.h"
 
 #include <string.h>
 
@@ -123,6 +123,54 @@ schedule_name(shl_schedule s)
     return names[s];
 }
 
+shl_code
+shl_session_lab_options(const shl_session_config *c, int rank, shl_lab_options *out)
+{
+    const shl_engine_config *e = &c->engine;
+    bool is_virtual = strcmp(c->device, "virtual") == 0;
+    SHL_TRY((shl_code)shl_lab_options_init(out, sizeof(*out)));
+    out->model = c->model;
+    out->layers = c->shape.layers;
+    out->width = c->shape.width;
+    out->heads = c->shape.heads;
+    out->vocab = c->shape.vocab;
+    out->context = c->shape.context;
+    out->inner = c->shape.inner;
+    out->ln_eps = c->shape.ln_eps;
+    out->tied = c->shape.tied;
+    out->strategy = shl_strategy_name(e->strategy);
+    out->reduce_every = e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary";
+    out->bucket_elems = e->bucket_elems;
+    out->prefetch = e->prefetch;
+    out->batch = e->batch;
+    out->seq = e->seq;
+    out->accum = e->accum;
+    out->seed = e->seed;
+    out->lr = e->optim.lr;
+    out->beta1 = e->optim.beta1;
+    out->beta2 = e->optim.beta2;
+    out->eps = e->optim.eps;
+    out->weight_decay = e->optim.weight_decay;
+    out->clip = e->optim.clip;
+    out->schedule = schedule_name(e->optim.schedule);
+    out->schedule_steps = e->optim.schedule_steps;
+    out->warmup = e->optim.warmup_steps;
+    out->min_lr_ratio = e->optim.min_lr_ratio;
+    out->device = c->device;
+    out->stands_for = c->as;
+    out->ranks = is_virtual ? c->ranks : 0;
+    out->rank = is_virtual ? rank : 0;
+    out->threads = c->threads;
+    out->device_memory_bytes = c->device_memory_bytes;
+    out->timeout_ms = c->timeout_ms;
+    out->alpha_ns = c->alpha_ns;
+    out->wire_bytes_per_s = c->wire_bytes_per_s;
+    out->sim_sleep = c->sim_sleep;
+    out->flops_per_s = c->flops_per_s;
+    out->bytes_per_s = c->bytes_per_s;
+    return SHL_OK;
+}
+
 static json_t *
 shape_json(const shl_gpt_config *g)
 {
@@ -147,17 +195,18 @@ shl_session_config_json(const shl_session_config *c, json_t **out)
     const shl_engine_config *e = &c->engine;
     json_t *shape = shape_json(&c->shape), *optim = optim_json(&e->optim);
     /* "s?" gives null for NULL; the inner objects are stolen, also on failure. */
-    *out = json_pack(
-        "{ss so ss sI sI sI sI sI so sI ss? ss sI sI sI ss ss ss sI ss? sI sb sI}", "model",
-        c->model, "shape", shape, "strategy", shl_strategy_name(e->strategy), "ranks",
-        (json_int_t)c->ranks, "batch", (json_int_t)e->batch, "seq", (json_int_t)e->seq, "accum",
-        (json_int_t)e->accum, "steps", (json_int_t)c->steps, "optim", optim, "seed",
-        (json_int_t)e->seed, "data", c->data, "reduce-every",
-        e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary", "bucket",
-        (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch, "threads",
-        (json_int_t)c->threads, "device", c->device, "as", c->as, "launch",
-        c->processes ? "processes" : "threads", "device-memory", (json_int_t)c->device_memory_bytes,
-        "ckpt-dir", c->ckpt_dir, "save-every", (json_int_t)c->save_every, "resume",
-        c->resume ? 1 : 0, "timeout-ms", (json_int_t)c->timeout_ms);
+    *out =
+        json_pack("{ss so ss sI sI sI sI sI so sI ss? ss sI sI sI ss ss ss sI ss? sI sb sb sI}",
+                  "model", c->model, "shape", shape, "strategy", shl_strategy_name(e->strategy),
+                  "ranks", (json_int_t)c->ranks, "batch", (json_int_t)e->batch, "seq",
+                  (json_int_t)e->seq, "accum", (json_int_t)e->accum, "steps", (json_int_t)c->steps,
+                  "optim", optim, "seed", (json_int_t)e->seed, "data", c->data, "reduce-every",
+                  e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary", "bucket",
+                  (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch, "threads",
+                  (json_int_t)c->threads, "device", c->device, "as", c->as, "launch",
+                  c->processes ? "processes" : "threads", "device-memory",
+                  (json_int_t)c->device_memory_bytes, "ckpt-dir", c->ckpt_dir, "save-every",
+                  (json_int_t)c->save_every, "resume", c->resume ? 1 : 0, "timeline",
+                  c->timeline ? 1 : 0, "timeout-ms", (json_int_t)c->timeout_ms);
     return *out ? SHL_OK : SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");
 }

@@ -4,6 +4,7 @@
 
 #include "bench/session.h"
 #include "bench/tokens.h"
+#include "engines/api/lab.h"
 
 typedef struct shl_session_rank {
     const shl_session_config *cfg;
@@ -11,29 +12,27 @@ typedef struct shl_session_rank {
     shl_session_result *out;      /* rank 0: filled; other ranks: their own scratch */
     shl_world *world;             /* NULL: this rank is alone (one rank, or virtual) */
     int rank;
-    bool agreed; /* the failure at hand is known to every rank */
-    shl_device *device;
+    shl_lab *lab;
+    shl_device *device; /* the parts of lab, for what a session tells; NULL before it is open */
     shl_comm *comm;
     shl_model *model;
-    shl_tokens *tokens;
-    shl_mesh mesh;
     shl_engine *engine;
+    shl_tokens *tokens;
     int32_t *ids, *targets; /* one micro-batch each */
     int64_t data_sample;    /* global sample of the next step's first row */
     int64_t steps_cap;
     int64_t cpu_ns;
-    char run_id[33];
 } shl_session_rank;
 
 /* Runs one rank from device to close; r has its first five fields set, *r->out is zeroed. */
 shl_code shl_session_rank_run(shl_session_rank *r) SHL_MUST_USE;
 
-/* One code on every rank; afterwards r->agreed tells that a failure is known to all. */
+/* One code on every rank; afterwards r->lab->agreed tells that a failure is known to all. */
 shl_code shl_session_agree(shl_session_rank *r, shl_code mine, const char *where) SHL_MUST_USE;
 
-/* Sums words over the ranks, in pieces that fit a control call. With one rank's words and zeros from
- * all others this hands those words to everybody. */
-shl_code shl_session_sum_words(shl_session_rank *r, int64_t *words, int64_t n) SHL_MUST_USE;
+/* What a rank of a session asks the API for. Strings borrowed from c. */
+shl_code shl_session_lab_options(const shl_session_config *c, int rank,
+                                 shl_lab_options *out) SHL_MUST_USE;
 
 /* Checkpoints (bench/session_state.c). save: at r->engine->step. resume: fills
  * the engine, its step and r->data_sample. COLLECTIVE. */
@@ -43,6 +42,11 @@ shl_code shl_session_resume(shl_session_rank *r) SHL_MUST_USE;
 /* What rank 0 tells about the whole world (bench/session_result.c). COLLECTIVE. peaks: before
  * anything else touches the ledger; cpu and hash after. */
 shl_code shl_session_collect(shl_session_rank *r) SHL_MUST_USE;
+
+/* The time line of one step (bench/session_timeline.c): begin before every step, end after it; both do
+ * nothing but in the step that is recorded. */
+shl_code shl_session_timeline_begin(shl_session_rank *r) SHL_MUST_USE;
+shl_code shl_session_timeline_end(shl_session_rank *r) SHL_MUST_USE;
 
 /* A finished step goes into out->steps. */
 shl_code shl_session_keep_step(shl_session_result *out, int64_t *cap,

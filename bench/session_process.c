@@ -14,12 +14,13 @@
 #include "kernels/base/str.h"
 #include "kernels/base/types.h"
 
-typedef enum frame_kind { FRAME_STEP = 1, FRAME_RESULT } frame_kind;
+typedef enum frame_kind { FRAME_STEP = 1, FRAME_EVENT, FRAME_RESULT } frame_kind;
 
 typedef struct frame {
     int64_t kind;
     union {
         shl_step_report step;
+        shl_ledger_event event;
         shl_session_result result; /* pointers in it mean nothing here */
     } u;
 } frame;
@@ -76,6 +77,22 @@ send_step(void *ctx, const shl_step_report *report)
     return send_frame(*(const int *)ctx, &f);
 }
 
+static shl_code
+send_result(int fd, const shl_session_result *out)
+{
+    frame f;
+    memset(&f, 0, sizeof(f));
+    f.kind = FRAME_EVENT;
+    for (int64_t i = 0; i < out->timeline.n_events; i++) {
+        f.u.event = out->timeline.events[i];
+        SHL_TRY(send_frame(fd, &f));
+    }
+    memset(&f, 0, sizeof(f));
+    f.kind = FRAME_RESULT;
+    f.u.result = *out;
+    return send_frame(fd, &f);
+}
+
 shl_code
 shl_session_run_rank(const shl_session_config *cfg, shl_world *world, int result_fd)
 {
@@ -93,11 +110,7 @@ shl_session_run_rank(const shl_session_config *cfg, shl_world *world, int result
     bool told = code == SHL_OK || (code == SHL_E_INTERRUPTED && out.n_steps > 0);
     if (r.rank == 0 && told) {
         shl_err failure = *shl_err_get();
-        frame f;
-        memset(&f, 0, sizeof(f));
-        f.kind = FRAME_RESULT;
-        f.u.result = out;
-        shl_code sent = send_frame(result_fd, &f);
+        shl_code sent = send_result(result_fd, &out);
         code = sent == SHL_OK && code != SHL_OK ? shl_err_put(&failure) : sent;
     }
     shl_session_result_fini(&out);
@@ -110,7 +123,7 @@ typedef struct reader {
     int fd; /* closed by the reader itself */
     const shl_session_sink *sink;
     shl_session_result *out;
-    int64_t steps_cap;
+    int64_t steps_cap, events_cap;
     bool complete; /* the result has come */
     shl_err err;   /* of the first report that could not be kept or passed on */
 } reader;
@@ -125,12 +138,30 @@ take_step(reader *rd, const shl_step_report *report)
     return SHL_OK;
 }
 
+static shl_code
+take_event(reader *rd, const shl_ledger_event *event)
+{
+    shl_session_timeline *t = &rd->out->timeline;
+    if (t->n_events == rd->events_cap) {
+        int64_t more = rd->events_cap > 0 ? 2 * rd->events_cap : 256;
+        SHL_TRY(
+            shl_heap_grow(&t->events, (size_t)rd->events_cap, (size_t)more, sizeof(*t->events)));
+        rd->events_cap = more;
+    }
+    t->events[t->n_events++] = *event;
+    return SHL_OK;
+}
+
 static void
 take_result(reader *rd, const shl_session_result *result)
 {
     shl_step_report *steps = rd->out->steps;
+    shl_ledger_event *events = rd->out->timeline.events;
+    int64_t n_events = rd->out->timeline.n_events;
     *rd->out = *result;
     rd->out->steps = steps;
+    rd->out->timeline.events = events;
+    rd->out->timeline.n_events = n_events; /* those that came: a failure to keep one ends the run */
     rd->complete = true;
 }
 
@@ -143,8 +174,10 @@ read_frames(void *arg)
     while (rd->err.code == SHL_OK && take_frame(rd->fd, &f)) {
         if (f.kind == FRAME_RESULT) {
             take_result(rd, &f.u.result);
-        } else if (take_step(rd, &f.u.step) != SHL_OK) {
-            rd->err = *shl_err_get();
+        } else {
+            bool is_event = f.kind == FRAME_EVENT;
+            shl_code code = is_event ? take_event(rd, &f.u.event) : take_step(rd, &f.u.step);
+            rd->err = code != SHL_OK ? *shl_err_get() : rd->err;
         }
     }
     (void)close(rd->fd);

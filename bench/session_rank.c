@@ -10,63 +10,13 @@
 shl_code
 shl_session_agree(shl_session_rank *r, shl_code mine, const char *where)
 {
-    shl_code code = shl_comm_agree(r->comm, mine, where);
-    r->agreed = code != SHL_OK;
-    return code;
-}
-
-shl_code
-shl_session_sum_words(shl_session_rank *r, int64_t *words, int64_t n)
-{
-    const int64_t most = 4096 / (int64_t)sizeof(int64_t);
-    for (int64_t i = 0; i < n; i += most) {
-        int64_t piece = n - i < most ? n - i : most;
-        SHL_TRY(shl_comm_control(r->comm, SHL_CONTROL_SUM_I64, words + i, (int)piece));
-    }
-    return SHL_OK;
+    return shl_lab_agree_code(r->lab, mine, where);
 }
 
 static bool
 has_data(const shl_session_rank *r)
 {
-    return r->device->caps.has_bytes;
-}
-
-static shl_code
-open_device(shl_session_rank *r)
-{
-    const shl_session_config *c = r->cfg;
-    shl_device_config config = {
-        .kind = c->device,
-        .stands_for = c->as,
-        .rank = r->rank,
-        .threads = c->threads,
-        .comm_arena = r->world ? shl_world_comm_arena(r->world) : NULL,
-        .flops_per_s = c->flops_per_s,
-        .bytes_per_s = c->bytes_per_s,
-    };
-    config.limit_bytes[SHL_TIER_DEVICE] = c->device_memory_bytes;
-    return shl_device_open(&config, &r->device);
-}
-
-static shl_code
-open_comm(shl_session_rank *r)
-{
-    const shl_session_config *c = r->cfg;
-    /* What a virtual world stands for is what this machine would use. */
-    const char *real = c->ranks > 1 || c->processes ? "shm" : "self";
-    shl_comm_config config = {
-        .kind = has_data(r) ? real : "virtual",
-        .stands_for = real,
-        .rank = r->rank,
-        .world = c->ranks,
-        .rank_world = r->world,
-        .timeout_ms = c->timeout_ms,
-        .alpha_ns = c->alpha_ns,
-        .wire_bytes_per_s = c->wire_bytes_per_s,
-        .sim_sleep = c->sim_sleep,
-    };
-    return shl_comm_open(&config, r->device, &r->comm);
+    return strcmp(r->cfg->device, "virtual") != 0;
 }
 
 static shl_code
@@ -97,18 +47,18 @@ open_data(shl_session_rank *r)
     return SHL_OK;
 }
 
-/* Everything between device and engine; the ranks have not met before the communicator is open. */
+/* Data first: the ranks meet when the handle is opened, and one that fails before is missed there. */
 static shl_code
 open_rank(shl_session_rank *r)
 {
-    SHL_TRY(open_device(r));
-    shl_ledger_set_mark(r->device->ledger, SHL_MARK_INIT);
-    SHL_TRY(open_comm(r));
-    SHL_TRY(shl_gpt_new(&r->cfg->shape, &r->model));
-    SHL_TRY(shl_session_agree(r, open_data(r), "init"));
-    shl_mesh_of(r->cfg->engine.strategy, r->comm, &r->mesh);
-    SHL_TRY(shl_engine_open(&r->cfg->engine, r->model, r->device, &r->mesh, &r->engine));
-    SHL_TRY(shl_session_agree(r, SHL_OK, "init"));
+    shl_lab_options options;
+    SHL_TRY(open_data(r));
+    SHL_TRY(shl_session_lab_options(r->cfg, r->rank, &options));
+    SHL_TRY((shl_code)shl_lab_initialize(&options, (shl_lab_world *)r->world, &r->lab));
+    r->device = r->lab->device;
+    r->comm = r->lab->comm;
+    r->model = r->lab->model;
+    r->engine = r->lab->engine;
     if (r->cfg->resume) {
         SHL_TRY(shl_session_resume(r));
     }
@@ -137,22 +87,42 @@ fill_micro(shl_session_rank *r, int64_t micro)
     return SHL_OK;
 }
 
+static shl_step_report
+own_report(const shl_lab_step_report *r)
+{
+    return (shl_step_report){
+        .step = r->step,
+        .loss = r->loss,
+        .grad_norm = r->grad_norm,
+        .clip_coef = r->clip_coef,
+        .lr = r->lr,
+        .tokens = r->tokens,
+        .step_ns = r->step_ns,
+        .forward_ns = r->forward_ns,
+        .backward_ns = r->backward_ns,
+        .update_ns = r->update_ns,
+        .exposed_comm_ns = r->exposed_comm_ns,
+    };
+}
+
 static shl_code
 run_step(shl_session_rank *r, shl_step_report *report)
 {
     const shl_engine_config *e = &r->cfg->engine;
     const shl_session_batches *own = r->cfg->batches;
+    shl_lab_step_report told = {.struct_bytes = sizeof(told)};
     int64_t rows = shl_session_global_rows(r->cfg);
     int64_t valid = own ? own->valid(own->ctx, r->engine->step) : rows * e->seq;
-    SHL_TRY(shl_engine_begin_step(r->engine, valid));
+    SHL_TRY((shl_code)shl_lab_begin_step(r->lab, valid));
     for (int64_t micro = 0; micro < e->accum; micro++) {
         if (has_data(r)) {
             SHL_TRY(fill_micro(r, micro));
         }
-        SHL_TRY(shl_engine_forward(r->engine, r->ids, r->targets));
-        SHL_TRY(shl_engine_backward(r->engine));
+        SHL_TRY((shl_code)shl_lab_forward(r->lab, r->ids, r->targets, NULL));
+        SHL_TRY((shl_code)shl_lab_backward(r->lab));
+        SHL_TRY((shl_code)shl_lab_step(r->lab, &told));
     }
-    SHL_TRY(shl_engine_end_step(r->engine, report));
+    *report = own_report(&told);
     r->data_sample += rows;
     return SHL_OK;
 }
@@ -175,8 +145,10 @@ count_step(shl_session_rank *r)
 {
     shl_step_report report = {0};
     shl_comm_stats before = *shl_comm_stats_get(r->comm);
+    SHL_TRY(shl_session_timeline_begin(r));
     int64_t begun_ns = shl_clock_process_ns();
     SHL_TRY(run_step(r, &report));
+    SHL_TRY(shl_session_timeline_end(r));
     shl_code code = SHL_OK;
     if (r->rank == 0) {
         SHL_TRY(shl_session_keep_step(r->out, &r->steps_cap, &report));
@@ -213,12 +185,12 @@ static shl_code
 train_rank(shl_session_rank *r)
 {
     shl_code code = run_steps(r);
-    if (code != SHL_OK && !(code == SHL_E_INTERRUPTED && r->agreed)) {
+    if (code != SHL_OK && !(code == SHL_E_INTERRUPTED && r->lab->agreed)) {
         return code;
     }
     shl_err interruption = *shl_err_get();
     bool interrupted = code == SHL_E_INTERRUPTED;
-    r->agreed = false;
+    r->lab->agreed = false;
     if (r->cfg->ckpt_dir) {
         SHL_TRY(shl_session_save(r));
     }
@@ -228,7 +200,7 @@ train_rank(shl_session_rank *r)
     }
     SHL_TRY(shl_session_agree(r, SHL_OK, "exit"));
     if (interrupted) {
-        r->agreed = true;
+        r->lab->agreed = true;
         return shl_err_put(&interruption);
     }
     return SHL_OK;
@@ -239,13 +211,10 @@ static shl_code
 close_rank(shl_session_rank *r, shl_code code)
 {
     shl_err failure = *shl_err_get();
-    shl_engine_close(&r->engine);
-    shl_comm_close(&r->comm);
-    shl_model_free(&r->model);
+    shl_code closed = (shl_code)shl_lab_close(&r->lab);
     shl_tokens_close(&r->tokens);
     shl_heap_free(&r->ids);
     shl_heap_free(&r->targets);
-    shl_code closed = shl_device_close(&r->device);
     if (code != SHL_OK) {
         return failure.code == code ? shl_err_put(&failure) : code;
     }
@@ -259,7 +228,7 @@ shl_session_rank_run(shl_session_rank *r)
     if (code == SHL_OK) {
         code = train_rank(r);
     }
-    if (code != SHL_OK && r->comm && !r->agreed) {
+    if (code != SHL_OK && r->lab && !r->lab->agreed) {
         shl_comm_abort(r->comm, shl_mark_name(shl_ledger_get_mark(r->device->ledger)));
     }
     return close_rank(r, code);

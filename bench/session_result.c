@@ -24,6 +24,7 @@ void
 shl_session_result_fini(shl_session_result *r)
 {
     shl_heap_free(&r->steps);
+    shl_heap_free(&r->timeline.events);
     memset(r, 0, sizeof(*r));
 }
 
@@ -49,7 +50,7 @@ collect_tiers(shl_session_rank *r)
             all.tiers[t] = *shl_ledger_get(ledger, (shl_tier)t);
         }
     }
-    SHL_TRY(shl_session_sum_words(r, all.words, (int64_t)SHL_ARRAY_LEN(all.words)));
+    SHL_TRY(shl_lab_sum_words(r->lab, all.words, (int64_t)SHL_ARRAY_LEN(all.words)));
     memcpy(r->out->tiers, all.tiers, sizeof(all.tiers));
     return SHL_OK;
 }
@@ -71,7 +72,7 @@ collect_resources(shl_session_rank *r)
     int64_t busy_and_held[2] = {alone || r->rank == 0 ? r->cpu_ns : 0, held};
     int64_t residual = rss - held;
     int64_t reserved = (int64_t)shl_device_reserved_bytes(r->device, SHL_TIER_DEVICE);
-    SHL_TRY(shl_session_sum_words(r, busy_and_held, 2));
+    SHL_TRY(shl_lab_sum_words(r->lab, busy_and_held, 2));
     SHL_TRY(shl_comm_control(r->comm, SHL_CONTROL_MAX_I64, &rss, 1));
     SHL_TRY(shl_comm_control(r->comm, SHL_CONTROL_MAX_I64, &residual, 1));
     SHL_TRY(shl_comm_control(r->comm, SHL_CONTROL_MAX_I64, &reserved, 1));

@@ -5,6 +5,8 @@
  *
  * On disk, DIR/step-00000010/:
  *   shard-00000-of-00004.h5   /param/<name>/<begin>-<end>, /opt/m/..., /opt/v/...: fp32, 1-dim
+ *   index.h5                  /param/<name>, /opt/m/..., /opt/v/...: whole tensors as views of the
+ *                             shards, for h5py, h5dump and people; loading never reads it
  *   manifest.json             format, model, step, run id, tensors, files with sizes and XXH3-128,
  *                             and for each fragment its file and byte: loading is plain reads
  *   COMMIT                    hash of the manifest: a folder without it is not a checkpoint
@@ -88,12 +90,15 @@ void shl_ckpt_save_discard(const char *dir, const shl_ckpt_meta *meta);
  * it died; also puts back a checkpoint that had been set aside. Best effort; no DIR is fine. */
 void shl_ckpt_save_sweep(const char *dir);
 
-/* Opens DIR (its `latest`) or DIR/step-...: checks COMMIT, manifest hash, file sizes; with verify
- * also every file's hash. Errors: SHL_E_IO missing or unreadable (says what is there), SHL_E_VERIFY
+/* Opens DIR (its `latest`) or DIR/step-...: checks COMMIT, manifest hash, sizes of the shards; with
+ * verify also every shard's hash. Errors: SHL_E_IO missing or unreadable (says what is there), SHL_E_VERIFY
  * truncated or altered (names the file, both hashes). Owner: caller. */
 shl_code shl_ckpt_open(const char *path, bool verify, shl_ckpt_reader **out) SHL_MUST_USE;
 void shl_ckpt_close(shl_ckpt_reader **r);
 const shl_ckpt_meta *shl_ckpt_reader_meta(const shl_ckpt_reader *r);
+
+/* The same from COMMIT and manifest alone: the other files are opened when they are wanted. */
+shl_code shl_ckpt_open_manifest(const char *path, shl_ckpt_reader **out) SHL_MUST_USE;
 
 /* Errors: SHL_E_CONFIG naming the first tensor that is missing, extra or of another shape. */
 shl_code shl_ckpt_check_tensors(const shl_ckpt_reader *r, const shl_ckpt_tensor *tensors,
@@ -102,5 +107,56 @@ shl_code shl_ckpt_check_tensors(const shl_ckpt_reader *r, const shl_ckpt_tensor 
 /* Fills shard->local with elements [begin, end) of the tensor, from whatever files hold them. The
  * whole range is filled whatever the replicas. Errors: SHL_E_VERIFY / SHL_E_IO; d as in put. */
 shl_code shl_ckpt_get(shl_ckpt_reader *r, shl_device *d, const shl_shard *shard) SHL_MUST_USE;
+
+/* --- looking at checkpoints ------------------------------------------------------------------- */
+
+/* A folder DIR/step-...: whole when it has a COMMIT, latest when DIR/latest names it. */
+typedef struct shl_ckpt_step {
+    char name[64];
+    bool whole, latest;
+} shl_ckpt_step;
+
+/* The steps of DIR in order. Owner: caller, shl_heap_free. Errors: SHL_E_IO also when there is none. */
+shl_code shl_ckpt_list(const char *dir, shl_ckpt_step **out, int *n) SHL_MUST_USE;
+
+/* The step's folder; borrowed. */
+const char *shl_ckpt_path(const shl_ckpt_reader *r);
+
+/* The files that the manifest names: a shard per rank, then index.h5. Borrowed. */
+int shl_ckpt_n_files(const shl_ckpt_reader *r);
+const shl_ckpt_file *shl_ckpt_file_at(const shl_ckpt_reader *r, int i);
+/* Length and hash of file i. Errors: SHL_E_VERIFY, SHL_E_IO, naming the file. */
+shl_code shl_ckpt_check_file(shl_ckpt_reader *r, int i) SHL_MUST_USE;
+
+/* The tensors in order of kind and name; strings borrowed from r. Fragments: how many ranges lie in
+ * the files in all. */
+int shl_ckpt_n_tensors(const shl_ckpt_reader *r);
+shl_ckpt_tensor shl_ckpt_tensor_at(const shl_ckpt_reader *r, int i);
+int shl_ckpt_n_fragments(const shl_ckpt_reader *r);
+/* Elements [begin, end) of tensor i into host memory. Errors: as _get. */
+shl_code shl_ckpt_read(shl_ckpt_reader *r, int i, int64_t begin, int64_t end,
+                       void *out) SHL_MUST_USE;
+
+typedef enum shl_ckpt_verdict {
+    SHL_CKPT_OTHER_BITS = 0,
+    SHL_CKPT_OTHER_SHAPE,
+    SHL_CKPT_ONLY_IN_A,
+    SHL_CKPT_ONLY_IN_B
+} shl_ckpt_verdict;
+
+/* One tensor that differs. The counts belong to OTHER_BITS: elements whose bits differ, the first of
+ * them, the largest absolute difference (infinite with a NaN on one side). */
+typedef struct shl_ckpt_difference {
+    shl_ckpt_tensor tensor; /* of A where both have it */
+    shl_ckpt_verdict verdict;
+    int64_t elems, n_other, first;
+    double max_abs;
+} shl_ckpt_difference;
+
+/* Compares the tensors of two checkpoints by name and bits, whatever worlds and layouts saved them,
+ * and calls fn for each that differs, in order. *n_differ counts them. fn may be NULL. */
+shl_code shl_ckpt_diff(shl_ckpt_reader *a, shl_ckpt_reader *b,
+                       shl_code (*fn)(void *ctx, const shl_ckpt_difference *d), void *ctx,
+                       int *n_differ) SHL_MUST_USE;
 
 #endif

@@ -1,5 +1,5 @@
 /* checkpoints: rank 0's part of a save: the temporary folder before, the commit after. Order of
- * the commit: shards, manifest, COMMIT (each fsynced), folder, rename, DIR, `latest`: killed
+ * the commit: shards, index.h5, manifest, COMMIT (each fsynced), folder, rename, DIR, `latest`: killed
  * anywhere, either the old checkpoint or the new one is found whole. */
 #include <dirent.h>
 #include <errno.h>
@@ -11,6 +11,7 @@
 
 #include "checkpoints/ckpt_room.h"
 #include "checkpoints/h5.h"
+#include "kernels/base/heap.h"
 
 void
 shl_ckpt_commit_text(size_t manifest_bytes, const uint64_t hash[2], char *dst, size_t cap)
@@ -197,6 +198,52 @@ collect_all(const char *temp, const shl_ckpt_meta *meta, const shl_ckpt_tensor *
     return shl_ckpt_index_check(x, SHL_E_BUG);
 }
 
+/* The fragments are in the order of their tensors here. */
+static shl_code
+fill_view(shl_h5_view *v, const shl_ckpt_index *x)
+{
+    shl_h5_piece *pieces = NULL;
+    shl_code code = SHL_OK;
+    int next = 0;
+    SHL_TRY(shl_heap_alloc((size_t)x->n_fragments, sizeof *pieces, &pieces));
+    for (int i = 0; i < x->n_tensors; i++) {
+        const shl_ckpt_entry *e = &x->tensors[i];
+        int n = 0;
+        for (; next < x->n_fragments && x->fragments[next].tensor == i; next++) {
+            const shl_ckpt_fragment *f = &x->fragments[next];
+            pieces[n++] = (shl_h5_piece){x->files[f->file].name, f->begin, f->end};
+        }
+        SHL_TRY_TO(code, out, shl_h5_view_add(v, e->kind, e->name, e->n_dims, e->dims, pieces, n));
+    }
+out:
+    shl_heap_free(&pieces);
+    return code;
+}
+
+static shl_code
+write_view(const char *temp, const shl_ckpt_meta *meta, shl_ckpt_index *x)
+{
+    char path[SHL_CKPT_PATH_MAX];
+    char *image = NULL;
+    size_t bytes = 0;
+    shl_h5_view *v = NULL;
+    shl_h5_head head = {SHL_CKPT_VERSION, meta->step, 0, meta->world};
+    SHL_TRY(shl_ckpt_join(temp, SHL_CKPT_VIEW, path, sizeof path));
+    SHL_TRY(shl_h5_view_open(path, &head, &v));
+    shl_code code = fill_view(v, x);
+    if (code != SHL_OK) {
+        shl_h5_view_drop(&v);
+        return code;
+    }
+    SHL_TRY(shl_h5_view_image(&v, &image, &bytes));
+    code = shl_ckpt_put_text(path, image, bytes);
+    shl_strf(x->view.name, sizeof x->view.name, "%s", SHL_CKPT_VIEW);
+    x->view.bytes = (int64_t)bytes;
+    shl_ckpt_hash(image, bytes, x->view.hash);
+    shl_heap_free(&image);
+    return code;
+}
+
 static shl_code
 write_manifest(const char *temp, const shl_ckpt_meta *meta, shl_ckpt_index *x)
 {
@@ -266,6 +313,7 @@ shl_ckpt_save_commit(const char *dir, const shl_ckpt_meta *meta, const shl_ckpt_
     SHL_TRY(temp_path(dir, meta, temp, sizeof temp));
     SHL_TRY_TO(code, out, shl_ckpt_index_init(&x, n_tensors, n_files));
     SHL_TRY_TO(code, out_index, collect_all(temp, meta, tensors, files, &x));
+    SHL_TRY_TO(code, out_index, write_view(temp, meta, &x));
     SHL_TRY_TO(code, out_index, write_manifest(temp, meta, &x));
     SHL_TRY_TO(code, out_index, publish(dir, temp, meta));
 out_index:

@@ -117,6 +117,7 @@ add_file(shl_str *out, const shl_ckpt_index *x, int file, int *next)
 shl_code
 shl_ckpt_manifest_write(const shl_ckpt_meta *meta, shl_ckpt_index *x, shl_str *out)
 {
+    char hex[33];
     int next = 0;
     if (x->n_fragments > 0) {
         qsort(x->fragments, (size_t)x->n_fragments, sizeof *x->fragments, by_file);
@@ -132,7 +133,10 @@ shl_ckpt_manifest_write(const shl_ckpt_meta *meta, shl_ckpt_index *x, shl_str *o
         SHL_TRY(add_file(out, x, i, &next));
         shl_str_add(out, "%s", i + 1 < x->n_files ? ",\n" : "\n");
     }
-    shl_str_add(out, "]\n}\n");
+    shl_ckpt_hex(x->view.hash, hex);
+    shl_str_add(out, "],\n\"view\":{\"name\":\"" SHL_CKPT_VIEW "\",\"bytes\":%lld,",
+                (long long)x->view.bytes);
+    shl_str_add(out, "\"xxh3_128\":\"%s\"}\n}\n", hex);
     if (out->failed) {
         return SHL_RAISE(SHL_E_HEAP, "host heap exhausted while writing the manifest");
     }
@@ -214,9 +218,9 @@ parse_config(const char *path, const json_t *root, shl_ckpt_meta *m)
 static shl_code
 parse_meta(const char *path, const json_t *root, shl_ckpt_meta *m)
 {
-    static const char *const keys[] = {"format",   "version", "run_id",  "model",
-                                       "strategy", "world",   "step",    "data_sample",
-                                       "seed",     "config",  "tensors", "files"};
+    static const char *const keys[] = {"format",  "version", "run_id",      "model", "strategy",
+                                       "world",   "step",    "data_sample", "seed",  "config",
+                                       "tensors", "files",   "view"};
     char format[32];
     int64_t n = 0;
     SHL_TRY(exact_members(path, root, "manifest", keys, SHL_ARRAY_LEN(keys)));
@@ -277,16 +281,15 @@ parse_fragment(const char *path, const json_t *v, int file, shl_ckpt_index *x)
     return shl_ckpt_index_add(x, &f);
 }
 
+/* Name, length and hash of a file: a shard has fragments as well, the view has not. */
 static shl_code
-parse_file(const char *path, const json_t *v, int file, shl_ckpt_index *x)
+parse_record(const char *path, const json_t *v, const char *expected, size_t n_keys,
+             shl_ckpt_file *f)
 {
     static const char *const keys[] = {"name", "bytes", "xxh3_128", "fragments"};
-    shl_ckpt_file *f = &x->files[file];
-    char expected[sizeof f->name];
     char hex[33];
-    SHL_TRY(exact_members(path, v, "file", keys, SHL_ARRAY_LEN(keys)));
+    SHL_TRY(exact_members(path, v, "file", keys, n_keys));
     SHL_TRY(get_text(path, v, "name", f->name, sizeof f->name));
-    shl_ckpt_shard_name(file, x->n_files, expected, sizeof expected);
     if (strcmp(f->name, expected) != 0) {
         return bad(path, "file name", expected);
     }
@@ -295,6 +298,15 @@ parse_file(const char *path, const json_t *v, int file, shl_ckpt_index *x)
     if (!shl_ckpt_unhex(hex, f->hash)) {
         return bad(path, "xxh3_128", "32 hex digits are expected");
     }
+    return SHL_OK;
+}
+
+static shl_code
+parse_file(const char *path, const json_t *v, int file, shl_ckpt_index *x)
+{
+    char expected[sizeof x->files->name];
+    shl_ckpt_shard_name(file, x->n_files, expected, sizeof expected);
+    SHL_TRY(parse_record(path, v, expected, 4, &x->files[file]));
     const json_t *list = json_object_get(v, "fragments");
     if (!json_is_array(list)) {
         return bad(path, "fragments", "a list is expected");
@@ -325,6 +337,7 @@ parse_index(const char *path, const json_t *root, int world, shl_ckpt_index *x)
     for (int i = 0; i < x->n_files; i++) {
         SHL_TRY(parse_file(path, json_array_get(files, (size_t)i), i, x));
     }
+    SHL_TRY(parse_record(path, json_object_get(root, "view"), SHL_CKPT_VIEW, 3, &x->view));
     return shl_ckpt_index_check(x, SHL_E_VERIFY);
 }
 

@@ -13,17 +13,8 @@
 
 #define OPEN_FILES_MAX 64
 
-struct shl_ckpt_reader {
-    char path[SHL_CKPT_PATH_MAX]; /* of the step's folder, for messages */
-    int folder;                   /* survives a rename of it */
-    shl_ckpt_meta meta;
-    shl_ckpt_index index;
-    int *fds; /* per file, -1 when closed */
-    int n_open, next_to_close;
-};
-
-static bool
-has_entry(const char *folder, const char *name)
+bool
+shl_ckpt_has_entry(const char *folder, const char *name)
 {
     char path[SHL_CKPT_PATH_MAX];
     if (strlen(folder) + strlen(name) + 2 > sizeof path) {
@@ -46,7 +37,7 @@ list_steps(const char *dir, char *text, size_t cap, char *newest, size_t newest_
             continue;
         }
         shl_strf(path, sizeof path, "%s/%s", dir, e->d_name);
-        bool whole = has_entry(path, SHL_CKPT_COMMIT);
+        bool whole = shl_ckpt_has_entry(path, SHL_CKPT_COMMIT);
         size_t len = strlen(text);
         shl_strf(text + len, cap - len, "%s%.40s%s", len > 0 ? ", " : "", e->d_name,
                  whole ? "" : " (incomplete)");
@@ -72,9 +63,8 @@ tell_steps(const char *dir)
     return shl_err_because("%s holds: %s", dir, text[0] != '\0' ? text : "no checkpoint");
 }
 
-/* The name in DIR/latest, if the line is byte for byte what a commit writes. */
-static shl_code
-read_latest(const char *dir, char *name, size_t cap)
+shl_code
+shl_ckpt_read_latest(const char *dir, char *name, size_t cap)
 {
     char path[SHL_CKPT_PATH_MAX];
     char expected[160];
@@ -120,17 +110,17 @@ resolve(const char *given, char *folder, size_t cap, char *name, size_t name_cap
     shl_strf(dir, sizeof dir, "%.*s", (int)len, given);
     const char *slash = strrchr(dir, '/');
     name[0] = '\0';
-    if (has_entry(dir, SHL_CKPT_COMMIT) || has_entry(dir, SHL_CKPT_MANIFEST) ||
+    if (shl_ckpt_has_entry(dir, SHL_CKPT_COMMIT) || shl_ckpt_has_entry(dir, SHL_CKPT_MANIFEST) ||
         strncmp(slash != NULL ? slash + 1 : dir, "step-", 5) == 0) {
         shl_strf(folder, cap, "%s", dir);
         return SHL_OK;
     }
-    SHL_TRY(read_latest(dir, name, name_cap));
+    SHL_TRY(shl_ckpt_read_latest(dir, name, name_cap));
     shl_strf(aside, sizeof aside, SHL_CKPT_ASIDE_PREFIX "%s", name);
-    if (has_entry(dir, name)) {
+    if (shl_ckpt_has_entry(dir, name)) {
         return shl_ckpt_join(dir, name, folder, cap);
     }
-    if (has_entry(dir, aside)) {
+    if (shl_ckpt_has_entry(dir, aside)) {
         return shl_ckpt_join(dir, aside, folder, cap);
     }
     (void)SHL_RAISE(SHL_E_IO, "%s/" SHL_CKPT_LATEST " names %s, which is missing", dir, name);
@@ -185,13 +175,30 @@ out:
     return code;
 }
 
+/* A file of the length that the manifest says. */
+static shl_code
+open_sized(const shl_ckpt_reader *r, const shl_ckpt_file *f, int *fd)
+{
+    char path[SHL_CKPT_PATH_MAX];
+    int64_t bytes = 0;
+    SHL_TRY(shl_ckpt_join(r->path, f->name, path, sizeof path));
+    SHL_TRY(shl_ckpt_open_file(r->folder, f->name, path, fd, &bytes));
+    if (bytes == f->bytes) {
+        return SHL_OK;
+    }
+    (void)close(*fd);
+    *fd = -1;
+    (void)SHL_RAISE(SHL_E_VERIFY, "%s is %s", path,
+                    bytes < f->bytes ? "truncated" : "longer than saved");
+    return shl_err_because("it has %lld bytes, " SHL_CKPT_MANIFEST " says %lld", (long long)bytes,
+                           (long long)f->bytes);
+}
+
 /* The open file i, opened when first needed; of many only the last few dozen stay open. */
 static shl_code
 file_fd(shl_ckpt_reader *r, int i, int *fd)
 {
-    char path[SHL_CKPT_PATH_MAX];
     const shl_ckpt_file *f = &r->index.files[i];
-    int64_t bytes = 0;
     *fd = r->fds[i];
     if (*fd >= 0) {
         return SHL_OK;
@@ -204,35 +211,22 @@ file_fd(shl_ckpt_reader *r, int i, int *fd)
             r->n_open--;
         }
     }
-    SHL_TRY(shl_ckpt_join(r->path, f->name, path, sizeof path));
-    SHL_TRY(shl_ckpt_open_file(r->folder, f->name, path, fd, &bytes));
-    if (bytes != f->bytes) {
-        (void)close(*fd);
-        *fd = -1;
-        (void)SHL_RAISE(SHL_E_VERIFY, "%s is %s", path,
-                        bytes < f->bytes ? "truncated" : "longer than saved");
-        return shl_err_because("it has %lld bytes, " SHL_CKPT_MANIFEST " says %lld",
-                               (long long)bytes, (long long)f->bytes);
-    }
+    SHL_TRY(open_sized(r, f, fd));
     r->fds[i] = *fd;
     r->n_open++;
     return SHL_OK;
 }
 
+/* A file under an open descriptor has the bytes that the manifest says. */
 static shl_code
-verify_file(shl_ckpt_reader *r, int i)
+check_hash(int fd, const char *path, const shl_ckpt_file *f)
 {
-    char path[SHL_CKPT_PATH_MAX];
     char is[33];
     char should[33];
-    const shl_ckpt_file *f = &r->index.files[i];
     uint64_t hash[2];
     int64_t bytes = 0;
-    int fd = -1;
-    SHL_TRY(shl_ckpt_join(r->path, f->name, path, sizeof path));
-    SHL_TRY(file_fd(r, i, &fd));
     SHL_TRY(shl_ckpt_hash_fd(fd, path, &bytes, hash));
-    if (hash[0] == f->hash[0] && hash[1] == f->hash[1]) {
+    if (bytes == f->bytes && hash[0] == f->hash[0] && hash[1] == f->hash[1]) {
         return SHL_OK;
     }
     shl_ckpt_hex(hash, is);
@@ -241,8 +235,38 @@ verify_file(shl_ckpt_reader *r, int i)
     return shl_err_because("its XXH3-128 is %s, " SHL_CKPT_MANIFEST " says %s", is, should);
 }
 
+int
+shl_ckpt_n_files(const shl_ckpt_reader *r)
+{
+    return r->index.n_files + 1;
+}
+
+const shl_ckpt_file *
+shl_ckpt_file_at(const shl_ckpt_reader *r, int i)
+{
+    SHL_ASSERT(i >= 0 && i <= r->index.n_files);
+    return i < r->index.n_files ? &r->index.files[i] : &r->index.view;
+}
+
+shl_code
+shl_ckpt_check_file(shl_ckpt_reader *r, int i)
+{
+    char path[SHL_CKPT_PATH_MAX];
+    const shl_ckpt_file *f = shl_ckpt_file_at(r, i);
+    int fd = -1;
+    SHL_TRY(shl_ckpt_join(r->path, f->name, path, sizeof path));
+    if (i < r->index.n_files) {
+        SHL_TRY(file_fd(r, i, &fd));
+        return check_hash(fd, path, f);
+    }
+    SHL_TRY(open_sized(r, f, &fd));
+    shl_code code = check_hash(fd, path, f);
+    (void)close(fd);
+    return code;
+}
+
 static shl_code
-open_reader(shl_ckpt_reader *r, const char *name, bool verify)
+open_reader(shl_ckpt_reader *r, const char *name)
 {
     char expected[64];
     r->folder = open(r->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -263,15 +287,11 @@ open_reader(shl_ckpt_reader *r, const char *name, bool verify)
     for (int i = 0; i < r->index.n_files; i++) {
         r->fds[i] = -1;
     }
-    for (int i = 0; i < r->index.n_files; i++) {
-        int fd = -1;
-        SHL_TRY(verify ? verify_file(r, i) : file_fd(r, i, &fd));
-    }
     return SHL_OK;
 }
 
 shl_code
-shl_ckpt_open(const char *path, bool verify, shl_ckpt_reader **out)
+shl_ckpt_open_manifest(const char *path, shl_ckpt_reader **out)
 {
     char name[64];
     shl_ckpt_reader *r = NULL;
@@ -280,7 +300,7 @@ shl_ckpt_open(const char *path, bool verify, shl_ckpt_reader **out)
     r->folder = -1;
     shl_code code = resolve(path, r->path, sizeof r->path, name, sizeof name);
     if (code == SHL_OK) {
-        code = open_reader(r, name, verify);
+        code = open_reader(r, name);
     }
     if (code != SHL_OK) {
         shl_ckpt_close(&r);
@@ -288,6 +308,22 @@ shl_ckpt_open(const char *path, bool verify, shl_ckpt_reader **out)
     }
     *out = r;
     return SHL_OK;
+}
+
+/* The view is not checked: nothing is loaded from it. */
+shl_code
+shl_ckpt_open(const char *path, bool verify, shl_ckpt_reader **out)
+{
+    shl_code code = SHL_OK;
+    SHL_TRY(shl_ckpt_open_manifest(path, out));
+    for (int i = 0; i < (*out)->index.n_files && code == SHL_OK; i++) {
+        int fd = -1;
+        code = verify ? shl_ckpt_check_file(*out, i) : file_fd(*out, i, &fd);
+    }
+    if (code != SHL_OK) {
+        shl_ckpt_close(out);
+    }
+    return code;
 }
 
 void
@@ -394,10 +430,10 @@ first_fragment(const shl_ckpt_index *x, int tensor, int64_t at)
     return low;
 }
 
-/* Elements [begin, end) of the tensor into host memory. */
-static shl_code
-read_range(shl_ckpt_reader *r, int tensor, int64_t begin, int64_t end, char *dst)
+shl_code
+shl_ckpt_read(shl_ckpt_reader *r, int tensor, int64_t begin, int64_t end, void *out)
 {
+    char *dst = out;
     int i = first_fragment(&r->index, tensor, begin);
     while (begin < end) {
         SHL_ASSERT(i < r->index.n_fragments && r->index.fragments[i].tensor == tensor);
@@ -426,7 +462,7 @@ read_staged(shl_ckpt_reader *r, shl_device *d, int tensor, const shl_shard *s)
                              "checkpoint", &stage));
     for (int64_t at = s->begin; d->caps.has_bytes && at < s->end; at += chunk) {
         int64_t stop = s->end - at < chunk ? s->end : at + chunk;
-        SHL_TRY_TO(code, out, read_range(r, tensor, at, stop, stage.data));
+        SHL_TRY_TO(code, out, shl_ckpt_read(r, tensor, at, stop, stage.data));
         SHL_TRY_TO(code, out,
                    shl_device_upload(d, shl_elem_ptr(s->local.data, SHL_F32, at - s->begin),
                                      stage.data, (size_t)(stop - at) * sizeof(float)));
@@ -453,5 +489,5 @@ shl_ckpt_get(shl_ckpt_reader *r, shl_device *d, const shl_shard *s)
     if (d->caps.async) {
         return read_staged(r, d, tensor, s);
     }
-    return d->caps.has_bytes ? read_range(r, tensor, s->begin, s->end, s->local.data) : SHL_OK;
+    return d->caps.has_bytes ? shl_ckpt_read(r, tensor, s->begin, s->end, s->local.data) : SHL_OK;
 }

@@ -6,8 +6,9 @@
 #include "checkpoints/ckpt.h"
 #include "kernels/base/str.h"
 
-#define SHL_CKPT_VERSION 1
+#define SHL_CKPT_VERSION 2
 #define SHL_CKPT_MANIFEST "manifest.json"
+#define SHL_CKPT_VIEW "index.h5"
 #define SHL_CKPT_COMMIT "COMMIT"
 #define SHL_CKPT_LATEST "latest"
 #define SHL_CKPT_PATH_MAX 1024
@@ -35,6 +36,7 @@ typedef struct shl_ckpt_index {
     shl_ckpt_entry *tensors;
     shl_ckpt_file *files;
     shl_ckpt_fragment *fragments;
+    shl_ckpt_file view; /* SHL_CKPT_VIEW: no fragment lies in it */
 } shl_ckpt_index;
 
 /* Frees the tables; a zeroed index is fine. */
@@ -71,6 +73,21 @@ bool shl_ckpt_unhex(const char *hex, uint64_t out[2]); /* exactly 32 lower-case 
 /* The line in COMMIT and in `latest`; both are accepted only byte for byte. */
 void shl_ckpt_commit_text(size_t manifest_bytes, const uint64_t hash[2], char *dst, size_t cap);
 void shl_ckpt_latest_text(const char *folder, char *dst, size_t cap);
+
+/* A reader: what the manifest says, and the files that are open. */
+struct shl_ckpt_reader {
+    char path[SHL_CKPT_PATH_MAX]; /* of the step's folder, for messages */
+    int folder;                   /* survives a rename of it */
+    shl_ckpt_meta meta;
+    shl_ckpt_index index;
+    int *fds; /* per file, -1 when closed */
+    int n_open, next_to_close;
+};
+
+/* The name in DIR/latest, if the line is byte for byte what a commit writes. Errors tell what DIR
+ * holds. */
+shl_code shl_ckpt_read_latest(const char *dir, char *name, size_t cap) SHL_MUST_USE;
+bool shl_ckpt_has_entry(const char *folder, const char *name);
 
 /* Names inside DIR. */
 void shl_ckpt_step_name(int64_t step, char *dst, size_t cap);

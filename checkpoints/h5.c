@@ -1,8 +1,7 @@
-/* checkpoints: the only file pair that knows HDF5. Handles are guarded, every call runs under one
- * process-wide mutex, the library's error printing is off and its text goes into our `because`. */
-#include "checkpoints/h5.h"
+/* checkpoints: shard files, and what every file that knows HDF5 stands on: handles are guarded, every
+ * call runs under one process-wide mutex, the library's text goes into our `because`. */
+#include "checkpoints/h5_room.h"
 
-#include <hdf5.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,25 +21,18 @@ struct shl_h5 {
     char path[1024];
 };
 
-/* The caller's handler of HDF5 errors, put back when the guard ends: the host program may use the
- * library too. */
-typedef struct guard {
-    H5E_auto2_t fn;
-    void *data;
-} guard;
-
-static guard
-guard_begin(void)
+shl_h5_guard
+shl_h5_guard_begin(void)
 {
-    guard g = {NULL, NULL};
+    shl_h5_guard g = {NULL, NULL};
     (void)pthread_mutex_lock(&h5_mutex);
     (void)H5Eget_auto2(H5E_DEFAULT, &g.fn, &g.data);
     (void)H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     return g;
 }
 
-static void
-guard_end(guard g)
+void
+shl_h5_guard_end(shl_h5_guard g)
 {
     (void)H5Eclear2(H5E_DEFAULT);
     (void)H5Eset_auto2(H5E_DEFAULT, g.fn, g.data);
@@ -59,8 +51,8 @@ first_useful(unsigned n, const H5E_error2_t *err, void *data)
 }
 
 /* The innermost entry of the error stack is the one with the system's reason. */
-static shl_code
-fail(const char *path, const char *doing)
+shl_code
+shl_h5_fail(const char *path, const char *doing)
 {
     char text[384] = "";
     (void)H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, first_useful, text);
@@ -82,8 +74,8 @@ close_props(shl_h5 *f)
 
 /* Format bounds v110 because its metadata carries checksums; no time stamps because equal states
  * must give equal bytes. */
-static bool
-file_props(hid_t *fcpl, hid_t *fapl)
+bool
+shl_h5_file_props(hid_t *fcpl, hid_t *fapl)
 {
     *fcpl = H5Pcreate(H5P_FILE_CREATE);
     *fapl = H5Pcreate(H5P_FILE_ACCESS);
@@ -108,8 +100,8 @@ object_props(shl_h5 *f)
            H5Pset_fill_time(f->dcpl, H5D_FILL_TIME_NEVER) >= 0;
 }
 
-static bool
-attr_write(hid_t object, const char *name, const int64_t *values, int n)
+bool
+shl_h5_attr_write(hid_t object, const char *name, const int64_t *values, int n)
 {
     hsize_t dim = (hsize_t)n;
     hid_t space = n == 1 ? H5Screate(H5S_SCALAR) : H5Screate_simple(1, &dim, NULL);
@@ -151,15 +143,15 @@ create_locked(const char *path, const shl_h5_head *head, shl_h5 *f)
     const int64_t values[] = {head->version, head->step, head->rank, head->world};
     hid_t fcpl = -1;
     hid_t fapl = -1;
-    bool ok = file_props(&fcpl, &fapl) && object_props(f);
+    bool ok = shl_h5_file_props(&fcpl, &fapl) && object_props(f);
     if (ok) {
         f->file = H5Fcreate(path, H5F_ACC_TRUNC, fcpl, fapl);
     }
     ok = ok && f->file >= 0;
     for (size_t i = 0; ok && i < SHL_ARRAY_LEN(values); i++) {
-        ok = attr_write(f->file, head_names[i], &values[i], 1);
+        ok = shl_h5_attr_write(f->file, head_names[i], &values[i], 1);
     }
-    shl_code code = ok ? SHL_OK : fail(path, "create the file");
+    shl_code code = ok ? SHL_OK : shl_h5_fail(path, "create the file");
     if (fcpl >= 0) {
         (void)H5Pclose(fcpl);
     }
@@ -177,9 +169,9 @@ shl_h5_create(const char *path, const shl_h5_head *head, shl_h5 **out)
     SHL_TRY(shl_heap_alloc(1, sizeof *f, &f));
     f->file = f->gcpl = f->dcpl = -1;
     shl_strf(f->path, sizeof f->path, "%s", path);
-    guard g = guard_begin();
+    shl_h5_guard g = shl_h5_guard_begin();
     shl_code code = create_locked(path, head, f);
-    guard_end(g);
+    shl_h5_guard_end(g);
     if (code != SHL_OK) {
         shl_h5_drop(&f);
         return code;
@@ -190,24 +182,24 @@ shl_h5_create(const char *path, const shl_h5_head *head, shl_h5 **out)
 
 /* Makes the group unless it is there. */
 static bool
-ensure_group(const shl_h5 *f, const char *path)
+ensure_group(hid_t file, hid_t gcpl, const char *path)
 {
-    htri_t there = H5Lexists(f->file, path, H5P_DEFAULT);
+    htri_t there = H5Lexists(file, path, H5P_DEFAULT);
     if (there != 0) {
         return there > 0;
     }
-    hid_t group = H5Gcreate2(f->file, path, H5P_DEFAULT, f->gcpl, H5P_DEFAULT);
+    hid_t group = H5Gcreate2(file, path, H5P_DEFAULT, gcpl, H5P_DEFAULT);
     return group >= 0 && H5Gclose(group) >= 0;
 }
 
 /* Each leading part of "opt/m/name" in turn: groups made on the way by the library itself would
  * carry time stamps. */
-static bool
-ensure_groups(const shl_h5 *f, char *path)
+bool
+shl_h5_ensure_groups(hid_t file, hid_t gcpl, char *path)
 {
     for (char *slash = strchr(path, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
         *slash = '\0';
-        bool ok = ensure_group(f, path);
+        bool ok = ensure_group(file, gcpl, path);
         *slash = '/';
         if (!ok) {
             return false;
@@ -222,20 +214,21 @@ add_locked(const shl_h5 *f, const shl_h5_range *r, int64_t *offset)
     char path[H5_PATH_MAX + 64];
     shl_strf(path, sizeof path, "%s/%s/%lld-%lld", r->kind, r->name, (long long)r->begin,
              (long long)r->end);
-    if (!ensure_groups(f, path)) {
-        return fail(f->path, "make the group of a tensor");
+    if (!shl_h5_ensure_groups(f->file, f->gcpl, path)) {
+        return shl_h5_fail(f->path, "make the group of a tensor");
     }
     hsize_t n = (hsize_t)(r->end - r->begin);
     hid_t space = H5Screate_simple(1, &n, NULL);
     hid_t set = space < 0 ? -1
                           : H5Dcreate2(f->file, path, H5T_IEEE_F32LE, space, H5P_DEFAULT, f->dcpl,
                                        H5P_DEFAULT);
-    bool ok = set >= 0 && attr_write(set, "dims", r->dims, r->n_dims) &&
-              attr_write(set, "begin", &r->begin, 1) && attr_write(set, "end", &r->end, 1);
+    bool ok = set >= 0 && shl_h5_attr_write(set, "dims", r->dims, r->n_dims) &&
+              shl_h5_attr_write(set, "begin", &r->begin, 1) &&
+              shl_h5_attr_write(set, "end", &r->end, 1);
     haddr_t at = ok ? H5Dget_offset(set) : HADDR_UNDEF;
     ok = ok && at != HADDR_UNDEF;
     *offset = ok ? (int64_t)at : 0;
-    shl_code code = ok ? SHL_OK : fail(f->path, path);
+    shl_code code = ok ? SHL_OK : shl_h5_fail(f->path, path);
     if (set >= 0) {
         (void)H5Dclose(set);
     }
@@ -248,20 +241,21 @@ add_locked(const shl_h5 *f, const shl_h5_range *r, int64_t *offset)
 shl_code
 shl_h5_add(shl_h5 *f, const shl_h5_range *range, int64_t *offset)
 {
-    guard g = guard_begin();
+    shl_h5_guard g = shl_h5_guard_begin();
     shl_code code = add_locked(f, range, offset);
-    guard_end(g);
+    shl_h5_guard_end(g);
     return code;
 }
 
 shl_code
 shl_h5_end(const shl_h5 *f, int64_t *bytes)
 {
-    guard g = guard_begin();
+    shl_h5_guard g = shl_h5_guard_begin();
     haddr_t eoa = 0;
-    shl_code code = H5Fget_eoa(f->file, &eoa) >= 0 ? SHL_OK : fail(f->path, "tell its length");
+    shl_code code =
+        H5Fget_eoa(f->file, &eoa) >= 0 ? SHL_OK : shl_h5_fail(f->path, "tell its length");
     *bytes = (int64_t)eoa;
-    guard_end(g);
+    shl_h5_guard_end(g);
     return code;
 }
 
@@ -273,7 +267,7 @@ length_locked(const char *path, int64_t *bytes)
     haddr_t eoa = 0;
     hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
     bool ok = file >= 0 && H5Fget_eoa(file, &eoa) >= 0;
-    shl_code code = ok ? SHL_OK : fail(path, "open the file that it wrote");
+    shl_code code = ok ? SHL_OK : shl_h5_fail(path, "open the file that it wrote");
     if (file >= 0) {
         (void)H5Fclose(file);
     }
@@ -286,13 +280,13 @@ shl_h5_close(shl_h5 **f_ptr, int64_t *bytes)
 {
     shl_h5 *f = *f_ptr;
     *f_ptr = NULL;
-    guard g = guard_begin();
+    shl_h5_guard g = shl_h5_guard_begin();
     close_props(f);
-    shl_code code = H5Fclose(f->file) >= 0 ? SHL_OK : fail(f->path, "close the file");
+    shl_code code = H5Fclose(f->file) >= 0 ? SHL_OK : shl_h5_fail(f->path, "close the file");
     if (code == SHL_OK) {
         code = length_locked(f->path, bytes);
     }
-    guard_end(g);
+    shl_h5_guard_end(g);
     shl_heap_free(&f);
     return code;
 }
@@ -304,12 +298,12 @@ shl_h5_drop(shl_h5 **f_ptr)
     if (f == NULL) {
         return;
     }
-    guard g = guard_begin();
+    shl_h5_guard g = shl_h5_guard_begin();
     close_props(f);
     if (f->file >= 0) {
         (void)H5Fclose(f->file);
     }
-    guard_end(g);
+    shl_h5_guard_end(g);
     shl_heap_free(f_ptr);
 }
 
@@ -384,7 +378,7 @@ scan_object(hid_t root, const char *object, const H5O_info_t *info, void *data)
     }
     hid_t set = H5Dopen2(root, object, H5P_DEFAULT);
     if (set < 0) {
-        s->code = fail(s->path, object);
+        s->code = shl_h5_fail(s->path, object);
         return -1;
     }
     s->code = scan_dataset(s, set, object);
@@ -399,14 +393,14 @@ scan_locked(scan *s, hid_t file, shl_h5_head *head)
     for (size_t i = 0; i < SHL_ARRAY_LEN(head_names); i++) {
         int n = 0;
         if (!attr_read(file, head_names[i], &values[i], 1, &n)) {
-            return fail(s->path, "read the attributes of the root group");
+            return shl_h5_fail(s->path, "read the attributes of the root group");
         }
     }
     *head = (shl_h5_head){values[0], values[1], values[2], values[3]};
     herr_t rc =
         H5Ovisit2(file, H5_INDEX_NAME, H5_ITER_INC, scan_object, s, (unsigned)H5O_INFO_BASIC);
     if (rc < 0 && s->code == SHL_OK) {
-        s->code = fail(s->path, "list its objects");
+        s->code = shl_h5_fail(s->path, "list its objects");
     }
     return s->code;
 }
@@ -415,12 +409,12 @@ shl_code
 shl_h5_scan(const char *path, shl_h5_head *head, shl_h5_fn fn, void *ctx)
 {
     scan s = {path, fn, ctx, SHL_OK};
-    guard g = guard_begin();
+    shl_h5_guard g = shl_h5_guard_begin();
     hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
-    shl_code code = file >= 0 ? scan_locked(&s, file, head) : fail(path, "open the file");
+    shl_code code = file >= 0 ? scan_locked(&s, file, head) : shl_h5_fail(path, "open the file");
     if (file >= 0) {
         (void)H5Fclose(file);
     }
-    guard_end(g);
+    shl_h5_guard_end(g);
     return code;
 }

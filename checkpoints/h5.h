@@ -1,5 +1,6 @@
-/* checkpoints: the only file pair that knows HDF5. Handles are guarded, every call runs under one
- * process-wide mutex, the library's error printing is off and its text goes into our `because`. */
+/* checkpoints: what the room wants of HDF5; only h5*.c know the library. Handles are guarded, every
+ * call runs under one process-wide mutex, the library's error printing is off and its text goes into
+ * our `because`. */
 #ifndef SHL_CKPT_H5_H
 #define SHL_CKPT_H5_H
 
@@ -43,5 +44,29 @@ void shl_h5_drop(shl_h5 **f);
 /* Reads the head and calls fn for each dataset in name order. fn must not call this room. Errors:
  * SHL_E_IO unreadable, SHL_E_VERIFY not as this room writes it, and what fn returns. */
 shl_code shl_h5_scan(const char *path, shl_h5_head *head, shl_h5_fn fn, void *ctx) SHL_MUST_USE;
+
+/* A view: a file without elements whose datasets are whole tensors, put together from the datasets
+ * of shard files beside it. It is built in memory. */
+typedef struct shl_h5_view shl_h5_view;
+
+/* Elements [begin, end) of a tensor lie in the shard file `file`, as shl_h5_add put them there. */
+typedef struct shl_h5_piece {
+    const char *file;
+    int64_t begin, end;
+} shl_h5_piece;
+
+/* Owner: caller, ended by _image or _drop. path is for messages. Errors: SHL_E_IO. */
+shl_code shl_h5_view_open(const char *path, const shl_h5_head *head,
+                          shl_h5_view **out) SHL_MUST_USE;
+
+/* /<kind>/<name> in its whole shape. The pieces cover the tensor; an element that none covers, or
+ * whose file is missing when it is read, is NaN. */
+shl_code shl_h5_view_add(shl_h5_view *v, const char *kind, const char *name, int n_dims,
+                         const int64_t *dims, const shl_h5_piece *pieces,
+                         int n_pieces) SHL_MUST_USE;
+
+/* The bytes of the file; *v is gone in any case. Owner: caller, shl_heap_free. */
+shl_code shl_h5_view_image(shl_h5_view **v, char **image, size_t *bytes) SHL_MUST_USE;
+void shl_h5_view_drop(shl_h5_view **v);
 
 #endif

@@ -7,40 +7,63 @@ typedef struct adamw_constants {
     vf grad_scale, keep, one_minus_b1, b2, one_minus_b2, step_size, inv_sqrt_c2, eps;
 } adamw_constants;
 
-static inline void
-adamw_lanes(const adamw_constants *k, vf *p, vf g, vf *m, vf *v)
+static inline vf
+adamw_m(const adamw_constants *k, vf g, vf m)
+{
+    return vfma(k->one_minus_b1, g * k->grad_scale - m, m);
+}
+
+static inline vf
+adamw_v(const adamw_constants *k, vf g, vf v)
 {
     g *= k->grad_scale;
-    *m = vfma(k->one_minus_b1, g - *m, *m);
-    *v = vfma(k->one_minus_b2 * g, g, *v * k->b2);
-    vf denom = vfma(vsqrt(*v), k->inv_sqrt_c2, k->eps);
-    *p = *p * k->keep - k->step_size * *m / denom;
+    return vfma(k->one_minus_b2 * g, g, v * k->b2);
+}
+
+static inline vf
+adamw_p(const adamw_constants *k, vf p, vf m, vf v)
+{
+    vf denom = vfma(vsqrt(v), k->inv_sqrt_c2, k->eps);
+    return p * k->keep - k->step_size * m / denom;
+}
+
+enum { AHEAD = 512, BLOCK = 64, LINE = 64 / 4 }; /* elements: 2 KiB ahead, a cache line */
+
+/* One array after the other: loads from arrays that start at the same place of a page would
+ * otherwise wait for each other's stores, which halves the speed. */
+static inline void
+adamw_block(const adamw_constants *k, float *p, const float *g, float *m, float *v)
+{
+    for (int j = AHEAD; j < AHEAD + BLOCK; j += LINE) {
+        __builtin_prefetch(p + j, 1);
+        __builtin_prefetch(g + j, 0);
+        __builtin_prefetch(m + j, 1);
+        __builtin_prefetch(v + j, 1);
+    }
+    for (int j = 0; j < BLOCK; j += VL) {
+        vstore(m + j, adamw_m(k, vload(g + j), vload(m + j)));
+    }
+    for (int j = 0; j < BLOCK; j += VL) {
+        vstore(v + j, adamw_v(k, vload(g + j), vload(v + j)));
+    }
+    for (int j = 0; j < BLOCK; j += VL) {
+        vstore(p + j, adamw_p(k, vload(p + j), vload(m + j), vload(v + j)));
+    }
 }
 
 static void
 adamw_range(const adamw_constants *k, float *p, const float *g, float *m, float *v, int64_t begin,
             int64_t end)
 {
-    enum { AHEAD = 512, GROUP = 64 / 4 }; /* 2 KiB ahead, one line at a time */
     int64_t i = begin;
-    for (; i + GROUP <= end; i += GROUP) {
-        __builtin_prefetch(p + i + AHEAD, 1);
-        __builtin_prefetch(g + i + AHEAD, 0);
-        __builtin_prefetch(m + i + AHEAD, 1);
-        __builtin_prefetch(v + i + AHEAD, 1);
-        for (int64_t j = i; j < i + GROUP; j += VL) {
-            vf vp = vload(p + j), vm = vload(m + j), vv = vload(v + j);
-            adamw_lanes(k, &vp, vload(g + j), &vm, &vv);
-            vstore(p + j, vp);
-            vstore(m + j, vm);
-            vstore(v + j, vv);
-        }
+    for (; i + BLOCK <= end; i += BLOCK) {
+        adamw_block(k, p + i, g + i, m + i, v + i);
     }
     while (i < end) {
         int64_t n = end - i < VL ? end - i : VL;
-        vf vp = vload_n(p + i, n), vm = vload_n(m + i, n), vv = vload_n(v + i, n);
-        adamw_lanes(k, &vp, vload_n(g + i, n), &vm, &vv);
-        vstore_n(p + i, vp, n);
+        vf vg = vload_n(g + i, n);
+        vf vm = adamw_m(k, vg, vload_n(m + i, n)), vv = adamw_v(k, vg, vload_n(v + i, n));
+        vstore_n(p + i, adamw_p(k, vload_n(p + i, n), vm, vv), n);
         vstore_n(m + i, vm, n);
         vstore_n(v + i, vv, n);
         i += n;

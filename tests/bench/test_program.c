@@ -427,6 +427,27 @@ last_record(void)
 }
 
 static void
+test_program_timeline_is_the_same_everywhere(void **state)
+{
+    SHL_UNUSED(state);
+    static char first[1 << 18];
+    static const char *const how[][2] = {
+        {"--launch", "threads"}, {"--launch", "processes"}, {"--device", "virtual"}};
+    for (size_t i = 0; i < SHL_ARRAY_LEN(how); i++) {
+        assert_int_equal(RUN("train", "--jsonl", "--timeline", "--strategy", "zero3", "--ranks",
+                             "2", how[i][0], how[i][1], SMALL),
+                         0);
+        char *events = strstr(seen.out, "{\"kind\":\"event\"");
+        char *end = strstr(seen.out, "{\"kind\":\"run\"");
+        assert_true(events && end > events + 1000);
+        *end = '\0';
+        memcpy(first, i == 0 ? events : first, i == 0 ? (size_t)(end - events) : 0);
+        assert_string_equal(events, first);
+    }
+    REFUSED(2, "--timeline without a place", "plan", "--timeline");
+}
+
+static void
 test_program_processes_equal_threads(void **state)
 {
     SHL_UNUSED(state);
@@ -568,6 +589,7 @@ main(void)
         cmocka_unit_test(test_program_full_disk_is_reported),
         cmocka_unit_test(test_program_checkpoints_that_cannot_be_used),
         cmocka_unit_test(test_program_forms_tell_the_same_run),
+        cmocka_unit_test(test_program_timeline_is_the_same_everywhere),
         cmocka_unit_test(test_program_processes_equal_threads),
         cmocka_unit_test(test_program_row_that_does_not_fit_is_a_result),
         cmocka_unit_test(test_program_plan_is_quick_and_judges),

@@ -135,6 +135,87 @@ test_session_virtual_tells_the_same_bytes(void **state)
     assert_int_equal(shl_heap_live_blocks(), 0);
 }
 
+/* The events must carry the ledger from what was held to what was held, and through the peak. */
+static void
+check_timeline(const shl_session_result *r, int ranks)
+{
+    const shl_session_timeline *t = &r->timeline;
+    size_t held[SHL_TIER_COUNT][SHL_TAG_COUNT], total[SHL_TIER_COUNT] = {0}, largest = 0;
+    assert_int_equal(t->step, 2);
+    assert_true(t->n_events > 20);
+    for (int tier = 0; tier < SHL_TIER_COUNT; tier++) {
+        for (int tag = 0; tag < SHL_TAG_COUNT; tag++) {
+            held[tier][tag] = (size_t)t->held_bytes[tier][tag];
+            total[tier] += held[tier][tag];
+        }
+    }
+    for (int64_t i = 0; i < t->n_events; i++) {
+        const shl_ledger_event *e = &t->events[i];
+        assert_int_equal(e->at, i);
+        held[e->tier][e->tag] += (size_t)e->delta_bytes;
+        total[e->tier] += (size_t)e->delta_bytes;
+        assert_int_equal(e->total_bytes, total[e->tier]);
+        if (e->tier == SHL_TIER_DEVICE && total[e->tier] > largest) {
+            largest = total[e->tier];
+            if (ranks == 1 && largest == r->tiers[SHL_TIER_DEVICE].peak_bytes) {
+                assert_memory_equal(held[SHL_TIER_DEVICE],
+                                    r->tiers[SHL_TIER_DEVICE].at_peak_tag_bytes,
+                                    sizeof(held[SHL_TIER_DEVICE]));
+            }
+        }
+    }
+    assert_int_equal(largest, r->tiers[SHL_TIER_DEVICE].peak_bytes);
+    /* A steady step leaves what it found. */
+    for (int tag = 0; tag < SHL_TAG_COUNT; tag++) {
+        assert_int_equal(held[SHL_TIER_DEVICE][tag], t->held_bytes[SHL_TIER_DEVICE][tag]);
+    }
+}
+
+static void
+test_session_timeline_adds_up_to_the_peak(void **state)
+{
+    SHL_UNUSED(state);
+    for (int s = 0; s < SHL_STRATEGY_COUNT; s++) {
+        for (int ranks = 1; ranks <= 2; ranks++) {
+            shl_session_config c;
+            shl_session_result real, plan;
+            small(&c, (shl_strategy)s, ranks);
+            c.timeline = true;
+            assert_int_equal(shl_session_run(&c, NULL, &real), SHL_OK);
+            c.device = "virtual";
+            assert_int_equal(shl_session_run(&c, NULL, &plan), SHL_OK);
+            check_timeline(&real, ranks);
+            assert_int_equal(plan.timeline.n_events, real.timeline.n_events);
+            assert_memory_equal(plan.timeline.held_bytes, real.timeline.held_bytes,
+                                sizeof(real.timeline.held_bytes));
+            assert_memory_equal(plan.timeline.events, real.timeline.events,
+                                (size_t)real.timeline.n_events * sizeof(shl_ledger_event));
+            shl_session_result_fini(&real);
+            shl_session_result_fini(&plan);
+        }
+    }
+    assert_int_equal(shl_heap_live_blocks(), 0);
+}
+
+static void
+test_session_timeline_of_a_single_step(void **state)
+{
+    SHL_UNUSED(state);
+    shl_session_config c;
+    shl_session_result r;
+    small(&c, SHL_ZERO2, 2);
+    c.steps = 1;
+    assert_int_equal(shl_session_run(&c, NULL, &r), SHL_OK);
+    assert_int_equal(r.timeline.step, 0);
+    assert_null(r.timeline.events);
+    shl_session_result_fini(&r);
+    c.timeline = true;
+    assert_int_equal(shl_session_run(&c, NULL, &r), SHL_OK);
+    assert_int_equal(r.timeline.step, 1);
+    assert_true(r.timeline.n_events > 0);
+    shl_session_result_fini(&r);
+}
+
 static shl_code
 refuse_third_step(void *ctx, const shl_step_report *r)
 {
@@ -414,6 +495,8 @@ main(void)
         cmocka_unit_test(test_session_ranks_share_one_global_batch),
         cmocka_unit_test(test_session_every_row_is_taken_once),
         cmocka_unit_test(test_session_virtual_tells_the_same_bytes),
+        cmocka_unit_test(test_session_timeline_adds_up_to_the_peak),
+        cmocka_unit_test(test_session_timeline_of_a_single_step),
         cmocka_unit_test(test_session_failing_listener_ends_every_rank),
         cmocka_unit_test(test_session_stops_between_steps_with_a_result),
         cmocka_unit_test(test_session_limit_is_an_error_of_every_rank),

@@ -292,10 +292,11 @@ static void
 test_ckpt_damage_manifest_is_parsed_strictly(void **state)
 {
     static const char *const edits[][2] = {
-        {"\"version\":1", "\"version\":2"},
-        {"\"version\":1", "\"version\":1.0"},
-        {"\"version\":1", "\"version\":1,\"version\":1"},
-        {"\"version\":1", "\"version\":1,\"more\":1"},
+        {"\"version\":2", "\"version\":1"},
+        {"\"version\":2", "\"version\":3"},
+        {"\"version\":2", "\"version\":2.0"},
+        {"\"version\":2", "\"version\":2,\"version\":1"},
+        {"\"version\":2", "\"version\":2,\"more\":1"},
         {"\"format\":\"shardlab", "\"format\":\"shardlib"},
         {"\"step\":5", "\"step\":-5"},
         {"\"step\":5", "\"step\":99999999999999999999"},
@@ -317,6 +318,9 @@ test_ckpt_damage_manifest_is_parsed_strictly(void **state)
         {"shard-00001-of-00003.h5", "shard-00000-of-00003.h5"},
         {"shard-00001-of-00003.h5", "/etc/passwd"},
         {"\"xxh3_128\":\"", "\"xxh3_128\":\"0"},
+        {"\"name\":\"index.h5\"", "\"name\":\"/etc/passwd\""},
+        {"\"name\":\"index.h5\",", "\"name\":\"index.h5\",\"fragments\":[],"},
+        {"\"view\":{", "\"sight\":{"},
         {"\"fragments\":[[", "\"fragments\":[[99,0,1,0],["},
         {"\"fragments\":[[", "\"fragments\":[[0,0,1,2048],["},
         {"\"fragments\":[[", "\"fragments\":[[-1,0,1,2048],["},
@@ -367,6 +371,7 @@ test_ckpt_damage_manifest_keeps_what_belongs_to_the_run(void **state)
     fake_ok(shl_ckpt_index_init(&x, 1, 1));
     fake_ok(shl_ckpt_entry_set(&x.tensors[0], "param", "w", 1, &dims));
     x.files[0] = (shl_ckpt_file){"shard-00000-of-00001.h5", 2048, {1, UINT64_MAX}};
+    x.view = (shl_ckpt_file){"index.h5", 4096, {UINT64_MAX, 1}};
     fake_ok(shl_ckpt_index_add(&x, &f));
     shl_str_init(&out);
     fake_ok(shl_ckpt_manifest_write(&meta, &x, &out));
@@ -376,6 +381,7 @@ test_ckpt_damage_manifest_keeps_what_belongs_to_the_run(void **state)
     assert_int_equal(back.step, meta.step);
     assert_int_equal(back.data_sample, meta.data_sample);
     assert_memory_equal(y.files, x.files, sizeof *x.files);
+    assert_memory_equal(&y.view, &x.view, sizeof x.view);
     assert_memory_equal(y.fragments, x.fragments, sizeof *x.fragments);
     assert_non_null(strstr(back.config, "\"b\":[1,{}]"));
     shl_str_fini(&out);
