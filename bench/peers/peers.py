@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -41,14 +42,15 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--program", required=True, help="shardlab")
     p.add_argument("--bridge", required=True, help="the helper beside it")
-    p.add_argument("--out", required=True, help="folder for exports, records and the table")
+    p.add_argument("--out", required=True, help="folder for exports, the table and the records, which are added to")
     p.add_argument("--model", default="gpt2-124m")
     p.add_argument("--rounds", type=int, default=3, help="rounds of timed runs")
     p.add_argument("--steps", type=int, default=3, help="timed steps of a run, after one to warm up")
     p.add_argument("--only", default="", help="trainers whose name has this")
-    p.add_argument("--phase", choices=["all", "losses", "speed", "table"], default="all",
-                   help="losses: ten steps and traffic, once; speed: rounds of timed steps and a "
-                   "save; table: print")
+    p.add_argument("--phase", choices=["losses", "speed", "table"], default="speed",
+                   help="speed: all, where the first run of a trainer takes ten steps and counts its "
+                   "traffic; losses: only that, for a busy machine, and a later speed will not repeat "
+                   "it; table: print what was recorded")
     p.add_argument("--seq", type=int, help="positions in every workload (for small models)")
     return p.parse_args()
 
@@ -77,17 +79,18 @@ class CpuWatch:
 
 
 def wait_all(processes):
-    """Until all end; when one fails or time is up the others are ended too."""
+    """Until all end; when one fails, time is up or we are stopped, the others are ended too."""
     end = time.monotonic() + TIMEOUT_S
-    bad = False
-    while any(p.poll() is None for p in processes):
-        bad = bad or any(p.poll() not in (None, 0) for p in processes) or time.monotonic() > end
-        if bad:
-            for p in processes:
-                if p.poll() is None:
-                    p.kill()
-        time.sleep(0.05)
-    return not bad and all(p.returncode == 0 for p in processes)
+    try:
+        while any(p.poll() is None for p in processes):
+            if any(p.poll() not in (None, 0) for p in processes) or time.monotonic() > end:
+                break
+            time.sleep(0.05)
+    finally:
+        for p in processes:
+            if p.poll() is None:
+                p.kill()
+            p.wait()
 
 
 def free_port():
@@ -138,18 +141,24 @@ class Bench:
         command += ["--ckpt-dir", save] if save else []
         out = {"losses": [], "step_s": []}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            record = json.loads(line)
-            if record["kind"] == "step":
-                out["losses"].append(record["loss"])
-                out["step_s"].append(record["step_ns"] * 1e-9)
-                last_step = time.time()
-                continue
-            out["commit"] = record["fingerprint"]["commit"]
-            out["rss_bytes"] = record["rss_bytes"] - self.start_rss()
-            out["comm"] = {k: {"calls": c["calls"], "bytes": c["bytes"]}
-                           for k, c in record["comm"].items() if c["calls"] and k != "control"}
-        if process.wait() != 0:
+        try:
+            for line in process.stdout:
+                record = json.loads(line)
+                if record["kind"] == "step":
+                    out["losses"].append(record["loss"])
+                    out["step_s"].append(record["step_ns"] * 1e-9)
+                    last_step = time.time()
+                    continue
+                out["commit"] = record["fingerprint"]["commit"]
+                out["rss_bytes"] = record["rss_bytes"] - self.start_rss()
+                out["comm"] = {k: {"calls": c["calls"], "bytes": c["bytes"]}
+                               for k, c in record["comm"].items() if c["calls"] and k != "control"}
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            wait_all([process])
+        if process.returncode != 0:
             return None
         if save:
             out["save_s"] = os.stat(os.path.join(save, "latest")).st_mtime - last_step
@@ -188,17 +197,18 @@ class Bench:
     def run(self, phase, w, trainer):
         self.export(w)
         save = os.path.join(self.scratch, "save") if phase == "speed" else ""
+        first = not self.has_losses(w, trainer)
         shutil.rmtree(os.path.join(self.scratch, "save"), ignore_errors=True)
-        steps = LOSSES if phase == "losses" else WARM + self.args.steps
+        steps = LOSSES if first else WARM + self.args.steps
         probes, watch = [self.probe(w)], CpuWatch()
         if trainer.startswith("shardlab"):
             result = self.shardlab(w, trainer, steps, save)
         else:
-            result = self.peer(w, trainer, steps, save, phase == "losses")
+            result = self.peer(w, trainer, steps, save, first)
         others = watch.others()
         probes.append(self.probe(w))
         record = {"kind": "peer", "phase": phase, "workload": w["name"], "trainer": trainer,
-                  "others_cpu": others, "probes": probes, "failed": result is None}
+                  "first": first, "others_cpu": others, "probes": probes, "failed": result is None}
         record.update(result or {})
         if save and result:
             record["save_bytes"] = folder_bytes(save)
@@ -208,6 +218,12 @@ class Bench:
         print("%-7s %-4s %-22s %s" % (phase, w["name"], trainer, "failed" if record["failed"] else
               "%.3f s a step, others' CPU %.0f %%" % (median[len(median) // 2], 100 * others)),
               file=sys.stderr)
+
+    def has_losses(self, w, trainer):
+        with open(self.records) as f:
+            records = [json.loads(line) for line in f]
+        return any(r["kind"] == "peer" and r["first"] and not r["failed"] and
+                   r["trainer"] == trainer and r["workload"] == w["name"] for r in records)
 
     def write(self, record):
         with open(self.records, "a") as f:
@@ -268,19 +284,16 @@ def versions():
 
 def main():
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     bench = Bench(args)
-    if args.phase in ("all", "losses") and not args.only and os.path.exists(bench.records):
-        os.replace(bench.records, bench.records + ".old")
     if args.phase != "table" and not os.path.exists(bench.records):
         bench.write_header()
-    plan = [("losses", 1)] if args.phase in ("all", "losses") else []
-    plan += [("speed", args.rounds)] if args.phase in ("all", "speed") else []
-    for phase, rounds in plan:
-        for _ in range(rounds):
-            for name in WORKLOADS:
-                for trainer in WORKLOADS[name]["trainers"]:
-                    if args.only in trainer:
-                        bench.run(phase, bench.workload(name), trainer)
+    rounds = {"losses": 1, "speed": args.rounds, "table": 0}[args.phase]
+    for _ in range(rounds):
+        for name in WORKLOADS:
+            for trainer in WORKLOADS[name]["trainers"]:
+                if args.only in trainer:
+                    bench.run(args.phase, bench.workload(name), trainer)
     for name in WORKLOADS:
         shutil.rmtree(os.path.join(args.out, "export-" + name), ignore_errors=True)
     with open(bench.records) as f:

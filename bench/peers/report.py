@@ -45,7 +45,7 @@ def speed_table(records, head, name):
            "|---|---|---|---|---|---|---|---|---|---|"]
     for trainer in dict.fromkeys(r["trainer"] for r in records if r["workload"] == name):
         runs = pick(records, workload=name, trainer=trainer)
-        once = pick(runs, phase="losses")
+        once = pick(runs, first=True)
         timed = pick(runs, phase="speed")
         cells = speed_cells(timed, shape, tokens)
         cells.append("%.1f" % (median(r["rss_bytes"] for r in timed) / shape["params"])
@@ -66,7 +66,7 @@ def speed_table(records, head, name):
 
 
 def loss_table(records, name):
-    runs = {r["trainer"]: r["losses"] for r in pick(records, workload=name, phase="losses")}
+    runs = {r["trainer"]: r["losses"] for r in pick(records, workload=name, first=True)}
     if "shardlab-ddp" not in runs:
         return []
     ours = runs["shardlab-ddp"]
