@@ -37,7 +37,9 @@ shl_host_catch_signals(bool is_rank)
     interrupt.sa_flags = SA_RESTART;
     ignore.sa_handler = SIG_IGN;
     stop_is_final = !is_rank;
-    if (sigaction(SIGINT, &interrupt, NULL) != 0 || sigaction(SIGPIPE, &ignore, NULL) != 0) {
+    /* A closed pipe and a limit on the length of files are errors of the call that meets them. */
+    if (sigaction(SIGINT, &interrupt, NULL) != 0 || sigaction(SIGPIPE, &ignore, NULL) != 0 ||
+        sigaction(SIGXFSZ, &ignore, NULL) != 0) {
         SHL_RAISE(SHL_E_SYSTEM, "cannot set a signal handler");
         return shl_err_because("%s", strerror(errno));
     }
