@@ -137,6 +137,8 @@ expect(int status, const char *part, const char *const *words)
 #define EXPECT(status, part, ...)                                                                  \
     expect(status, part, (const char *const[]){__VA_ARGS__, NULL, NULL})
 
+static void shell(const char *fmt, ...) SHL_PRINTF(1, 2);
+
 static void
 shell(const char *fmt, ...)
 {
