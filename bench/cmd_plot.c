@@ -9,11 +9,13 @@ typedef struct plot_options {
     int figure;
     const char *out;
     size_t device_memory;
-    const char *model;
+    const char *model, *strategy;
     int64_t ranks;
 } plot_options;
 
-static const char *const FIGURES[] = {"memory_by_tag", "memory_vs_ranks", "loss", "all", NULL};
+static const char *const FIGURES[] = {
+    "memory_by_tag", "memory_vs_ranks", "loss",       "timeline", "wire",
+    "throughput",    "split",           "checkpoint", "all",      NULL};
 
 static const shl_option TABLE[] = {
     {"figure", NULL, SHL_OPT_ENUM, offsetof(plot_options, figure), 0, 0, "all", FIGURES, NULL,
@@ -25,28 +27,45 @@ static const shl_option TABLE[] = {
     {"model", NULL, SHL_OPT_STRING, offsetof(plot_options, model), 0, 0, NULL, NULL, NULL, "Choice",
      "The model to show when the records are of several."},
     {"ranks", NULL, SHL_OPT_INT, offsetof(plot_options, ranks), 1, 1e9, NULL, NULL, "ranks",
-     "Choice",
-     "The rank count of memory_by_tag and loss; without it the one that most strategies share."},
+     "Choice", "For figures at one rank count; without it the one that most strategies share."},
+    {"strategy", NULL, SHL_OPT_STRING, offsetof(plot_options, strategy), 0, 0, NULL, NULL, NULL,
+     "Choice", "Shows only this strategy; split shows one in any case."},
 };
+
+/* A figure that the records or the choice leave out is told on stderr, with the command that makes its
+ * records; among all figures that is no failure. */
+static void
+tell_left_out(shl_figure f)
+{
+    const shl_err *e = shl_err_get();
+    shl_cli_note("left out %s: %s%s%s\n", shl_figure_name(f), e->because[0] ? e->because : e->what,
+                 e->advice[0] ? "; try: " : "", e->advice);
+    shl_err_clear();
+}
 
 /* Draws what was asked for; the paths are printed once everything is drawn. */
 static shl_code
 draw(const shl_figure_data *data, const plot_options *o)
 {
-    shl_figure_choice choice = {o->model, o->ranks, o->device_memory, o->out};
+    shl_figure_choice choice = {o->model, o->ranks, o->device_memory, o->out, o->strategy};
     bool drawn[SHL_FIGURE_COUNT] = {false};
     bool all = o->figure == SHL_FIGURE_COUNT, any = false;
     for (int f = 0; f < SHL_FIGURE_COUNT; f++) {
-        bool wanted = all ? shl_figure_has_data(data, (shl_figure)f) : f == o->figure;
-        if (wanted) {
-            SHL_TRY(shl_figure_write(data, (shl_figure)f, &choice));
-            SHL_TRY(shl_figure_draw((shl_figure)f, o->out));
-            drawn[f] = any = true;
+        if (!all && f != o->figure) {
+            continue;
         }
+        shl_code code = shl_figure_write(data, (shl_figure)f, &choice);
+        if (all && code == SHL_E_USAGE) {
+            tell_left_out((shl_figure)f);
+            continue;
+        }
+        SHL_TRY(code);
+        SHL_TRY(shl_figure_draw((shl_figure)f, o->out));
+        drawn[f] = any = true;
     }
     if (!any) {
         (void)SHL_RAISE(SHL_E_USAGE, "the records hold nothing to draw");
-        (void)shl_err_because("there is no run record and no step record in them");
+        (void)shl_err_because("every figure was left out");
         return shl_err_advice("shardlab train --jsonl > FILE, or shardlab plan --jsonl > FILE");
     }
     shl_str paths = {0};

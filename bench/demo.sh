@@ -58,7 +58,7 @@ began=$SECONDS
 
 say "1. gpt2-tiny on Shakespeare, 2 ranks, $steps steps, six strategies"
 run train --model gpt2-tiny --strategy $strategies --ranks 2 --batch 4 --steps $steps --lr 6e-4 --clip 1 \
-    --out "$out/train.jsonl"
+    --timeline --out "$out/train.jsonl"
 n_runs=$(losses "$out/train.jsonl" | cut -d' ' -f1 | sort -u | wc -l)
 n_lines=$(losses "$out/train.jsonl" | wc -l)
 n_bits=$(losses "$out/train.jsonl" | cut -d' ' -f2,3 | sort -u | wc -l)
@@ -97,8 +97,13 @@ run plan --model gpt-7b --strategy $strategies --ranks 1,8,64,1024 --batch 1 --s
 
 say "4. figures"
 figures=$(
-    "$program" plot "$out/train.jsonl" --figure loss --out "$out/figures"
-    "$program" plot "$out/plan.jsonl" --ranks 8 --device-memory $limit --out "$out/figures"
+    for figure in loss timeline; do
+        "$program" plot "$out/train.jsonl" --figure $figure --out "$out/figures"
+    done
+    for figure in memory_by_tag memory_vs_ranks wire; do
+        "$program" plot "$out/plan.jsonl" --figure $figure --ranks 8 --device-memory $limit \
+            --out "$out/figures"
+    done
 )
 
 # One line per strategy: what training two ranks took, and what gpt-7b would take.

@@ -27,3 +27,5 @@ set linetype 16 linecolor rgb "#d55e00" dashtype (3, 5) pointtype 4 pointsize 0.
 series(k) = 11 + (k - 1) % 6
 set linetype 21 linecolor rgb "#c00000" dashtype (14, 7) linewidth 2.5 # a limit
 set linetype 22 linecolor rgb "#808080" dashtype (2, 6) linewidth 1.5 # a guide
+set linetype 23 linecolor rgb "#202020" pointtype 6 pointsize 2.8 linewidth 1.2 # a ring around a point
+set linetype 24 linecolor rgb "#000000" pointtype 11 pointsize 1.3 # a peak
