@@ -185,7 +185,7 @@ const shl_command shl_command_train = {
     .summary = "train a GPT under one or several strategies",
     .usage = "shardlab train [options]",
     .examples = "  shardlab train --strategy zero3 --ranks 2 --steps 5\n"
-                "  shardlab train --strategy ddp,zero1,zero3,fsdp --ranks 1,2 --steps 2 --jsonl\n"
+                "  shardlab train --strategy ddp,zero3,fsdp --ranks 1,2 --steps 2 --jsonl\n"
                 "  shardlab train --strategy fsdp --ranks 2 --steps 5 --ckpt-dir ckpt\n"
                 "  shardlab train --strategy fsdp --ranks 2 --steps 8 --ckpt-dir ckpt --resume\n",
     .common = "model strategy ranks batch seq steps out",

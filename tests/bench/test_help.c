@@ -21,6 +21,7 @@
 #include "bench/progress.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/types.h"
+#include "kernels/device/sanitize.h"
 
 #define MAX_WORDS 24
 #define ESCAPE "\033"
@@ -98,6 +99,9 @@ static void
 test_help_examples_run(void **state)
 {
     SHL_UNUSED(state);
+    if ((SHL_ASAN || SHL_TSAN) && !shl_env("SHL_TEST_ALL")) {
+        skip(); /* other tests train under the sanitizers, at sizes that suit them */
+    }
     size_t n;
     const shl_command *const *table = shl_command_table(&n);
     for (size_t i = 0; i < n; i++) {
