@@ -26,11 +26,11 @@ typedef struct shl_cli {
 
 typedef struct shl_command {
     const char *name;
-    const char *summary;       /* one line in the list of commands */
-    const char *usage;         /* "shardlab train [options]" */
-    const char *examples;      /* lines that a shell runs, each ending in a newline */
-    const char *common;        /* "model steps": options that help shows first; or NULL */
-    const char *words;         /* "models records" or SHL_WORDS_FILES: positional words; or NULL */
+    const char *summary;  /* one line in the list of commands */
+    const char *usage;    /* "shardlab train [options]" */
+    const char *examples; /* lines that a shell runs, each ending in a newline */
+    const char *common;   /* "model steps": options that help shows first; or NULL */
+    const char *words;    /* "models records": positional words; SHL_WORDS_FILES last: paths too */
     const shl_option *options; /* fed to parser and help; or NULL */
     size_t n_options;          /* rows shown and parsed */
     size_t n_hidden;           /* rows behind them that are parsed and not shown */

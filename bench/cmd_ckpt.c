@@ -503,9 +503,12 @@ const shl_command shl_command_ckpt = {
     .name = "ckpt",
     .summary = "list, describe, verify and compare checkpoints",
     .usage = "shardlab ckpt ls DIR | info PATH | verify PATH | diff A B [options]",
-    .examples = "  shardlab ckpt ls build/ckpt\n"
-                "  shardlab ckpt verify build/ckpt          the latest, every file by its hash\n"
-                "  shardlab ckpt diff runs/a runs/b/step-00000010\n",
+    .examples = "  shardlab train --strategy ddp --ranks 2 --steps 2 --ckpt-dir runs/ddp\n"
+                "  shardlab train --strategy zero3 --ranks 2 --steps 2 --ckpt-dir runs/zero3\n"
+                "  shardlab ckpt diff runs/ddp runs/zero3   # equal bits: exit 0\n"
+                "  shardlab ckpt ls runs/zero3\n"
+                "  shardlab ckpt verify runs/zero3   # the latest, every file by its hash\n",
+    .words = "ls info verify diff " SHL_WORDS_FILES,
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE),
     .run = run_ckpt,

@@ -24,7 +24,7 @@ what_follows(const shl_option *row, shl_str *values)
     return row->type == SHL_OPT_STRING ? FOLLOWS_FILE : FOLLOWS_ANYTHING;
 }
 
-/* The positional words of a command; SHL_WORDS_FILES: files. */
+/* The positional words of a command. */
 static void
 add_words(shl_str *out, const shl_command *c)
 {
@@ -37,6 +37,19 @@ add_words(shl_str *out, const shl_command *c)
     for (size_t i = 0; i < n; i++) {
         shl_str_add(out, "%s%s", i > 0 ? " " : "", table[i]->name);
     }
+}
+
+/* Takes SHL_WORDS_FILES off the end of the words; whether it was there. */
+static bool
+drop_files(shl_str *words)
+{
+    size_t len = strlen(SHL_WORDS_FILES);
+    if (words->len < len || strcmp(words->text + words->len - len, SHL_WORDS_FILES) != 0) {
+        return false;
+    }
+    words->len -= len;
+    words->text[words->len] = '\0';
+    return true;
 }
 
 /* Text between single quotes; characters of `escape` get a backslash. */
@@ -106,31 +119,30 @@ shl_completion_bash(shl_str *out)
     for (size_t i = 0; i < n; i++) {
         add_bash_command(out, table[i]);
     }
-    shl_str_add(out,
-                "    *) return ;;\n    esac\n"
-                "    case $values in\n"
-                "    @none) return ;;\n"
-                "    @files)\n"
-                "        compopt -o filenames 2>/dev/null\n"
-                "        COMPREPLY=($(compgen -f -- \"$cur\")) ;;\n"
-                "    ?*)\n"
-                "        case $cur in *,*) head=${cur%%,*}, ;; esac\n"
-                "        COMPREPLY=($(compgen -P \"$head\" -W \"$values\" -- \"${cur##*,}\"))\n"
-                "        ;;\n"
-                "    *)\n"
-                "        case $cur in\n"
-                "        -*) COMPREPLY=($(compgen -W \"$flags\" -- \"$cur\")) ;;\n"
-                "        *)\n"
-                "            if [ \"$words\" = '" SHL_WORDS_FILES "' ]; then\n"
-                "                compopt -o filenames 2>/dev/null\n"
-                "                COMPREPLY=($(compgen -f -- \"$cur\"))\n"
-                "            else\n"
-                "                COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n"
-                "            fi ;;\n"
-                "        esac ;;\n"
-                "    esac\n"
-                "}\n"
-                "complete -F _shardlab shardlab\n");
+    shl_str_add(
+        out, "    *) return ;;\n    esac\n"
+             "    case $values in\n"
+             "    @none) return ;;\n"
+             "    @files)\n"
+             "        compopt -o filenames 2>/dev/null\n"
+             "        COMPREPLY=($(compgen -f -- \"$cur\")) ;;\n"
+             "    ?*)\n"
+             "        case $cur in *,*) head=${cur%%,*}, ;; esac\n"
+             "        COMPREPLY=($(compgen -P \"$head\" -W \"$values\" -- \"${cur##*,}\"))\n"
+             "        ;;\n"
+             "    *)\n"
+             "        case $cur in\n"
+             "        -*) COMPREPLY=($(compgen -W \"$flags\" -- \"$cur\")) ;;\n"
+             "        *)\n"
+             "            COMPREPLY=($(compgen -W \"${words%%" SHL_WORDS_FILES "}\" -- \"$cur\"))\n"
+             "            if [ \"${words%%" SHL_WORDS_FILES "}\" != \"$words\" ]; then\n"
+             "                compopt -o filenames 2>/dev/null\n"
+             "                COMPREPLY+=($(compgen -f -- \"$cur\"))\n"
+             "            fi ;;\n"
+             "        esac ;;\n"
+             "    esac\n"
+             "}\n"
+             "complete -F _shardlab shardlab\n");
 }
 
 static void
@@ -157,11 +169,11 @@ add_zsh_command(shl_str *out, const shl_command *c)
         shl_str_fini(&values);
     }
     add_words(&words, c);
-    if (strcmp(shl_str_get(&words), SHL_WORDS_FILES) == 0) {
-        shl_str_add(out, "            '*:file:_files' ;;\n");
-    } else {
-        shl_str_add(out, "            '*:word:(%s)' ;;\n", shl_str_get(&words));
+    bool files = drop_files(&words);
+    if (words.len > 0) {
+        shl_str_add(out, "            '1:word:(%s)' \\\n", shl_str_get(&words));
     }
+    shl_str_add(out, "            '*:%s' ;;\n", files ? "file:_files" : " : ");
     shl_str_fini(&words);
 }
 
@@ -225,10 +237,9 @@ add_fish_command(shl_str *out, const shl_command *c)
         shl_str_fini(&values);
     }
     add_words(&words, c);
-    if (strcmp(shl_str_get(&words), SHL_WORDS_FILES) != 0) {
-        shl_str_add(out, "complete -c shardlab -n '__fish_seen_subcommand_from %s' -f -a '%s'\n",
-                    c->name, shl_str_get(&words));
-    }
+    bool files = drop_files(&words);
+    shl_str_add(out, "complete -c shardlab -n '__fish_seen_subcommand_from %s'%s -a '%s'\n",
+                c->name, files ? "" : " -f", shl_str_get(&words));
     shl_str_fini(&words);
 }
 

@@ -106,7 +106,7 @@ test_help_examples_run(void **state)
     const shl_command *const *table = shl_command_table(&n);
     for (size_t i = 0; i < n; i++) {
         int examples = run_examples(table[i]);
-        if (examples < 2 || examples > 4) {
+        if (examples < 2 || examples > 5) {
             fail_msg("%s has %d examples", table[i]->name, examples);
         }
     }
@@ -290,7 +290,9 @@ test_help_bash_completes(void **state)
     assert_string_equal(bash_offers("shardlab help doc"), "doctor\n");
     assert_string_equal(bash_offers("shardlab train --steps 1"), "\n");
     assert_string_equal(bash_offers("shardlab train --color al"), "always\n");
+    assert_string_equal(bash_offers("shardlab ckpt ver"), "verify\n");
     assert_int_equal(run("touch figure.jsonl"), 0);
+    assert_string_equal(bash_offers("shardlab ckpt ls figure."), "figure.jsonl\n");
     assert_string_equal(bash_offers("shardlab plot figure."), "figure.jsonl\n");
 }
 
