@@ -45,8 +45,11 @@ shl_shm_exit(shl_world *w, int lane)
 void
 shl_shm_refuse(shl_world *w, int lane, int op, uint64_t seq)
 {
-    if (atomic_load_explicit(&w->block->rank[w->rank].place.inside[lane], memory_order_relaxed) ==
-        0) {
+    const shl_shm_block *b = w->block;
+    const shl_shm_place *place = &b->rank[w->rank].place;
+    uint32_t first = atomic_load_explicit(&b->aborted, memory_order_acquire);
+    bool culprit = first != 0 && b->rank[first - 1].note_rank == w->rank;
+    if (!culprit && atomic_load_explicit(&place->inside[lane], memory_order_relaxed) == 0) {
         shl_shm_enter(w, lane, op, seq);
     }
 }

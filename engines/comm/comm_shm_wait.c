@@ -306,9 +306,12 @@ shl_code
 shl_shm_exchange(shl_shm_port *p, int op, const char *name, const void *data, int bytes)
 {
     SHL_ASSERT(bytes >= 0 && bytes <= SHL_SHM_SLOT_BYTES);
-    shl_shm_enter(p->world, p->lane, op, p->seq + 1);
-    SHL_TRY(shl_shm_check(p->world)); /* a slot of a lost world may still be read by its peers */
+    if (shl_shm_check(p->world) != SHL_OK) {
+        shl_shm_refuse(p->world, p->lane, op, p->seq + 1);
+        return shl_err_get()->code; /* a slot of a lost world may still be read by its peers */
+    }
     p->seq++;
+    shl_shm_enter(p->world, p->lane, op, p->seq);
     shl_shm_slot *mine = &p->group->member[p->rank].slot[p->seq & 1];
     mine->seq = p->seq;
     mine->op = op;

@@ -152,7 +152,8 @@ bool shl_shm_is_report(const shl_err *err, int rank);
  * and leaves it well; a call that failed stays entered. Local. */
 void shl_shm_enter(shl_world *w, int lane, int op, uint64_t seq);
 void shl_shm_exit(shl_world *w, int lane);
-/* A call that is not even begun, because the world was given up; keeps one that failed before. */
+/* A call that is not even begun, because the world was given up by another rank; keeps one that
+ * failed before. */
 void shl_shm_refuse(shl_world *w, int lane, int op, uint64_t seq);
 const char *shl_shm_control_name(int op);
 /* The phase that a rank is in: "forward". */
