@@ -4,6 +4,7 @@
  * A round of segments is bounded by two barriers. When a rank's buffers cannot be reached, all ranks
  * go through the round in chunks of the staging buffer, with barriers around each chunk. */
 #include <string.h>
+#include <sys/mman.h>
 
 #include "engines/comm/comm_backend.h"
 #include "kernels/base/clock.h"
@@ -13,6 +14,7 @@
 #define SUM_TILE_ELEMS 4096 /* 16 KiB of every source: the tile of the sum stays in L1 */
 #define PIECE_ELEMS 16      /* pieces of an all-reduce start at whole cache lines */
 #define TURN_SLICE_NS 20000000
+#define FORGET_BYTES ((size_t)4 << 20) /* of a peer's memory that stays mapped after it was read */
 
 typedef struct round_state {
     shl_shm_comm *m;
@@ -205,11 +207,31 @@ stage(const round_state *r, chunk c)
 
 /* --- moving ------------------------------------------------------------------------------ */
 
+/* Whole pages of [data, data + bytes) of member q's memory leave this process' page tables; the bytes
+ * stay. A rank's resident set then tells what the rank holds, and not its peers' memory as well. */
 static void
-copy_bytes(char *dst, const char *src, size_t bytes)
+forget(const round_state *r, int q, const char *data, size_t bytes)
 {
-    if (dst != src && bytes > 0) {
-        memcpy(dst, src, bytes);
+    const uintptr_t page = (uintptr_t)4096 << 4; /* what the kernel maps around a fault */
+    uintptr_t begin = ((uintptr_t)data + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)data + bytes) / page * page;
+    if (q != r->m->rank && r->m->world->block->processes && begin < end) {
+        /* Casting away const: nothing is written. */
+        (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
+    }
+}
+
+/* From member q's memory. */
+static void
+copy_from(const round_state *r, int q, char *dst, const char *src, size_t bytes)
+{
+    if (dst == src) {
+        return;
+    }
+    for (size_t at = 0; at < bytes; at += FORGET_BYTES) {
+        size_t n = bytes - at < FORGET_BYTES ? bytes - at : FORGET_BYTES;
+        memcpy(dst + at, src + at, n);
+        forget(r, q, src + at, n);
     }
 }
 
@@ -231,6 +253,13 @@ sum_inputs(const round_state *r, chunk c, int64_t skip, int64_t n, float *dst)
         shl_sum_ranks_args args = {
             .dst = shl_tensor_1d(dst + i, SHL_F32, len), .srcs = srcs, .n = m->size};
         SHL_TRY(shl_op_sum_ranks(r->op->stream, &args));
+        size_t done = (size_t)(i + len) * sizeof(float);
+        if (done % FORGET_BYTES == 0 || i + len == n) {
+            size_t from = (done - 1) / FORGET_BYTES * FORGET_BYTES;
+            for (int q = 0; q < m->size; q++) {
+                forget(r, q, first[q] + from, done - from);
+            }
+        }
     }
     return SHL_OK;
 }
@@ -273,7 +302,7 @@ gather_pieces(const round_state *r, chunk c)
         if (q == m->rank && !r->op->staged) {
             continue; /* it lies there already */
         }
-        copy_bytes((char *)(dst + piece.off), from, (size_t)piece.n * sizeof(float));
+        copy_from(r, q, (char *)(dst + piece.off), from, (size_t)piece.n * sizeof(float));
     }
 }
 
@@ -285,7 +314,7 @@ gather(const round_state *r, chunk c)
     for (int i = 0; i < m->size; i++) {
         int q = (m->rank + i) % m->size; /* ranks start at different peers */
         char *dst = (char *)s->dst + (size_t)(q * s->elems + c.off) * r->elem_bytes;
-        copy_bytes(dst, input_of(r, q, c), (size_t)c.n * r->elem_bytes);
+        copy_from(r, q, dst, input_of(r, q, c), (size_t)c.n * r->elem_bytes);
     }
 }
 
@@ -302,7 +331,7 @@ move_chunk(const round_state *r, chunk c)
     case SHL_COLL_ALL_REDUCE:
         return reduce_piece(r, c);
     case SHL_COLL_BROADCAST:
-        copy_bytes(dst, input_of(r, r->op->root, c), (size_t)c.n * r->elem_bytes);
+        copy_from(r, r->op->root, dst, input_of(r, r->op->root, c), (size_t)c.n * r->elem_bytes);
         return SHL_OK;
     case SHL_COLL_CONTROL:
     case SHL_COLL_COUNT:

@@ -282,6 +282,7 @@ threads_open(shl_shm_block *b, rank_thread *ranks)
             (void)SHL_RAISE(SHL_E_SYSTEM, "no address space for the memory of rank %d", r);
             return shl_err_because("%s", strerror(errno));
         }
+        (void)madvise(p, b->range_bytes, MADV_HUGEPAGE); /* advice: as on the cpu device */
         b->base[r] = p;
     }
     for (int r = 0; r < b->ranks; r++) {
