@@ -207,29 +207,34 @@ stage(const round_state *r, chunk c)
 
 /* --- moving ------------------------------------------------------------------------------ */
 
-/* Whole pages of [data, data + bytes) of member q's memory leave this process' page tables; the bytes
- * stay. A rank's resident set then tells what the rank holds, and not its peers' memory as well. */
+/* [data, data + bytes) of member q's memory leaves this process' page tables; the bytes stay. A rank's
+ * resident set then tells what the rank holds, and not its peers' memory as well. */
 static void
 forget(const round_state *r, int q, const char *data, size_t bytes)
 {
-    const uintptr_t page = (uintptr_t)4096 << 4; /* what the kernel maps around a fault */
-    uintptr_t begin = ((uintptr_t)data + page - 1) / page * page;
-    uintptr_t end = ((uintptr_t)data + bytes) / page * page;
-    if (q != r->m->rank && r->m->world->block->processes && begin < end) {
-        /* Casting away const: nothing is written. */
-        (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
+    const size_t window = (size_t)64 << 10; /* what the kernel maps around a fault */
+    const shl_world *world = r->m->world;
+    char *base = (char *)world->base[r->m->world_rank[q]];
+    if (q == r->m->rank || !world->block->processes) {
+        return;
     }
+    size_t begin = (size_t)(data - base) / window * window;
+    size_t end = ((size_t)(data - base) + bytes + window - 1) / window * window;
+    end = end < world->block->range_bytes ? end : world->block->range_bytes;
+    (void)madvise(base + begin, end - begin, MADV_DONTNEED);
 }
 
-/* From member q's memory. */
+/* From member q's memory; all at once where nothing is to be forgotten, because a long copy does not
+ * go through the caches. */
 static void
 copy_from(const round_state *r, int q, char *dst, const char *src, size_t bytes)
 {
+    size_t most = r->m->world->block->processes ? FORGET_BYTES : bytes;
     if (dst == src) {
         return;
     }
-    for (size_t at = 0; at < bytes; at += FORGET_BYTES) {
-        size_t n = bytes - at < FORGET_BYTES ? bytes - at : FORGET_BYTES;
+    for (size_t at = 0; at < bytes; at += most) {
+        size_t n = bytes - at < most ? bytes - at : most;
         memcpy(dst + at, src + at, n);
         forget(r, q, src + at, n);
     }

@@ -65,6 +65,10 @@ SHL_K(shl_cpu_sum_ranks)(shl_stream *s, const void *args, void *work)
     float *dst = a->dst.data;
     int64_t n = shl_tensor_elems(&a->dst);
     float total[RUN];
+    if (a->n == 2 && !a->add_to_dst) { /* no running sum: dst may be either */
+        add_range(a->srcs[0], a->srcs[1], dst, 0, n);
+        return SHL_OK;
+    }
     for (int64_t begin = 0; begin < n; begin += RUN) {
         int64_t m = n - begin < RUN ? n - begin : RUN;
         size_t bytes = (size_t)m * sizeof(float);
