@@ -125,11 +125,13 @@ measure_attention(attention_room *room, const shl_speed_config *c, const shl_spe
     double flops = 2 * 2 * pairs * (double)a.head_dim;
     for (int round = -1; round < c->rounds; round++) {
         int at = round < 0 ? 0 : round;
-        int64_t begin = shl_clock_ns();
+        int64_t busy_ns = shl_clock_process_ns(), begin = shl_clock_ns();
         SHL_TRY(shl_op_attention_forward(stream, &a));
         int64_t middle = shl_clock_ns();
         SHL_TRY(shl_op_attention_backward(stream, &a));
         int64_t end = shl_clock_ns();
+        double busy = (double)(shl_clock_process_ns() - busy_ns);
+        forward->share[at] = backward->share[at] = busy / ((double)(end - begin) * c->threads);
         shl_speed_probe(probes, forward, at);
         backward->flops_per_s[at] = forward->flops_per_s[at];
         backward->bytes_per_s[at] = forward->bytes_per_s[at];
