@@ -24,6 +24,7 @@ SEED = 7
 LOSSES = 10
 WARM = 1
 TIMEOUT_S = 600
+WAIT_S = 120  # for a quiet machine, before each timed run
 
 WORKLOADS = {
     "one": {"ranks": 1, "threads": 2, "batch": 4, "seq": 64, "trainers": [
@@ -76,6 +77,15 @@ class CpuWatch:
     def others(self):
         total, busy, mine = (b - a for a, b in zip(self.begin, self.now()))
         return round(max(0.0, (busy - mine) / total), 3)
+
+
+def wait_until_quiet():
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
+        watch = CpuWatch()
+        time.sleep(2)
+        if watch.others() <= report.BUSY:
+            return
 
 
 def wait_all(processes):
@@ -200,6 +210,8 @@ class Bench:
         first = not self.has_losses(w, trainer)
         shutil.rmtree(os.path.join(self.scratch, "save"), ignore_errors=True)
         steps = LOSSES if first else WARM + self.args.steps
+        if phase == "speed":
+            wait_until_quiet()
         probes, watch = [self.probe(w)], CpuWatch()
         if trainer.startswith("shardlab"):
             result = self.shardlab(w, trainer, steps, save)
