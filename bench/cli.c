@@ -13,7 +13,7 @@
 #include "engines/config/config.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/types.h"
-#include "models/gpt.h"
+#include "models/family.h"
 
 /* What every command takes. */
 typedef struct everywhere {

@@ -9,7 +9,7 @@
 #include "bench/doctor.h"
 #include "bench/terminal.h"
 #include "kernels/base/types.h"
-#include "models/gpt.h"
+#include "models/family.h"
 
 typedef struct doctor_options {
     int64_t ranks;
@@ -131,7 +131,7 @@ run_doctor(const shl_cli *cli)
     if (!preset) {
         return raise_unknown_model(o.model);
     }
-    shl_doctor_ask ask = {(int)o.ranks, preset->name, shl_gpt_formula_params(&preset->config),
+    shl_doctor_ask ask = {(int)o.ranks, preset->name, shl_model_formula_params(&preset->config),
                           o.out};
     shl_doctor_facts facts;
     shl_doctor doctor;

@@ -9,7 +9,7 @@
 #include "bench/record.h"
 #include "kernels/base/types.h"
 #include "kernels/device/device.h"
-#include "models/gpt.h"
+#include "models/family.h"
 
 typedef struct info_options {
     bool json;
@@ -81,9 +81,9 @@ models_json(void)
     const shl_preset *table = shl_preset_table(&n);
     json_t *list = json_array();
     for (size_t i = 0; i < n; i++) {
-        const shl_gpt_config *c = &table[i].config;
+        const shl_model_config *c = &table[i].config;
         json_t *row = json_pack("{ss ss sI sI sI sI sI sI}", "name", table[i].name, "note",
-                                table[i].note, "params", (json_int_t)shl_gpt_formula_params(c),
+                                table[i].note, "params", (json_int_t)shl_model_formula_params(c),
                                 "layers", (json_int_t)c->layers, "width", (json_int_t)c->width,
                                 "heads", (json_int_t)c->heads, "vocab", (json_int_t)c->vocab,
                                 "context", (json_int_t)c->context);
@@ -103,10 +103,11 @@ add_models(shl_str *out)
     shl_str_add(out, "%-12s %14s %7s %6s %6s %6s %8s  %s\n", "model", "parameters", "layers",
                 "width", "heads", "vocab", "context", "note");
     for (size_t i = 0; i < n; i++) {
-        const shl_gpt_config *c = &table[i].config;
+        const shl_model_config *c = &table[i].config;
         shl_str_add(out, "%-12s %14lld %7lld %6lld %6lld %6lld %8lld  %s\n", table[i].name,
-                    (long long)shl_gpt_formula_params(c), (long long)c->layers, (long long)c->width,
-                    (long long)c->heads, (long long)c->vocab, (long long)c->context, table[i].note);
+                    (long long)shl_model_formula_params(c), (long long)c->layers,
+                    (long long)c->width, (long long)c->heads, (long long)c->vocab,
+                    (long long)c->context, table[i].note);
     }
 }
 

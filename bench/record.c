@@ -261,7 +261,7 @@ fill_formulas(shl_run_record *out, const shl_session_config *cfg, const shl_sess
 {
     const shl_engine_config *e = &cfg->engine;
     shl_formula_comm comm = {0};
-    double params = (double)shl_gpt_formula_params(&cfg->shape);
+    double params = (double)shl_model_formula_params(&cfg->shape);
     shl_formula_comm_elems(e->strategy, e->reduce_every, params, (double)result->info.root_elems,
                            e->accum, &comm);
     out->formula_state_bytes = shl_formula_state_bytes(e->strategy, params, cfg->ranks);
@@ -320,7 +320,7 @@ shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
 struct json_t *
 shl_record_dtypes(const shl_engine_config *e)
 {
-    return json_pack("{ss ss ss ss ss}", "param", shl_dtype_name(e->param_dtype), "compute",
+    return json_pack("{ss ss ss ss ss}", "master", shl_dtype_name(e->master_dtype), "compute",
                      shl_dtype_name(e->compute_dtype), "reduce", shl_dtype_name(e->reduce_dtype),
                      "grad", shl_dtype_name(e->grad_dtype), "moment",
                      shl_dtype_name(e->moment_dtype));

@@ -7,7 +7,7 @@
 #include <stdatomic.h>
 
 #include "engines/engine.h"
-#include "models/gpt.h"
+#include "models/family.h"
 
 struct json_t;
 
@@ -22,7 +22,7 @@ typedef struct shl_session_batches {
 /* Plain; strings are borrowed for the run. shl_session_config_init, then fields, then check. */
 typedef struct shl_session_config {
     char model[64]; /* for records, messages and checkpoints */
-    shl_gpt_config shape;
+    shl_model_config shape;
     shl_engine_config engine;
     int ranks;
     int threads;                        /* compute threads per rank */

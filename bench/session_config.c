@@ -107,7 +107,7 @@ shl_session_config_check(const shl_session_config *c)
         return shl_err_because("ranks * batch * accum * seq * steps is too large");
     }
     shl_model *model = NULL;
-    SHL_TRY(shl_gpt_new(&c->shape, &model));
+    SHL_TRY(shl_model_new(&c->shape, &model));
     shl_model_free(&model);
     return SHL_OK;
 }
@@ -136,7 +136,7 @@ shl_session_lab_options(const shl_session_config *c, int rank, shl_lab_options *
     out->vocab = c->shape.vocab;
     out->context = c->shape.context;
     out->inner = c->shape.inner;
-    out->ln_eps = c->shape.ln_eps;
+    out->norm_eps = c->shape.norm_eps;
     out->tied = c->shape.tied;
     out->strategy = shl_strategy_name(e->strategy);
     out->reduce_every = e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary";
@@ -172,7 +172,7 @@ shl_session_lab_options(const shl_session_config *c, int rank, shl_lab_options *
 }
 
 static json_t *
-shape_json(const shl_gpt_config *g)
+shape_json(const shl_model_config *g)
 {
     return json_pack("{sI sI sI sI sI sb}", "layers", (json_int_t)g->layers, "width",
                      (json_int_t)g->width, "heads", (json_int_t)g->heads, "vocab",

@@ -71,8 +71,8 @@ run_steps(const step_case *k, int rounds, step_watch *w)
     config.data = "synthetic";
     config.steps = rounds + 1;
     /* The same limit for every strategy: that ddp's ranks all do the whole update is its own cost. */
-    w->flops = k->ranks * shl_gpt_formula_step_flops(&config.shape, k->batch, k->seq);
-    w->bytes = SHL_PROBE_TRAFFIC_BYTES * (double)shl_gpt_formula_params(&config.shape);
+    w->flops = k->ranks * shl_model_formula_step_flops(&config.shape, k->batch, k->seq);
+    w->bytes = SHL_PROBE_TRAFFIC_BYTES * (double)shl_model_formula_params(&config.shape);
     SHL_TRY(shl_session_config_check(&config));
     shl_session_sink sink = {.on_step = watch_step, .ctx = w};
     shl_session_result result = {0};

@@ -17,7 +17,7 @@
 #include "kernels/base/heap.h"
 #include "kernels/base/str.h"
 #include "kernels/base/types.h"
-#include "models/gpt.h"
+#include "models/family.h"
 
 enum { WRITERS = 2, QUEUE = 8, N_KINDS = 3 };
 #define BLOCK_BYTES ((int64_t)1 << 20)
@@ -298,7 +298,7 @@ shl_speed_save(const shl_speed_config *c, shl_speed_list *out)
         (void)SHL_RAISE(SHL_E_IO, "cannot make a folder in %s", c->dir);
         return shl_err_because("%s", strerror(error));
     }
-    shl_code code = shl_gpt_new(&preset->config, &model);
+    shl_code code = shl_model_new(&preset->config, &model);
     if (code == SHL_OK) {
         code = run_save(c, model, dir, &r);
     }

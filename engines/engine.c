@@ -54,6 +54,7 @@ shl_engine_open(const shl_engine_config *cfg, shl_model *model, shl_device *devi
     e->model = model;
     e->device = device;
     e->mesh = *mesh;
+    shl_model_set_dtype(model, cfg->compute_dtype);
     shl_ledger_set_mark(device->ledger, SHL_MARK_INIT);
     SHL_TRY_TO(code, out, take_inputs(e));
     SHL_TRY_TO(code, out, e->ops->attach(e));

@@ -1,9 +1,9 @@
 /* models: closed forms of GPT-2, from the definition of the model: the independent oracle. No
  * module, layout or engine is asked here, so that a test can set one against the other. */
-#include "models/gpt.h"
+#include "models/family.h"
 
 static int64_t
-inner_width(const shl_gpt_config *c)
+inner_width(const shl_model_config *c)
 {
     return c->inner > 0 ? c->inner : 4 * c->width;
 }
@@ -11,7 +11,7 @@ inner_width(const shl_gpt_config *c)
 /* Per layer 12 C^2 + 13 C when I = 4C (Radford et al. 2019; Kaplan et al. 2020, table 1, counts the
  * matrices): two norms 4C, c_attn 3C^2 + 3C, c_proj C^2 + C, MLP 2CI + I + C. */
 int64_t
-shl_gpt_formula_params(const shl_gpt_config *cfg)
+shl_model_formula_params(const shl_model_config *cfg)
 {
     int64_t c = cfg->width, inner = inner_width(cfg);
     int64_t layer = 4 * c * c + 2 * c * inner + 9 * c + inner;
@@ -25,7 +25,7 @@ shl_gpt_formula_params(const shl_gpt_config *cfg)
  * key <= query), B T (T + 1) / 2 of them per layer: q.k and p v are 2C each forward; dP, dV, dQ and
  * dK are 2C each backward (Dao et al. 2022, algorithm 4, without its recomputation of q.k). */
 double
-shl_gpt_formula_step_flops(const shl_gpt_config *cfg, int64_t batch, int64_t seq)
+shl_model_formula_step_flops(const shl_model_config *cfg, int64_t batch, int64_t seq)
 {
     double c = (double)cfg->width, inner = (double)inner_width(cfg);
     double layers = (double)cfg->layers, tokens = (double)batch * (double)seq;
@@ -39,7 +39,7 @@ shl_gpt_formula_step_flops(const shl_gpt_config *cfg, int64_t batch, int64_t seq
  * MLP before and after GELU (2I). The end keeps the input of the last norm (C), its statistics (2),
  * its output (C), and the gradient of the logits (V). */
 size_t
-shl_gpt_formula_saved_act_bytes(const shl_gpt_config *cfg, int64_t batch, int64_t seq)
+shl_model_formula_saved_act_bytes(const shl_model_config *cfg, int64_t batch, int64_t seq)
 {
     int64_t c = cfg->width;
     int64_t layer = 8 * c + 2 * inner_width(cfg) + cfg->heads + 4;
@@ -52,9 +52,9 @@ shl_gpt_formula_saved_act_bytes(const shl_gpt_config *cfg, int64_t batch, int64_
  * norm's backward is larger, where the logits are gone but two gradients of width C are there, one
  * in the place of the norm's output. */
 size_t
-shl_gpt_formula_peak_act_bytes(const shl_gpt_config *cfg, int64_t batch, int64_t seq)
+shl_model_formula_peak_act_bytes(const shl_model_config *cfg, int64_t batch, int64_t seq)
 {
-    size_t saved = shl_gpt_formula_saved_act_bytes(cfg, batch, seq);
+    size_t saved = shl_model_formula_saved_act_bytes(cfg, batch, seq);
     int64_t more = cfg->width - cfg->vocab;
     return more > 0 ? saved + (size_t)(batch * seq * more) * sizeof(float) : saved;
 }

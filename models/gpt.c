@@ -26,7 +26,7 @@ check_range(const char *what, int64_t value, int64_t max)
 
 /* Defaults filled in; sizes that make no model are refused. */
 static shl_code
-resolve(const shl_gpt_config *cfg, shl_gpt_config *out)
+resolve(const shl_model_config *cfg, shl_model_config *out)
 {
     *out = *cfg;
     SHL_TRY(check_range("vocabulary", out->vocab, MAX_INDEX));
@@ -43,10 +43,10 @@ resolve(const shl_gpt_config *cfg, shl_gpt_config *out)
                   (long long)out->width);
         return shl_err_advice("a number of heads that divides the width");
     }
-    if (out->ln_eps == 0.0) {
-        out->ln_eps = 1e-5;
+    if (out->norm_eps == 0.0) {
+        out->norm_eps = 1e-5;
     }
-    if (!isfinite(out->ln_eps) || out->ln_eps < 0.0) {
+    if (!isfinite(out->norm_eps) || out->norm_eps < 0.0) {
         return SHL_RAISE(SHL_E_USAGE, "the layer norm's epsilon must be positive and finite");
     }
     return SHL_OK;
@@ -54,7 +54,7 @@ resolve(const shl_gpt_config *cfg, shl_gpt_config *out)
 
 /* The largest pieces one by one, in checked arithmetic: (rows, cols, how many). */
 static shl_code
-check_total(const shl_gpt_config *c)
+check_total(const shl_model_config *c)
 {
     const int64_t pieces[][3] = {
         {c->vocab, c->width, c->tied ? 1 : 2},    {c->context, c->width, 1},
@@ -83,7 +83,7 @@ add_linear(shl_model *m, shl_module *block, const char *path, int64_t in, int64_
 }
 
 static shl_code
-add_block(shl_model *m, const shl_gpt_config *c, int64_t layer)
+add_block(shl_model *m, const shl_model_config *c, int64_t layer)
 {
     static const char *const parts[] = {
         "",      ".ln_1",     ".attn.c_attn", ".attn",       ".attn.c_proj",
@@ -98,18 +98,18 @@ add_block(shl_model *m, const shl_gpt_config *c, int64_t layer)
     int64_t width = c->width;
     shl_module *b = NULL;
     SHL_TRY(shl_mod_block(m, m->root, path[0], &b));
-    SHL_TRY(shl_mod_layernorm(m, b, path[1], width, c->ln_eps));
+    SHL_TRY(shl_mod_layernorm(m, b, path[1], width, c->norm_eps));
     SHL_TRY(add_linear(m, b, path[2], width, 3 * width, INIT_STD, true));
     SHL_TRY(shl_mod_attention(m, b, path[3], width, c->heads));
     SHL_TRY(add_linear(m, b, path[4], width, width, proj_std, false));
-    SHL_TRY(shl_mod_layernorm(m, b, path[5], width, c->ln_eps));
+    SHL_TRY(shl_mod_layernorm(m, b, path[5], width, c->norm_eps));
     SHL_TRY(add_linear(m, b, path[6], width, c->inner, INIT_STD, true));
     SHL_TRY(shl_mod_gelu(m, b, path[7], c->inner));
     return add_linear(m, b, path[8], c->inner, width, proj_std, true);
 }
 
 static shl_code
-build(shl_model *m, const shl_gpt_config *c)
+build(shl_model *m, const shl_model_config *c)
 {
     m->vocab = c->vocab;
     m->context = c->context;
@@ -121,15 +121,15 @@ build(shl_model *m, const shl_gpt_config *c)
         SHL_TRY(add_block(m, c, layer));
     }
     SHL_TRY(shl_mod_chain(m, root, "final", SHL_WRAP_OUTPUT, &final));
-    SHL_TRY(shl_mod_layernorm(m, final, "ln_f", c->width, c->ln_eps));
+    SHL_TRY(shl_mod_layernorm(m, final, "ln_f", c->width, c->norm_eps));
     return shl_mod_head(m, final, "head", c->width, INIT_STD, c->tied ? wte : NULL);
 }
 
 shl_code
-shl_gpt_new(const shl_gpt_config *cfg, shl_model **out)
+shl_gpt_new(const shl_model_config *cfg, shl_model **out)
 {
     *out = NULL;
-    shl_gpt_config c;
+    shl_model_config c;
     SHL_TRY(resolve(cfg, &c));
     SHL_TRY(check_total(&c));
     shl_model *m = NULL;

@@ -7,7 +7,6 @@
 
 typedef struct attention_impl {
     int64_t width, heads;
-    shl_dtype dtype;
 } attention_impl;
 
 static shl_attention_args
@@ -77,7 +76,7 @@ attention_saved_bytes(const shl_module *m, int64_t batch, int64_t seq)
 {
     const attention_impl *impl = m->impl;
     size_t rows = (size_t)(batch * seq);
-    return rows * (size_t)(4 * impl->width) * shl_dtype_bytes(impl->dtype) +
+    return rows * (size_t)(4 * impl->width) * shl_dtype_bytes(m->dtype) +
            rows * (size_t)impl->heads * sizeof(float);
 }
 
@@ -95,6 +94,6 @@ shl_mod_attention(shl_model *model, shl_module *parent, const char *path, int64_
     shl_module *m = NULL;
     SHL_TRY(shl_build_module(model, parent, &attention_ops, path, SHL_WRAP_NONE,
                              sizeof(attention_impl), &m));
-    *(attention_impl *)m->impl = (attention_impl){width, heads, SHL_F32};
+    *(attention_impl *)m->impl = (attention_impl){width, heads};
     return SHL_OK;
 }

@@ -5,7 +5,6 @@
 
 typedef struct gelu_impl {
     int64_t width;
-    shl_dtype dtype;
 } gelu_impl;
 
 static shl_code
@@ -41,7 +40,7 @@ static size_t
 gelu_saved_bytes(const shl_module *m, int64_t batch, int64_t seq)
 {
     const gelu_impl *impl = m->impl;
-    return (size_t)(batch * seq * impl->width) * shl_dtype_bytes(impl->dtype);
+    return (size_t)(batch * seq * impl->width) * shl_dtype_bytes(m->dtype);
 }
 
 static const shl_module_ops gelu_ops = {
@@ -56,6 +55,6 @@ shl_mod_gelu(shl_model *model, shl_module *parent, const char *path, int64_t wid
 {
     shl_module *m = NULL;
     SHL_TRY(shl_build_module(model, parent, &gelu_ops, path, SHL_WRAP_NONE, sizeof(gelu_impl), &m));
-    *(gelu_impl *)m->impl = (gelu_impl){width, SHL_F32};
+    *(gelu_impl *)m->impl = (gelu_impl){width};
     return SHL_OK;
 }

@@ -75,8 +75,7 @@ static size_t
 head_saved_bytes(const shl_module *m, int64_t batch, int64_t seq)
 {
     const head_impl *impl = m->impl;
-    return (size_t)(batch * seq * (impl->width + impl->vocab)) *
-           shl_dtype_bytes(m->params[0]->dtype);
+    return (size_t)(batch * seq * (impl->width + impl->vocab)) * shl_dtype_bytes(m->dtype);
 }
 
 static const shl_module_ops head_ops = {

@@ -92,7 +92,7 @@ static size_t
 layernorm_saved_bytes(const shl_module *m, int64_t batch, int64_t seq)
 {
     const layernorm_impl *impl = m->impl;
-    size_t x_bytes = (size_t)(batch * seq * impl->width) * shl_dtype_bytes(m->params[0]->dtype);
+    size_t x_bytes = (size_t)(batch * seq * impl->width) * shl_dtype_bytes(m->dtype);
     return x_bytes + (size_t)(2 * batch * seq) * sizeof(float);
 }
 

@@ -62,7 +62,7 @@ static size_t
 linear_saved_bytes(const shl_module *m, int64_t batch, int64_t seq)
 {
     const linear_impl *impl = m->impl;
-    size_t x_bytes = (size_t)(batch * seq * impl->in) * shl_dtype_bytes(m->params[0]->dtype);
+    size_t x_bytes = (size_t)(batch * seq * impl->in) * shl_dtype_bytes(m->dtype);
     return impl->owns_input ? x_bytes : 0;
 }
 

@@ -210,9 +210,9 @@ shl_leaf_leave(shl_run *run)
 }
 
 static shl_tensor
-view_of(const shl_param *p, void *data)
+view_of(const shl_param *p, void *data, shl_dtype dtype)
 {
-    shl_tensor t = {.data = data, .dtype = p->dtype, .n_dims = p->n_dims};
+    shl_tensor t = {.data = data, .dtype = dtype, .n_dims = p->n_dims};
     for (int i = 0; i < SHL_MAX_DIMS; i++) {
         t.dims[i] = p->dims[i];
     }
@@ -222,13 +222,13 @@ view_of(const shl_param *p, void *data)
 shl_tensor
 shl_param_view(const shl_param *p)
 {
-    return view_of(p, p->data);
+    return view_of(p, p->data, p->dtype);
 }
 
 shl_tensor
 shl_param_grad_view(const shl_param *p)
 {
-    return view_of(p, p->trainable ? p->grad : NULL);
+    return view_of(p, p->trainable ? p->grad : NULL, p->grad_dtype);
 }
 
 shl_code

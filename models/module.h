@@ -32,6 +32,7 @@ typedef struct shl_param {
     /* ---- */
     void *data;           /* whole piece in `dtype`, while it is resident or gathered; else NULL */
     void *grad;           /* where backward writes the whole gradient; NULL when there is no room */
+    shl_dtype grad_dtype; /* its type: that of the parameter, or f32 */
     bool grad_accumulate; /* the next write adds instead of overwriting */
     int engine_slot;      /* free for the engine */
 } shl_param;
@@ -121,7 +122,11 @@ struct shl_module {
     int n_children;
     shl_param **params; /* used directly by this module; a tied one appears in several modules */
     int n_params;
-    void *impl; /* owned by the model */
+    /* Fixed before an engine is opened: */
+    bool in_backward; /* it or a module before it is trainable: backward comes here */
+    bool recompute;   /* a block: saves its input only and runs forward again in backward */
+    shl_dtype dtype;  /* of its activations */
+    void *impl;       /* owned by the model */
 };
 
 struct shl_model {
@@ -160,6 +165,10 @@ shl_code shl_tape_top(shl_tape *t, shl_module *m, shl_tape_entry **out) SHL_MUST
 void shl_tape_pop(shl_tape *t, shl_device *d);
 /* Frees everything left (after an error, or after an evaluation). */
 void shl_tape_fini(shl_tape *t, shl_device *d);
+
+/* The compute dtype of parameters and activations: fp32 (as built), bf16 or fp16. Statistics of norms and
+ * of attention stay fp32. Before an engine is opened; local. */
+void shl_model_set_dtype(shl_model *m, shl_dtype dtype);
 
 /* Frees the tree, parameters and names. NULL is fine. */
 void shl_model_free(shl_model **m);

@@ -50,6 +50,7 @@ shl_build_module(shl_model *model, shl_module *parent, const shl_module_ops *ops
     m->depth = parent != NULL ? parent->depth + 1 : 0;
     m->wrap = wrap;
     m->parent = parent;
+    m->in_backward = true;
     if (parent == NULL) {
         model->root = m;
     }
@@ -104,6 +105,17 @@ shl_build_use(shl_module *m, shl_param *p)
     m->params[m->n_params++] = p;
     p->n_uses++;
     return SHL_OK;
+}
+
+void
+shl_model_set_dtype(shl_model *m, shl_dtype dtype)
+{
+    for (int i = 0; i < m->n_modules; i++) {
+        m->modules[i]->dtype = dtype;
+    }
+    for (int i = 0; i < m->n_params; i++) {
+        m->params[i]->dtype = dtype;
+    }
 }
 
 void

@@ -2,16 +2,27 @@
  * with the head tied. */
 #include <string.h>
 
-#include "models/gpt.h"
+#include "models/family.h"
 
-/* vocab, context, layers, width, heads, inner, eps, tied */
 static const shl_preset presets[] = {
-    {"gpt2-tiny", "byte-level text, 0.8M parameters", {256, 128, 4, 128, 4, 0, 0.0, true}},
-    {"gpt2-124m", "GPT-2 small", {50257, 1024, 12, 768, 12, 0, 0.0, true}},
-    {"gpt2-355m", "GPT-2 medium", {50257, 1024, 24, 1024, 16, 0, 0.0, true}},
-    {"gpt2-774m", "GPT-2 large", {50257, 1024, 36, 1280, 20, 0, 0.0, true}},
-    {"gpt2-1.5b", "GPT-2 XL", {50257, 1024, 48, 1600, 25, 0, 0.0, true}},
-    {"gpt-7b", "a GPT of 6.7B parameters, context 2048", {50257, 2048, 32, 4096, 32, 0, 0.0, true}},
+    {"gpt2-tiny",
+     "byte-level text, 0.8M parameters",
+     {.vocab = 256, .context = 128, .layers = 4, .width = 128, .heads = 4, .tied = true}},
+    {"gpt2-124m",
+     "GPT-2 small",
+     {.vocab = 50257, .context = 1024, .layers = 12, .width = 768, .heads = 12, .tied = true}},
+    {"gpt2-355m",
+     "GPT-2 medium",
+     {.vocab = 50257, .context = 1024, .layers = 24, .width = 1024, .heads = 16, .tied = true}},
+    {"gpt2-774m",
+     "GPT-2 large",
+     {.vocab = 50257, .context = 1024, .layers = 36, .width = 1280, .heads = 20, .tied = true}},
+    {"gpt2-1.5b",
+     "GPT-2 XL",
+     {.vocab = 50257, .context = 1024, .layers = 48, .width = 1600, .heads = 25, .tied = true}},
+    {"gpt-7b",
+     "a GPT of 6.7B parameters, context 2048",
+     {.vocab = 50257, .context = 2048, .layers = 32, .width = 4096, .heads = 32, .tied = true}},
 };
 
 const shl_preset *

@@ -15,7 +15,7 @@
 #include "kernels/base/heap.h"
 #include "kernels/base/option.h"
 #include "kernels/base/str.h"
-#include "models/gpt.h"
+#include "models/family.h"
 
 #define PROBE_ELEMS (INT64_C(16) << 20)
 #define PROBE_REPEATS 5
@@ -108,13 +108,13 @@ static int export(const batches *b)
     bad |= tokens && fclose(tokens) != 0;
     bad |= targets && fclose(targets) != 0;
     shl_tokens_close(&t);
-    const shl_gpt_config *c = &preset->config;
+    const shl_model_config *c = &preset->config;
     if (!bad) {
         printf("{\"vocab\": %" PRId64 ", \"context\": %" PRId64 ", \"layers\": %" PRId64
                ", \"width\": %" PRId64 ", \"heads\": %" PRId64 ", \"params\": %" PRId64
                ", \"flops\": %.17g}\n",
-               c->vocab, c->context, c->layers, c->width, c->heads, shl_gpt_formula_params(c),
-               shl_gpt_formula_step_flops(c, b->rows, b->seq));
+               c->vocab, c->context, c->layers, c->width, c->heads, shl_model_formula_params(c),
+               shl_model_formula_step_flops(c, b->rows, b->seq));
     }
     return bad;
 }

@@ -265,7 +265,7 @@ open_parts(shl_lab *lab)
     SHL_TRY(open_device(lab));
     shl_ledger_set_mark(lab->device->ledger, SHL_MARK_INIT);
     SHL_TRY(open_comm(lab));
-    SHL_TRY(shl_gpt_new(&lab->setup.shape, &lab->model));
+    SHL_TRY(shl_model_new(&lab->setup.shape, &lab->model));
     shl_mesh_of(lab->setup.engine.strategy, lab->comm, &lab->mesh);
     SHL_TRY(shl_engine_open(&lab->setup.engine, lab->model, lab->device, &lab->mesh, &lab->engine));
     return shl_lab_agree_code(lab, SHL_OK, "init");

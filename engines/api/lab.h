@@ -6,14 +6,14 @@
 #include "checkpoints/ckpt.h"
 #include "engines/api/shardlab.h"
 #include "engines/engine.h"
-#include "models/gpt.h"
+#include "models/family.h"
 
 struct json_t;
 
 /* Options after every default and name was resolved. */
 typedef struct shl_lab_setup {
     char model[64];
-    shl_gpt_config shape;
+    shl_model_config shape;
     shl_engine_config engine;
     int rank, ranks, threads;
     char device[16], stands_for[16];

@@ -35,7 +35,7 @@ static const json_key keys[] = {
     {"shape", "vocab", KEY_INT, AT(vocab)},
     {"shape", "context", KEY_INT, AT(context)},
     {"shape", "inner", KEY_INT, AT(inner)},
-    {"shape", "ln-eps", KEY_REAL, AT(ln_eps)},
+    {"shape", "ln-eps", KEY_REAL, AT(norm_eps)},
     {"shape", "tied", KEY_INT, AT(tied)},
     {"", "strategy", KEY_TEXT, AT(strategy)},
     {"", "reduce-every", KEY_TEXT, AT(reduce_every)},
@@ -285,7 +285,7 @@ optim_json(const shl_optim_config *o)
 shl_code
 shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
 {
-    const shl_gpt_config *g = &s->shape;
+    const shl_model_config *g = &s->shape;
     const shl_engine_config *e = &s->engine;
     json_t *shape =
         json_pack("{sI sI sI sI sI sb}", "layers", (json_int_t)g->layers, "width",
@@ -305,8 +305,8 @@ shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
     if (whole && g->inner > 0) {
         whole = json_object_set_new(shape, "inner", json_integer(g->inner)) == 0;
     }
-    if (whole && g->ln_eps > 0.0) {
-        whole = json_object_set_new(shape, "ln-eps", json_real(g->ln_eps)) == 0;
+    if (whole && g->norm_eps > 0.0) {
+        whole = json_object_set_new(shape, "ln-eps", json_real(g->norm_eps)) == 0;
     }
     if (!whole) {
         json_decref(*out);

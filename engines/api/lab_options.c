@@ -96,7 +96,7 @@ resolve_model(const shl_lab_options *o, shl_lab_setup *s)
                                &s->shape.vocab,  &s->shape.context, &s->shape.inner};
     const size_t needed = 5; /* inner follows from width */
     bool full = true;
-    s->shape = preset ? preset->config : (shl_gpt_config){.tied = true};
+    s->shape = preset ? preset->config : (shl_model_config){.tied = true};
     for (size_t i = 0; i < SHL_ARRAY_LEN(asked); i++) {
         if (asked[i] < 0) {
             return SHL_RAISE(SHL_E_USAGE, "the shape of %s has a size below 0", o->model);
@@ -110,7 +110,7 @@ resolve_model(const shl_lab_options *o, shl_lab_setup *s)
     if (o->tied < -1 || o->tied > 1) {
         return SHL_RAISE(SHL_E_USAGE, "tied is %lld, and not -1, 0 or 1", (long long)o->tied);
     }
-    s->shape.ln_eps = o->ln_eps != 0.0 ? o->ln_eps : s->shape.ln_eps;
+    s->shape.norm_eps = o->norm_eps != 0.0 ? o->norm_eps : s->shape.norm_eps;
     s->shape.tied = o->tied >= 0 ? o->tied == 1 : s->shape.tied;
     shl_strf(s->model, sizeof(s->model), "%s", o->model);
     return SHL_OK;

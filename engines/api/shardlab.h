@@ -121,7 +121,7 @@ typedef struct shl_lab_options {
     const char *model;                            /* a preset, or any name for a full shape */
     int64_t layers, width, heads, vocab, context; /* 0: the preset's; in "shape" */
     int64_t inner;                                /* 0: 4 width; in "shape" */
-    double ln_eps;                                /* 0: 1e-5; in "shape" */
+    double norm_eps;                              /* 0: 1e-5; in "shape" */
     int64_t tied; /* head shares the token embedding: 1, 0, or -1 as the preset; in "shape" */
 
     const char *strategy;     /* ddp zero1 zero2 zero3 fsdp fsdp-grad-op */

@@ -114,7 +114,8 @@ shl_engine_config_init(shl_engine_config *c)
         .schedule = SHL_SCHEDULE_CONSTANT,
         .min_lr_ratio = 0.0,
     };
-    c->param_dtype = c->compute_dtype = c->reduce_dtype = c->grad_dtype = c->moment_dtype = SHL_F32;
+    c->master_dtype = c->compute_dtype = SHL_F32;
+    c->reduce_dtype = c->grad_dtype = c->moment_dtype = SHL_F32;
 }
 
 static shl_code
@@ -168,7 +169,7 @@ check_dtypes(const shl_engine_config *c)
         const char *role;
         shl_dtype dtype;
     } roles[] = {
-        {"parameters", c->param_dtype},         {"compute", c->compute_dtype},
+        {"master weights", c->master_dtype},    {"compute", c->compute_dtype},
         {"reduction", c->reduce_dtype},         {"gradients", c->grad_dtype},
         {"optimizer moments", c->moment_dtype},
     };

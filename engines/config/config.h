@@ -72,7 +72,12 @@ typedef struct shl_engine_config {
     int64_t batch, seq; /* micro-batch per rank B, positions T */
     uint64_t seed;      /* initial parameters */
     shl_optim_config optim;
-    shl_dtype param_dtype, compute_dtype, reduce_dtype, grad_dtype, moment_dtype;
+    bool no_optimizer;       /* all parameters frozen, no gradients, no state: evaluation only */
+    shl_dtype master_dtype;  /* what updates are made on: fp32, or the compute dtype */
+    shl_dtype compute_dtype; /* parameters in use, activations, what gathers carry */
+    shl_dtype reduce_dtype;  /* gradients while they are reduced */
+    shl_dtype grad_dtype;    /* gradients while they are accumulated */
+    shl_dtype moment_dtype;
 } shl_engine_config;
 
 /* Defaults of every field as DESIGN 4 names them (fp32, AdamW 1e-3 / 0.9 / 0.95 / 1e-8 / 0.1, no

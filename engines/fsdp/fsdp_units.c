@@ -43,14 +43,36 @@ home_of(const shl_model *model, int param, bool tied)
     return tied && m->wrap != SHL_WRAP_BLOCK ? model->root : m;
 }
 
-/* Parameters of one unit, in order of listing, become the next flat. */
-static void
-add_flat(shl_shard_plan *plan, const shl_model *model, const shl_module *unit, bool tied, int flat)
+/* Parameters of one unit and space, in order of listing, become the next flat, if there are any. */
+static bool
+add_flat(shl_shard_plan *plan, const shl_engine_config *cfg, const shl_model *model,
+         const shl_module *unit, bool tied, const shl_layout_item *as)
 {
+    int first = plan->n_items;
     for (int p = 0; p < model->n_params; ++p) {
-        if (home_of(model, p, tied) == unit) {
-            plan->items[plan->n_items++] =
-                (shl_layout_item){.param = p, .elems = model->params[p]->elems, .flat = flat};
+        if (home_of(model, p, tied) == unit &&
+            shl_state_space(cfg, model->params[p]) == as->space) {
+            plan->items[plan->n_items] = *as;
+            plan->items[plan->n_items].param = p;
+            plan->items[plan->n_items++].elems = model->params[p]->elems;
+        }
+    }
+    return plan->n_items > first;
+}
+
+/* Units stand in forward order; backward finishes the root, or else the first unit, last. A unit with
+ * frozen parameters has two flats, gathered together. */
+static void
+add_flats(shl_shard_plan *plan, const shl_engine_config *cfg, const shl_model *model,
+          const shl_module **units, int n, bool tied)
+{
+    int flat = 0;
+    for (int space = 0; space < SHL_SPACE_COUNT; ++space) {
+        for (int u = n - 1; u >= 0; --u) {
+            shl_layout_item as = {.flat = flat, .space = (shl_space)space};
+            if (add_flat(plan, cfg, model, units[u], tied, &as)) {
+                plan->group_of_flat[flat++] = u;
+            }
         }
     }
 }
@@ -71,16 +93,15 @@ shl_fsdp_plan_units(const shl_engine_config *cfg, const shl_model *model, shl_sh
             }
         }
     }
-    /* Units stand in forward order; backward finishes the root, or else the first unit, last. */
     for (int u = 0; u < n; ++u) {
         plan->owner[u] = units[u]->path;
         shl_shard_plan_add_user(plan, units[u]->id, u);
-        add_flat(plan, model, units[n - 1 - u], tied, u);
-        plan->group_of_flat[u] = n - 1 - u;
     }
+    add_flats(plan, cfg, model, units, n, tied);
     shl_heap_free(&units);
     plan->n_groups = n;
     plan->split = SHL_SPLIT_FLAT;
+    plan->cast_gather = true;
     plan->root_group = tied ? 0 : n - 1;
     for (int u = 0; u < n; ++u) {
         plan->keep[u] = cfg->strategy == SHL_FSDP_GRAD_OP || u == plan->root_group;

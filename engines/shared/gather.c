@@ -12,20 +12,24 @@ shl_gatherer_init(shl_gatherer *g, shl_state *st, int n_groups)
     size_t n = (size_t)n_groups;
     memset(g, 0, sizeof(*g));
     g->st = st;
-    g->n_groups = n_groups;
     SHL_TRY(shl_heap_alloc(n, sizeof(*g->groups), &g->groups));
-    SHL_TRY(shl_heap_alloc(n, sizeof(int), &g->forward));
-    SHL_TRY(shl_heap_alloc(n, sizeof(int), &g->backward));
-    SHL_TRY(shl_heap_alloc(n, sizeof(int), &g->position[0]));
-    return shl_heap_alloc(n, sizeof(int), &g->position[1]);
+    g->n_groups = n_groups;
+    for (int phase = 0; phase < 2; ++phase) {
+        SHL_TRY(shl_heap_alloc(n, sizeof(int), &g->sequence[phase]));
+        SHL_TRY(shl_heap_alloc(n, sizeof(int), &g->position[phase]));
+        for (int i = 0; i < n_groups; ++i) {
+            g->position[phase][i] = -1;
+        }
+    }
+    return SHL_OK;
 }
 
 void
-shl_gatherer_seal(shl_gatherer *g)
+shl_gatherer_expect(shl_gatherer *g, bool backward, int group)
 {
-    for (int i = 0; i < g->n_groups; ++i) {
-        g->position[0][g->forward[i]] = i;
-        g->position[1][g->backward[i]] = i;
+    if (g->position[backward][group] < 0) {
+        g->position[backward][group] = g->length[backward];
+        g->sequence[backward][g->length[backward]++] = group;
     }
 }
 
@@ -52,10 +56,10 @@ shl_gatherer_fini(shl_gatherer *g)
         shl_heap_free(&g->groups[i].flats);
     }
     shl_heap_free(&g->groups);
-    shl_heap_free(&g->forward);
-    shl_heap_free(&g->backward);
-    shl_heap_free(&g->position[0]);
-    shl_heap_free(&g->position[1]);
+    for (int phase = 0; phase < 2; ++phase) {
+        shl_heap_free(&g->sequence[phase]);
+        shl_heap_free(&g->position[phase]);
+    }
 }
 
 void
@@ -63,7 +67,7 @@ shl_gatherer_begin(shl_gatherer *g, bool backward)
 {
     g->in_backward = backward;
     for (int i = 0; i < g->n_groups; ++i) {
-        g->groups[i].uses_left = g->groups[i].n_uses;
+        g->groups[i].uses_left = g->groups[i].n_uses[backward];
     }
 }
 
@@ -75,6 +79,7 @@ issue(shl_gatherer *g, shl_gather_group *group)
     shl_engine *e = g->st->engine;
     const shl_layout *l = g->st->layout;
     shl_stream *comm = shl_device_stream(e->device, SHL_STREAM_COMM);
+    shl_dtype wire = e->config.compute_dtype;
     shl_comm_seg *segs = NULL;
     shl_event ready;
     shl_code code;
@@ -84,22 +89,22 @@ issue(shl_gatherer *g, shl_gather_group *group)
     }
     SHL_TRY(shl_heap_alloc((size_t)group->n_flats, sizeof(*segs), &segs));
     SHL_TRY_TO(code, out,
-               shl_device_alloc(e->device, (size_t)elems * shl_dtype_bytes(SHL_F32),
-                                SHL_TIER_DEVICE, SHL_TAG_GATHER, SHL_MEM_COMM, group->owner,
-                                &group->slot));
+               shl_device_alloc(e->device, (size_t)elems * shl_dtype_bytes(wire), SHL_TIER_DEVICE,
+                                SHL_TAG_GATHER, SHL_MEM_COMM, group->owner, &group->slot));
     group->at = SHL_GATHER_FLYING;
     elems = 0;
     for (int i = 0; i < group->n_flats; ++i) {
         int flat = group->flats[i];
-        segs[i] = shl_state_gather_seg(g->st, flat, shl_elem_ptr(group->slot.data, SHL_F32, elems));
+        SHL_TRY_TO(
+            code, out,
+            shl_state_encode(g->st, flat, shl_elem_ptr(group->slot.data, wire, elems), &segs[i]));
         elems += shl_round_up(l->flats[flat].flat_elems, SHL_TENSOR_ALIGN_ELEMS);
     }
     SHL_TRY_TO(code, out,
                shl_stream_record(shl_device_stream(e->device, SHL_STREAM_COMPUTE), &ready));
     SHL_TRY_TO(code, out, shl_stream_wait(comm, ready));
-    SHL_TRY_TO(
-        code, out,
-        shl_comm_all_gather(e->mesh.shard, segs, group->n_flats, SHL_F32, comm, &group->done));
+    SHL_TRY_TO(code, out,
+               shl_comm_all_gather(e->mesh.shard, segs, group->n_flats, wire, comm, &group->done));
 out:
     shl_heap_free(&segs);
     return code;
@@ -109,13 +114,14 @@ static void
 bind(const shl_gatherer *g, const shl_gather_group *group)
 {
     const shl_layout *l = g->st->layout;
+    shl_dtype wire = g->st->engine->config.compute_dtype;
     int64_t at = 0;
     for (int i = 0; i < group->n_flats; ++i) {
         const shl_layout_flat *f = &l->flats[group->flats[i]];
         for (int k = 0; k < f->n_slots; ++k) {
             const shl_layout_slot *s = &l->slots[f->first_slot + k];
             g->st->engine->model->params[s->param]->data =
-                shl_elem_ptr(group->slot.data, SHL_F32, at + s->offset);
+                shl_elem_ptr(group->slot.data, wire, at + s->offset);
         }
         at += shl_round_up(f->flat_elems, SHL_TENSOR_ALIGN_ELEMS);
     }
@@ -124,11 +130,10 @@ bind(const shl_gatherer *g, const shl_gather_group *group)
 static shl_code
 prefetch_after(shl_gatherer *g, int group)
 {
-    const int *sequence = g->in_backward ? g->backward : g->forward;
     int from = g->position[g->in_backward][group] + 1;
     int depth = g->st->engine->config.prefetch;
-    for (int i = from; i < g->n_groups && i < from + depth; ++i) {
-        shl_gather_group *next = &g->groups[sequence[i]];
+    for (int i = from; i < g->length[g->in_backward] && i < from + depth; ++i) {
+        shl_gather_group *next = &g->groups[g->sequence[g->in_backward][i]];
         if (next->at == SHL_GATHER_NONE && next->uses_left > 0) {
             SHL_TRY(issue(g, next));
         }
@@ -168,7 +173,7 @@ shl_gatherer_release(shl_gatherer *g, int group)
     shl_gather_group *own = &g->groups[group];
     SHL_ASSERT(own->at == SHL_GATHER_READY && own->uses_left > 0);
     own->uses_left--;
-    if (own->uses_left > 0 || (own->keep && !g->in_backward)) {
+    if (own->uses_left > 0 || (own->keep && own->n_uses[1] > 0 && !g->in_backward)) {
         return;
     }
     drop(g, own);

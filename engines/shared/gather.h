@@ -10,7 +10,7 @@ typedef struct shl_gather_group {
     /* Fixed by the plan. */
     int *flats; /* owned */
     int n_flats;
-    int n_uses;        /* modules that use it, in each phase */
+    int n_uses[2];     /* modules that use it in forward, in backward */
     bool keep;         /* after forward, until its backward (root unit, SHARD_GRAD_OP) */
     const char *owner; /* path for the ledger; borrowed from the model */
     /* Of the moment. */
@@ -24,20 +24,22 @@ typedef struct shl_gatherer {
     shl_state *st;            /* borrowed */
     shl_gather_group *groups; /* owned */
     int n_groups;
-    int *forward, *backward; /* owned: groups in order of first use; n_groups each */
-    int *position[2];        /* owned: place of a group in forward / backward */
+    int *sequence[2]; /* owned: groups in order of first use in forward, in backward */
+    int length[2];    /* a group that nothing in backward uses is not in its sequence */
+    int *position[2]; /* owned: place of a group in forward / backward */
     bool in_backward;
 } shl_gatherer;
 
-/* Allocates n_groups empty groups and the two sequences for the caller to fill. */
+/* Allocates n_groups empty groups and two empty sequences for the caller to fill. */
 shl_code shl_gatherer_init(shl_gatherer *g, shl_state *st, int n_groups) SHL_MUST_USE;
-/* After the sequences were filled: derives positions. */
-void shl_gatherer_seal(shl_gatherer *g);
 /* Drops slots (in-flight gathers were drained) and frees. */
 void shl_gatherer_fini(shl_gatherer *g);
 
 /* Starts forward or backward: every group has all its uses ahead. */
 void shl_gatherer_begin(shl_gatherer *g, bool backward);
+
+/* Adds the group to a sequence unless it is there. */
+void shl_gatherer_expect(shl_gatherer *g, bool backward, int group);
 
 /* The group's parameters are there when it returns (param->data set): issues its gather unless it is
  * there or under way, issues the next ones, waits for its own. COLLECTIVE over the shard group. */

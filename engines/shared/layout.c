@@ -15,11 +15,11 @@ close_flat(shl_layout *l, shl_layout_flat *f, int64_t used, shl_layout_split spl
     int64_t unit = split == SHL_SPLIT_FLAT ? SHL_TENSOR_ALIGN_ELEMS : 1;
     f->piece_elems = shl_ceil_div(used, n * unit) * unit;
     f->flat_elems = f->piece_elems * n;
-    f->shard_offset = l->shard_elems;
-    f->full_offset = l->full_elems;
-    l->shard_elems += shl_round_up(f->piece_elems, SHL_TENSOR_ALIGN_ELEMS);
-    l->full_elems += shl_round_up(f->flat_elems, SHL_TENSOR_ALIGN_ELEMS);
-    l->payload_elems += f->flat_elems;
+    f->shard_offset = l->shard_elems[f->space];
+    f->full_offset = l->full_elems[f->space];
+    l->shard_elems[f->space] += shl_round_up(f->piece_elems, SHL_TENSOR_ALIGN_ELEMS);
+    l->full_elems[f->space] += shl_round_up(f->flat_elems, SHL_TENSOR_ALIGN_ELEMS);
+    l->payload_elems[f->space] += f->flat_elems;
 }
 
 static shl_code
@@ -49,10 +49,13 @@ place_items(shl_layout *l, const shl_layout_item *items, int n, shl_layout_split
         shl_layout_flat *f = &l->flats[items[i].flat];
         if (i == 0 || items[i].flat != items[i - 1].flat) {
             SHL_ASSERT(items[i].flat == (i == 0 ? 0 : items[i - 1].flat + 1));
+            SHL_ASSERT(i == 0 || items[i].space >= items[i - 1].space);
             f->first_slot = i;
+            f->space = items[i].space;
+            l->n_train_flats += f->space == SHL_SPACE_TRAIN;
             used = 0;
         } else {
-            SHL_ASSERT(split == SHL_SPLIT_FLAT);
+            SHL_ASSERT(split == SHL_SPLIT_FLAT && items[i].space == f->space);
             used = shl_round_up(used, SHL_TENSOR_ALIGN_ELEMS);
         }
         f->n_slots++;
@@ -61,7 +64,7 @@ place_items(shl_layout *l, const shl_layout_item *items, int n, shl_layout_split
                                         .offset = used,
                                         .elems = items[i].elems};
         l->slot_of_param[items[i].param] = i;
-        l->elems += items[i].elems;
+        l->elems[f->space] += items[i].elems;
         used += items[i].elems;
         if (i + 1 == n || items[i + 1].flat != items[i].flat) {
             close_flat(l, f, used, split);
@@ -110,6 +113,16 @@ shl_layout_free(shl_layout **l)
     shl_heap_free(&(*l)->slots);
     shl_heap_free(&(*l)->slot_of_param);
     shl_heap_free(l);
+}
+
+int64_t
+shl_layout_padding(const shl_layout *l)
+{
+    int64_t padding = 0;
+    for (int space = 0; space < SHL_SPACE_COUNT; ++space) {
+        padding += l->payload_elems[space] - l->elems[space];
+    }
+    return padding;
 }
 
 shl_code

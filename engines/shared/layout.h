@@ -7,12 +7,17 @@
 #include "kernels/base/err.h"
 #include "kernels/base/types.h"
 
+/* Flats form two spaces that are never mixed: trainable tensors have gradients and optimizer state,
+ * frozen ones have neither. Offsets of each space start at 0. */
+typedef enum shl_space { SHL_SPACE_TRAIN = 0, SHL_SPACE_FROZEN, SHL_SPACE_COUNT } shl_space;
+
 /* A tensor to place; consecutive items of one `flat` number go into that flat, in order. Flat
- * numbers start at 0 and never decrease. */
+ * numbers start at 0 and never decrease; those of the trainable space come first. */
 typedef struct shl_layout_item {
     int param;     /* the caller's index */
     int64_t elems; /* > 0 */
     int flat;
+    shl_space space; /* the same for all items of a flat */
 } shl_layout_item;
 
 /* How a flat is padded: FLAT: tensors at multiples of SHL_TENSOR_ALIGN_ELEMS, the whole padded to a
@@ -28,24 +33,26 @@ typedef struct shl_layout_slot {
 } shl_layout_slot;
 
 typedef struct shl_layout_flat {
+    shl_space space;
     int first_slot, n_slots;
     int64_t piece_elems;  /* of one rank */
     int64_t flat_elems;   /* n_pieces * piece_elems */
-    int64_t shard_offset; /* of a rank's piece in its shard space, a multiple of 8 */
-    int64_t full_offset;  /* of the flat in a space of all flats, a multiple of 8 */
+    int64_t shard_offset; /* of a rank's piece in its shards of the space, a multiple of 8 */
+    int64_t full_offset;  /* of the flat in the whole space, a multiple of 8 */
 } shl_layout_flat;
 
 typedef struct shl_layout {
     int n_pieces;
     int n_flats, n_slots;
+    int n_train_flats; /* flats [0, n_train_flats) are trainable, the others frozen */
     shl_layout_flat *flats;
     shl_layout_slot *slots;
-    int n_params;          /* 1 + largest param index */
-    int *slot_of_param;    /* -1: not placed */
-    int64_t elems;         /* of the tensors alone */
-    int64_t shard_elems;   /* of one rank's shard space, with alignment */
-    int64_t full_elems;    /* of the space of all flats, with alignment */
-    int64_t payload_elems; /* sum of flat_elems: one gather of everything */
+    int n_params;                           /* 1 + largest param index */
+    int *slot_of_param;                     /* -1: not placed */
+    int64_t elems[SHL_SPACE_COUNT];         /* of the tensors alone */
+    int64_t shard_elems[SHL_SPACE_COUNT];   /* of one rank's pieces, with alignment */
+    int64_t full_elems[SHL_SPACE_COUNT];    /* of all flats, with alignment */
+    int64_t payload_elems[SHL_SPACE_COUNT]; /* sum of flat_elems: one gather of everything */
 } shl_layout;
 
 /* Elements [begin, end) of a tensor that lie in one rank's piece. */
@@ -54,7 +61,7 @@ typedef struct shl_fragment {
     int flat;
     int64_t begin, end;
     int64_t flat_offset;  /* of `begin` in its flat */
-    int64_t shard_offset; /* of `begin` in the rank's shard space */
+    int64_t shard_offset; /* of `begin` in the rank's shards of the flat's space */
 } shl_fragment;
 
 /* Lays n items out. Owner: caller, shl_layout_free. Errors: SHL_E_USAGE when a size overflows int64,
@@ -63,8 +70,11 @@ shl_code shl_layout_new(const shl_layout_item *items, int n, int n_pieces, shl_l
                         shl_layout **out) SHL_MUST_USE;
 void shl_layout_free(shl_layout **l);
 
-/* The fragments of piece `rank`, in flat order; none for a piece of padding only. Owner of *out:
- * caller, shl_heap_free. */
+/* Elements that a gather of everything carries beyond the tensors' own, both spaces. */
+int64_t shl_layout_padding(const shl_layout *l);
+
+/* The fragments of piece `rank`, in flat order, so trainable ones first; none for a piece of padding
+ * only. Owner of *out: caller, shl_heap_free. */
 shl_code shl_layout_fragments(const shl_layout *l, int rank, shl_fragment **out,
                               int *n) SHL_MUST_USE;
 

@@ -19,7 +19,7 @@ form_groups(shl_reducer *r, int64_t bucket_elems)
 {
     const shl_layout *l = r->st->layout;
     const shl_model *model = r->st->engine->model;
-    for (int f = 0; f < l->n_flats; ++f) {
+    for (int f = 0; f < l->n_train_flats; ++f) {
         int64_t elems = bucket_flat_elems(l, f);
         shl_reduce_group *g = r->n_groups > 0 ? &r->groups[r->n_groups - 1] : NULL;
         if (g == NULL || bucket_elems == 0 || g->elems + elems > bucket_elems) {
@@ -41,22 +41,26 @@ static void
 bind_store(shl_reducer *r)
 {
     const shl_layout *l = r->st->layout;
-    for (int i = 0; i < l->n_slots; ++i) {
+    for (int i = 0; i < l->n_slots && l->slots[i].flat < l->n_train_flats; ++i) {
         const shl_layout_slot *s = &l->slots[i];
-        r->st->engine->model->params[s->param]->grad =
-            shl_elem_ptr(shl_state_full(r->st, &r->st->grad, s->flat), SHL_F32, s->offset);
+        shl_param *p = r->st->engine->model->params[s->param];
+        p->grad = shl_elem_ptr(shl_state_full(r->st, &r->st->grad, s->flat), r->dtype, s->offset);
+        p->grad_dtype = r->dtype;
     }
 }
 
 shl_code
 shl_reducer_init(shl_reducer *r, shl_state *st, shl_reduce_mode mode, int64_t bucket_elems)
 {
+    const shl_engine_config *c = &st->engine->config;
     size_t n = (size_t)st->layout->n_flats;
     memset(r, 0, sizeof(*r));
     r->st = st;
     r->mode = mode;
+    r->dtype = mode == SHL_REDUCE_BUCKET ? c->reduce_dtype : c->grad_dtype;
     r->flying = -1;
-    SHL_ASSERT(mode != SHL_REDUCE_IN_PLACE || st->grad_full);
+    SHL_ASSERT(mode != SHL_REDUCE_IN_PLACE || st->grad.full);
+    SHL_ASSERT(mode == SHL_REDUCE_BUCKET || c->reduce_dtype == c->grad_dtype);
     SHL_TRY(shl_heap_alloc(n, sizeof(*r->groups), &r->groups));
     SHL_TRY(shl_heap_alloc(n, sizeof(*r->group_of_flat), &r->group_of_flat));
     SHL_TRY(shl_heap_alloc(n, sizeof(*r->segs), &r->segs));
@@ -102,7 +106,7 @@ bucket_flat(const shl_reducer *r, const shl_reduce_group *g, int flat)
     for (int f = g->first_flat; f < flat; ++f) {
         at += bucket_flat_elems(r->st->layout, f);
     }
-    return shl_elem_ptr(g->bucket.data, SHL_F32, at);
+    return shl_elem_ptr(g->bucket.data, r->dtype, at);
 }
 
 static void
@@ -113,10 +117,18 @@ bind_bucket(const shl_reducer *r, const shl_reduce_group *g, bool bound)
         for (int k = 0; k < l->flats[f].n_slots; ++k) {
             const shl_layout_slot *s = &l->slots[l->flats[f].first_slot + k];
             shl_param *p = r->st->engine->model->params[s->param];
-            p->grad = bound ? shl_elem_ptr(bucket_flat(r, g, f), SHL_F32, s->offset) : NULL;
+            p->grad = bound ? shl_elem_ptr(bucket_flat(r, g, f), r->dtype, s->offset) : NULL;
+            p->grad_dtype = r->dtype;
             p->grad_accumulate = false;
         }
     }
+}
+
+static int
+flat_of(const shl_reducer *r, const shl_param *p)
+{
+    const shl_layout *l = r->st->layout;
+    return l->slots[l->slot_of_param[p->index]].flat;
 }
 
 shl_code
@@ -127,12 +139,12 @@ shl_reducer_prepare(shl_reducer *r, const shl_module *m)
         return SHL_OK;
     }
     for (int i = 0; i < m->n_params; ++i) {
-        int slot = r->st->layout->slot_of_param[m->params[i]->index];
-        shl_reduce_group *g = &r->groups[r->group_of_flat[r->st->layout->slots[slot].flat]];
-        if (g->bucket.data != NULL) {
+        int flat = flat_of(r, m->params[i]);
+        shl_reduce_group *g = &r->groups[r->group_of_flat[flat]];
+        if (flat >= r->st->layout->n_train_flats || g->bucket.data != NULL) {
             continue;
         }
-        SHL_TRY(shl_device_alloc(e->device, (size_t)g->elems * shl_dtype_bytes(SHL_F32),
+        SHL_TRY(shl_device_alloc(e->device, (size_t)g->elems * shl_dtype_bytes(r->dtype),
                                  SHL_TIER_DEVICE, SHL_TAG_BUCKET, SHL_MEM_COMM, g->owner,
                                  &g->bucket));
         bind_bucket(r, g, true);
@@ -144,7 +156,7 @@ shl_reducer_prepare(shl_reducer *r, const shl_module *m)
 static bool
 straight(const shl_reducer *r)
 {
-    return r->mode != SHL_REDUCE_IN_PLACE && !r->st->grad_full &&
+    return r->mode != SHL_REDUCE_IN_PLACE && !r->st->grad.full && r->st->grad.dtype == r->dtype &&
            (r->first || r->mode == SHL_REDUCE_HOLD);
 }
 
@@ -160,8 +172,8 @@ static void *
 piece_of(const shl_reducer *r, const shl_reduce_group *g, int flat)
 {
     int64_t at = r->st->layout->flats[flat].piece_elems * r->st->piece;
-    return straight(r) ? shl_state_piece(r->st, &r->st->grad, false, flat)
-                       : shl_elem_ptr(whole_of(r, g, flat), SHL_F32, at);
+    return straight(r) ? shl_state_piece(r->st, &r->st->grad, flat)
+                       : shl_elem_ptr(whole_of(r, g, flat), r->dtype, at);
 }
 
 static shl_code
@@ -176,7 +188,8 @@ reduce_group(shl_reducer *r, shl_reduce_group *g, shl_stream *comm)
                                         .dst = piece_of(r, g, flat),
                                         .elems = l->flats[flat].piece_elems};
         }
-        SHL_TRY(shl_comm_reduce_scatter(mesh->shard, r->segs, g->n_flats, SHL_F32, comm, &g->done));
+        SHL_TRY(
+            shl_comm_reduce_scatter(mesh->shard, r->segs, g->n_flats, r->dtype, comm, &g->done));
     }
     if (mesh->replicate != NULL) {
         for (int i = 0; i < g->n_flats; ++i) {
@@ -184,7 +197,8 @@ reduce_group(shl_reducer *r, shl_reduce_group *g, shl_stream *comm)
             r->segs[i] = (shl_comm_seg){
                 .src = piece, .dst = piece, .elems = l->flats[g->first_flat + i].piece_elems};
         }
-        SHL_TRY(shl_comm_all_reduce(mesh->replicate, r->segs, g->n_flats, SHL_F32, comm, &g->done));
+        SHL_TRY(
+            shl_comm_all_reduce(mesh->replicate, r->segs, g->n_flats, r->dtype, comm, &g->done));
     }
     return SHL_OK;
 }
@@ -195,11 +209,11 @@ fold_flat(shl_reducer *r, const shl_reduce_group *g, int flat)
 {
     shl_stream *s = shl_device_stream(r->st->engine->device, SHL_STREAM_COMPUTE);
     int64_t n = r->st->layout->flats[flat].piece_elems;
-    shl_tensor piece = shl_tensor_1d(piece_of(r, g, flat), SHL_F32, n);
-    shl_tensor store =
-        shl_tensor_1d(shl_state_piece(r->st, &r->st->grad, r->st->grad_full, flat), SHL_F32, n);
+    const shl_store *grad = &r->st->grad;
+    shl_tensor piece = shl_tensor_1d(piece_of(r, g, flat), r->dtype, n);
+    shl_tensor store = shl_tensor_1d(shl_state_piece(r->st, grad, flat), grad->dtype, n);
     if (r->first) {
-        return shl_op_copy(s, &store, &piece);
+        return shl_op_cast(s, &store, &piece);
     }
     shl_add_args a = {.x1 = store, .x2 = piece, .y = store};
     return shl_op_add(s, &a);
@@ -250,8 +264,11 @@ launch(shl_reducer *r, int group)
 shl_code
 shl_reducer_ready(shl_reducer *r, const shl_param *p)
 {
-    int slot = r->st->layout->slot_of_param[p->index];
-    int group = r->group_of_flat[r->st->layout->slots[slot].flat];
+    int flat = flat_of(r, p);
+    int group = r->group_of_flat[flat];
+    if (flat >= r->st->layout->n_train_flats) {
+        return SHL_OK;
+    }
     SHL_ASSERT(r->groups[group].uses_left > 0);
     r->groups[group].uses_left--;
     return r->groups[group].uses_left == 0 ? launch(r, group) : SHL_OK;

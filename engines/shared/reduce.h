@@ -30,6 +30,7 @@ typedef struct shl_reduce_group {
 typedef struct shl_reducer {
     shl_state *st; /* borrowed */
     shl_reduce_mode mode;
+    shl_dtype dtype; /* of gradients on their way: that of the store in place, else of reduction */
     shl_reduce_group *groups; /* owned, in the order in which backward finishes them */
     int n_groups;
     int *group_of_flat; /* owned */
@@ -38,7 +39,7 @@ typedef struct shl_reducer {
     shl_comm_seg *segs; /* owned: room for the largest group */
 } shl_reducer;
 
-/* Groups: consecutive flats while their elements stay within bucket_elems (0: one flat each). uses[p]
+/* Groups of the trainable flats: consecutive ones while their elements stay within bucket_elems (0: one flat each). uses[p]
  * is the number of gradient writes of parameter p in one backward. */
 shl_code shl_reducer_init(shl_reducer *r, shl_state *st, shl_reduce_mode mode,
                           int64_t bucket_elems) SHL_MUST_USE;
@@ -47,10 +48,11 @@ void shl_reducer_fini(shl_reducer *r);
 /* Before a backward. */
 void shl_reducer_begin(shl_reducer *r, bool first, bool last);
 
-/* Makes room for the gradients of module m's own parameters (param->grad, grad_accumulate). */
+/* Makes room for the gradients of module m's own trainable parameters (param->grad, grad_dtype,
+ * grad_accumulate). */
 shl_code shl_reducer_prepare(shl_reducer *r, const shl_module *m) SHL_MUST_USE;
 
-/* One use of p has been added to its gradient; launches the group's reduction after the last one.
+/* One use of p (frozen: ignored) has been added to its gradient; launches the group's reduction after the last one.
  * COLLECTIVE over shard and replicate groups. */
 shl_code shl_reducer_ready(shl_reducer *r, const shl_param *p) SHL_MUST_USE;
 

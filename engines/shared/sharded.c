@@ -56,32 +56,49 @@ index_users(shl_sharded *s, const shl_shard_plan *plan, int n_modules)
     return SHL_OK;
 }
 
-/* Order of first use: forward by first user, backward by last user. */
+/* Forward reaches modules in order of their ids. */
 static void
-fill_sequences(shl_gatherer *g, const shl_sharded *s, int n_modules)
+expect_forward(shl_gatherer *g, const shl_sharded *s, const shl_module *m, bool backward)
 {
-    int n_forward = 0, n_backward = 0;
-    for (int id = 0; id < n_modules; ++id) {
+    for (int i = s->first_user[m->id]; i < s->first_user[m->id + 1]; ++i) {
+        shl_gatherer_expect(g, backward, s->user_group[i]);
+    }
+    for (int i = 0; i < m->n_children; ++i) {
+        expect_forward(g, s, m->children[i], backward);
+    }
+}
+
+/* Backward reaches them in reverse, but a module that is recomputed runs forward once more first, and
+ * what lies before every trainable parameter is not reached at all. */
+static void
+expect_backward(shl_gatherer *g, const shl_sharded *s, const shl_module *m)
+{
+    if (!m->in_backward) {
+        return;
+    }
+    for (int i = 0; m->recompute && i < m->n_children; ++i) {
+        expect_forward(g, s, m->children[i], true);
+    }
+    for (int i = m->n_children - 1; i >= 0; --i) {
+        expect_backward(g, s, m->children[i]);
+    }
+    for (int i = s->first_user[m->id + 1] - 1; i >= s->first_user[m->id]; --i) {
+        shl_gatherer_expect(g, true, s->user_group[i]);
+    }
+}
+
+static void
+fill_sequences(shl_gatherer *g, const shl_sharded *s, const shl_model *model)
+{
+    for (int id = 0; id < model->n_modules; ++id) {
         for (int i = s->first_user[id]; i < s->first_user[id + 1]; ++i) {
-            shl_gather_group *group = &g->groups[s->user_group[i]];
-            if (group->n_uses++ == 0) {
-                g->forward[n_forward++] = s->user_group[i];
-            }
+            g->groups[s->user_group[i]].n_uses[0]++;
+            g->groups[s->user_group[i]].n_uses[1] += model->modules[id]->in_backward;
         }
     }
-    for (int id = n_modules - 1; id >= 0; --id) {
-        for (int i = s->first_user[id + 1] - 1; i >= s->first_user[id]; --i) {
-            bool seen = false;
-            for (int k = 0; k < n_backward && !seen; ++k) {
-                seen = g->backward[k] == s->user_group[i];
-            }
-            if (!seen) {
-                g->backward[n_backward++] = s->user_group[i];
-            }
-        }
-    }
-    SHL_ASSERT(n_forward == g->n_groups && n_backward == g->n_groups);
-    shl_gatherer_seal(g);
+    expect_forward(g, s, model->root, false);
+    expect_backward(g, s, model->root);
+    SHL_ASSERT(g->length[0] == g->n_groups);
 }
 
 static shl_code
@@ -118,11 +135,12 @@ shl_sharded_attach(shl_engine *e, const shl_shard_plan *plan)
     s->root_group = plan->root_group;
     SHL_TRY(shl_layout_new(plan->items, plan->n_items, shl_comm_size(e->mesh.shard), plan->split,
                            &layout));
-    SHL_TRY(shl_state_init(&s->state, e, &layout, shl_comm_rank(e->mesh.shard), false, false));
+    shl_state_spec spec = {.piece = shl_comm_rank(e->mesh.shard), .cast_gather = plan->cast_gather};
+    SHL_TRY(shl_state_init(&s->state, e, &layout, &spec));
     SHL_TRY(index_users(s, plan, e->model->n_modules));
     SHL_TRY(shl_gatherer_init(&s->gatherer, &s->state, plan->n_groups));
     SHL_TRY(fill_groups(&s->gatherer, plan));
-    fill_sequences(&s->gatherer, s, e->model->n_modules);
+    fill_sequences(&s->gatherer, s, e->model);
     return shl_reducer_init(&s->reducer, &s->state, plan->reduce_mode, plan->reduce_bucket_elems);
 }
 
@@ -188,8 +206,8 @@ shl_code
 shl_sharded_visit(shl_engine *e, shl_visit_mode mode, shl_state_visitor v, void *ctx)
 {
     shl_sharded *s = e->impl;
-    SHL_UNUSED(mode); /* shards are all there is: nothing to gather after a load */
-    return shl_state_visit(&s->state, v, ctx);
+    SHL_TRY(shl_state_visit(&s->state, v, ctx));
+    return mode == SHL_VISIT_WRITE ? shl_state_refresh(&s->state) : SHL_OK;
 }
 
 shl_code
@@ -205,14 +223,15 @@ shl_sharded_info(const shl_engine *e, shl_engine_info *out)
     const shl_layout *l = s->state.layout;
     const shl_gatherer *g = &s->gatherer;
     *out = (shl_engine_info){.layout = s->layout_name,
-                             .padding_elems = l->payload_elems - l->elems,
+                             .padding_elems = shl_layout_padding(l),
                              .padding_bytes = shl_state_padding_bytes(&s->state),
                              .n_units = g->n_groups,
-                             .payload_elems = l->payload_elems,
+                             .payload_elems = l->payload_elems[SHL_SPACE_TRAIN],
+                             .frozen_elems = l->payload_elems[SHL_SPACE_FROZEN],
                              .n_reduce = s->reducer.n_groups,
                              .n_gather_forward = g->n_groups};
     for (int i = 0; i < g->n_groups; ++i) {
-        out->n_gather_backward += !g->groups[i].keep;
+        out->n_gather_backward += !g->groups[i].keep && g->groups[i].n_uses[1] > 0;
     }
     for (int f = 0; s->root_group >= 0 && f < g->groups[s->root_group].n_flats; ++f) {
         out->root_elems += l->flats[g->groups[s->root_group].flats[f]].flat_elems;
@@ -234,7 +253,10 @@ static shl_code
 release_all(void *ctx, shl_module *m, shl_run *run)
 {
     shl_sharded *s = ((shl_engine *)ctx)->impl;
-    SHL_UNUSED(run);
+    /* What recomputation gathered is used again by the backward that follows. */
+    if (run->phase == SHL_PHASE_RECOMPUTE) {
+        return SHL_OK;
+    }
     for (int i = s->first_user[m->id]; i < s->first_user[m->id + 1]; ++i) {
         shl_gatherer_release(&s->gatherer, s->user_group[i]);
     }

@@ -15,6 +15,7 @@ typedef struct shl_shard_plan {
     int n_groups;
     int *group_of_flat; /* gather group of each flat; groups numbered in order of first use in
                                 forward */
+    bool cast_gather;   /* shards stay in the master dtype, gathers cast them */
     bool *keep;         /* of each group */
     const char **owner; /* of each group, for the ledger; borrowed from the model */
     int *users;         /* (module id, group) pairs in forward order: 2 * n_users */

@@ -10,21 +10,27 @@
 
 #define NORM_SCRATCH_BYTES 64
 
+/* The store's array; a space without flats takes no bytes. */
 static shl_code
-take(shl_state *st, int64_t elems, shl_tag tag, unsigned flags, const char *owner, shl_buf *out)
+take(shl_state *st, shl_store *store, shl_tag tag, unsigned flags, const char *owner)
 {
+    const shl_layout *l = st->layout;
     shl_device *d = st->engine->device;
-    size_t bytes = (size_t)elems * shl_dtype_bytes(SHL_F32);
-    SHL_TRY(shl_device_alloc(d, bytes, SHL_TIER_DEVICE, tag, flags, owner, out));
-    return shl_device_fill(d, out->data, 0, bytes, NULL);
+    int64_t elems = store->full ? l->full_elems[store->space] : l->shard_elems[store->space];
+    size_t bytes = (size_t)elems * shl_dtype_bytes(store->dtype);
+    if (elems == 0) {
+        return SHL_OK;
+    }
+    SHL_TRY(shl_device_alloc(d, bytes, SHL_TIER_DEVICE, tag, flags, owner, &store->buf));
+    return shl_device_fill(d, store->buf.data, 0, bytes, NULL);
 }
 
 /* Initial values of the whole parameter or of one fragment: the same elements either way. */
 static shl_code
-init_range(shl_state *st, int param, int64_t begin, int64_t end, void *dst)
+init_range(shl_state *st, int param, int64_t begin, int64_t end, shl_dtype dtype, void *dst)
 {
     const shl_param *p = st->engine->model->params[param];
-    shl_init_args a = {.dst = shl_tensor_1d(dst, SHL_F32, end - begin),
+    shl_init_args a = {.dst = shl_tensor_1d(dst, dtype, end - begin),
                        .kind = p->init_kind,
                        .value = p->init_value,
                        .std = p->init_std,
@@ -35,85 +41,156 @@ init_range(shl_state *st, int param, int64_t begin, int64_t end, void *dst)
 }
 
 static shl_code
-init_params(shl_state *st)
+init_fragments(shl_state *st, const shl_store *store)
 {
-    const shl_layout *l = st->layout;
-    if (!st->param_full) {
-        for (int i = 0; i < st->n_frags; ++i) {
-            const shl_fragment *f = &st->frags[i];
-            shl_tensor t = shl_state_fragment(st, &st->param, false, f);
-            SHL_TRY(init_range(st, f->param, f->begin, f->end, t.data));
+    for (int i = 0; i < st->n_frags; ++i) {
+        const shl_fragment *f = &st->frags[i];
+        if (st->layout->flats[f->flat].space == store->space) {
+            shl_tensor t = shl_state_fragment(st, store, f);
+            SHL_TRY(init_range(st, f->param, f->begin, f->end, store->dtype, t.data));
         }
-        return SHL_OK;
-    }
-    for (int i = 0; i < l->n_slots; ++i) {
-        const shl_layout_slot *s = &l->slots[i];
-        void *base = shl_state_full(st, &st->param, s->flat);
-        SHL_TRY(init_range(st, s->param, 0, s->elems, shl_elem_ptr(base, SHL_F32, s->offset)));
     }
     return SHL_OK;
 }
 
+static shl_code
+init_store(shl_state *st, const shl_store *store)
+{
+    const shl_layout *l = st->layout;
+    if (!store->full) {
+        return init_fragments(st, store);
+    }
+    for (int i = 0; i < l->n_slots; ++i) {
+        const shl_layout_slot *s = &l->slots[i];
+        if (l->flats[s->flat].space == store->space) {
+            void *base = shl_state_full(st, store, s->flat);
+            SHL_TRY(init_range(st, s->param, 0, s->elems, store->dtype,
+                               shl_elem_ptr(base, store->dtype, s->offset)));
+        }
+    }
+    return SHL_OK;
+}
+
+shl_space
+shl_state_space(const shl_engine_config *c, const shl_param *p)
+{
+    return p->trainable && !c->no_optimizer ? SHL_SPACE_TRAIN : SHL_SPACE_FROZEN;
+}
+
+void
+shl_state_sort_spaces(const shl_engine_config *c, const shl_model *model, int *order)
+{
+    int n = 0;
+    /* Insertion keeps the order within a space. */
+    for (int i = 0; i < model->n_params; ++i) {
+        int p = order[i];
+        if (shl_state_space(c, model->params[p]) == SHL_SPACE_TRAIN) {
+            memmove(&order[n + 1], &order[n], (size_t)(i - n) * sizeof(*order));
+            order[n++] = p;
+        }
+    }
+}
+
+static void
+describe_stores(shl_state *st, const shl_state_spec *spec)
+{
+    const shl_engine_config *c = &st->engine->config;
+    shl_dtype param = spec->cast_gather ? c->master_dtype : c->compute_dtype;
+    bool full = spec->param_full;
+    st->apart = param != c->master_dtype;
+    st->param = (shl_store){.dtype = param, .full = full};
+    st->frozen = (shl_store){.dtype = c->compute_dtype, .space = SHL_SPACE_FROZEN, .full = full};
+    st->master = (shl_store){.dtype = c->master_dtype};
+    st->grad = (shl_store){.dtype = c->grad_dtype, .full = spec->grad_full};
+    st->m = (shl_store){.dtype = c->moment_dtype};
+    st->v = (shl_store){.dtype = c->moment_dtype};
+}
+
 shl_code
-shl_state_init(shl_state *st, shl_engine *e, shl_layout **layout, int piece, bool param_full,
-               bool grad_full)
+shl_state_init(shl_state *st, shl_engine *e, shl_layout **layout, const shl_state_spec *spec)
 {
     memset(st, 0, sizeof(*st));
     st->engine = e;
     st->layout = *layout;
     *layout = NULL;
-    st->piece = piece;
-    st->param_full = param_full;
-    st->grad_full = grad_full;
-    const shl_layout *l = st->layout;
-    SHL_TRY(shl_layout_fragments(l, piece, &st->frags, &st->n_frags));
-    SHL_TRY(take(st, param_full ? l->full_elems : l->shard_elems, SHL_TAG_PARAM, SHL_MEM_COMM,
-                 param_full ? "params" : "param shards", &st->param));
-    SHL_TRY(take(st, grad_full ? l->full_elems : l->shard_elems, SHL_TAG_GRAD, SHL_MEM_COMM,
-                 grad_full ? "grads" : "grad shards", &st->grad));
-    SHL_TRY(take(st, l->shard_elems, SHL_TAG_OPTIM, 0, "adamw.m", &st->m));
-    SHL_TRY(take(st, l->shard_elems, SHL_TAG_OPTIM, 0, "adamw.v", &st->v));
+    st->piece = spec->piece;
+    describe_stores(st, spec);
+    SHL_TRY(shl_layout_fragments(st->layout, st->piece, &st->frags, &st->n_frags));
+    for (int i = 0; i < st->n_frags; ++i) {
+        st->n_train_frags += st->layout->flats[st->frags[i].flat].space == SHL_SPACE_TRAIN;
+    }
+    SHL_TRY(take(st, &st->param, SHL_TAG_PARAM, SHL_MEM_COMM,
+                 st->param.full ? "params" : "param shards"));
+    SHL_TRY(take(st, &st->frozen, SHL_TAG_PARAM, SHL_MEM_COMM,
+                 st->frozen.full ? "frozen params" : "frozen param shards"));
+    if (st->apart) {
+        SHL_TRY(take(st, &st->master, SHL_TAG_MASTER, 0, "master weights"));
+    }
+    SHL_TRY(
+        take(st, &st->grad, SHL_TAG_GRAD, SHL_MEM_COMM, st->grad.full ? "grads" : "grad shards"));
+    SHL_TRY(take(st, &st->m, SHL_TAG_OPTIM, 0, "adamw.m"));
+    SHL_TRY(take(st, &st->v, SHL_TAG_OPTIM, 0, "adamw.v"));
     SHL_TRY(shl_device_alloc(e->device, NORM_SCRATCH_BYTES, SHL_TIER_DEVICE, SHL_TAG_WORK, 0,
                              "grad norm", &st->scratch));
-    return init_params(st);
+    SHL_TRY(init_store(st, &st->param));
+    SHL_TRY(init_store(st, &st->frozen));
+    return st->apart ? init_store(st, &st->master) : SHL_OK;
 }
 
 void
 shl_state_fini(shl_state *st)
 {
+    shl_store *stores[] = {&st->v, &st->m, &st->grad, &st->master, &st->frozen, &st->param};
     if (st->engine == NULL) {
         return;
     }
-    shl_device *d = st->engine->device;
-    shl_device_free(d, &st->scratch);
-    shl_device_free(d, &st->v);
-    shl_device_free(d, &st->m);
-    shl_device_free(d, &st->grad);
-    shl_device_free(d, &st->param);
+    shl_device_free(st->engine->device, &st->scratch);
+    for (size_t i = 0; i < SHL_ARRAY_LEN(stores); ++i) {
+        shl_device_free(st->engine->device, &stores[i]->buf);
+    }
     shl_heap_free(&st->frags);
     shl_layout_free(&st->layout);
     st->engine = NULL;
 }
 
-void *
-shl_state_full(const shl_state *st, const shl_buf *store, int flat)
+const shl_store *
+shl_state_params_of(const shl_state *st, int flat)
 {
-    return shl_elem_ptr(store->data, SHL_F32, st->layout->flats[flat].full_offset);
+    return st->layout->flats[flat].space == SHL_SPACE_TRAIN ? &st->param : &st->frozen;
+}
+
+const shl_store *
+shl_state_master_of(const shl_state *st, int flat)
+{
+    const shl_store *params = shl_state_params_of(st, flat);
+    return params == &st->param && st->apart ? &st->master : params;
 }
 
 void *
-shl_state_piece(const shl_state *st, const shl_buf *store, bool full, int flat)
+shl_state_full(const shl_state *st, const shl_store *store, int flat)
 {
     const shl_layout_flat *f = &st->layout->flats[flat];
-    int64_t at = full ? f->full_offset + f->piece_elems * st->piece : f->shard_offset;
-    return shl_elem_ptr(store->data, SHL_F32, at);
+    SHL_ASSERT(store->full && f->space == store->space);
+    return shl_elem_ptr(store->buf.data, store->dtype, f->full_offset);
+}
+
+void *
+shl_state_piece(const shl_state *st, const shl_store *store, int flat)
+{
+    const shl_layout_flat *f = &st->layout->flats[flat];
+    SHL_ASSERT(f->space == store->space);
+    int64_t at = store->full ? f->full_offset + f->piece_elems * st->piece : f->shard_offset;
+    return shl_elem_ptr(store->buf.data, store->dtype, at);
 }
 
 shl_tensor
-shl_state_fragment(const shl_state *st, const shl_buf *store, bool full, const shl_fragment *f)
+shl_state_fragment(const shl_state *st, const shl_store *store, const shl_fragment *f)
 {
-    int64_t at = full ? st->layout->flats[f->flat].full_offset + f->flat_offset : f->shard_offset;
-    return shl_tensor_1d(shl_elem_ptr(store->data, SHL_F32, at), SHL_F32, f->end - f->begin);
+    const shl_layout_flat *flat = &st->layout->flats[f->flat];
+    SHL_ASSERT(flat->space == store->space);
+    int64_t at = store->full ? flat->full_offset + f->flat_offset : f->shard_offset;
+    return shl_tensor_1d(shl_elem_ptr(store->buf.data, store->dtype, at), store->dtype,
+                         f->end - f->begin);
 }
 
 void
@@ -121,59 +198,94 @@ shl_state_bind_params(const shl_state *st)
 {
     for (int i = 0; i < st->layout->n_slots; ++i) {
         const shl_layout_slot *s = &st->layout->slots[i];
+        const shl_store *store = shl_state_params_of(st, s->flat);
         st->engine->model->params[s->param]->data =
-            shl_elem_ptr(shl_state_full(st, &st->param, s->flat), SHL_F32, s->offset);
+            shl_elem_ptr(shl_state_full(st, store, s->flat), store->dtype, s->offset);
     }
-}
-
-shl_comm_seg
-shl_state_gather_seg(const shl_state *st, int flat, void *whole)
-{
-    return (shl_comm_seg){.src = shl_state_piece(st, &st->param, st->param_full, flat),
-                          .dst = whole,
-                          .elems = st->layout->flats[flat].piece_elems};
 }
 
 shl_code
-shl_state_gather_params(shl_state *st)
+shl_state_gather_flat(shl_state *st, int flat, shl_event *done)
 {
     shl_engine *e = st->engine;
-    shl_stream *compute = shl_device_stream(e->device, SHL_STREAM_COMPUTE);
     shl_stream *comm = shl_device_stream(e->device, SHL_STREAM_COMM);
-    shl_event ready, done = {0};
-    if (e->mesh.shard == NULL) {
+    const shl_store *store = shl_state_params_of(st, flat);
+    shl_comm_seg seg = {.src = shl_state_piece(st, store, flat),
+                        .dst = shl_state_full(st, store, flat),
+                        .elems = st->layout->flats[flat].piece_elems};
+    shl_event ready;
+    SHL_TRY(shl_stream_record(shl_device_stream(e->device, SHL_STREAM_COMPUTE), &ready));
+    SHL_TRY(shl_stream_wait(comm, ready));
+    return shl_comm_all_gather(e->mesh.shard, &seg, 1, store->dtype, comm, done);
+}
+
+shl_code
+shl_state_refresh(shl_state *st)
+{
+    shl_stream *compute = shl_device_stream(st->engine->device, SHL_STREAM_COMPUTE);
+    shl_event done = {0};
+    for (int i = 0; st->apart && i < st->n_train_frags; ++i) {
+        shl_tensor master = shl_state_fragment(st, &st->master, &st->frags[i]);
+        shl_tensor param = shl_state_fragment(st, &st->param, &st->frags[i]);
+        SHL_TRY(shl_op_cast(compute, &param, &master));
+    }
+    if (st->engine->mesh.shard == NULL || !st->param.full) {
         return SHL_OK;
     }
-    SHL_TRY(shl_stream_record(compute, &ready));
-    SHL_TRY(shl_stream_wait(comm, ready));
     for (int f = 0; f < st->layout->n_flats; ++f) {
-        shl_comm_seg seg = shl_state_gather_seg(st, f, shl_state_full(st, &st->param, f));
-        SHL_TRY(shl_comm_all_gather(e->mesh.shard, &seg, 1, SHL_F32, comm, &done));
+        SHL_TRY(shl_state_gather_flat(st, f, &done));
     }
     return shl_stream_wait(compute, done);
 }
 
 shl_code
+shl_state_encode(const shl_state *st, int flat, void *whole, shl_comm_seg *seg)
+{
+    const shl_layout_flat *f = &st->layout->flats[flat];
+    const shl_store *store = shl_state_params_of(st, flat);
+    shl_dtype wire = st->engine->config.compute_dtype;
+    *seg = (shl_comm_seg){
+        .src = shl_state_piece(st, store, flat), .dst = whole, .elems = f->piece_elems};
+    if (store->dtype == wire) {
+        return SHL_OK;
+    }
+    shl_tensor from = shl_tensor_1d(shl_state_piece(st, store, flat), store->dtype, seg->elems);
+    shl_tensor to =
+        shl_tensor_1d(shl_elem_ptr(whole, wire, f->piece_elems * st->piece), wire, seg->elems);
+    seg->src = to.data;
+    return shl_op_cast(shl_device_stream(st->engine->device, SHL_STREAM_COMPUTE), &to, &from);
+}
+
+static shl_code
+visit_fragment(shl_state *st, const char *kind, const shl_store *store, const shl_fragment *f,
+               shl_state_visitor v, void *ctx)
+{
+    const shl_param *p = st->engine->model->params[f->param];
+    const shl_comm *rep = st->engine->mesh.replicate;
+    shl_shard s = {.name = p->name,
+                   .kind = kind,
+                   .n_dims = p->n_dims,
+                   .dims = p->dims,
+                   .begin = f->begin,
+                   .end = f->end,
+                   .replica = rep != NULL ? shl_comm_rank(rep) : 0,
+                   .n_replicas = rep != NULL ? shl_comm_size(rep) : 1,
+                   .local = shl_state_fragment(st, store, f)};
+    return v(ctx, &s);
+}
+
+shl_code
 shl_state_visit(shl_state *st, shl_state_visitor v, void *ctx)
 {
-    static const char *const kinds[] = {"param", "opt/m", "opt/v"};
-    const shl_buf *stores[] = {&st->param, &st->m, &st->v};
-    const shl_comm *rep = st->engine->mesh.replicate;
-    for (size_t k = 0; k < SHL_ARRAY_LEN(kinds); ++k) {
-        for (int i = 0; i < st->n_frags; ++i) {
-            const shl_fragment *f = &st->frags[i];
-            const shl_param *p = st->engine->model->params[f->param];
-            shl_shard s = {.name = p->name,
-                           .kind = kinds[k],
-                           .n_dims = p->n_dims,
-                           .dims = p->dims,
-                           .begin = f->begin,
-                           .end = f->end,
-                           .replica = rep != NULL ? shl_comm_rank(rep) : 0,
-                           .n_replicas = rep != NULL ? shl_comm_size(rep) : 1,
-                           .local = shl_state_fragment(st, stores[k], k == 0 && st->param_full, f)};
-            SHL_TRY(v(ctx, &s));
-        }
+    for (int i = 0; i < st->n_frags; ++i) {
+        const shl_fragment *f = &st->frags[i];
+        SHL_TRY(visit_fragment(st, "param", shl_state_master_of(st, f->flat), f, v, ctx));
+    }
+    for (int i = 0; i < st->n_train_frags; ++i) {
+        SHL_TRY(visit_fragment(st, "opt/m", &st->m, &st->frags[i], v, ctx));
+    }
+    for (int i = 0; i < st->n_train_frags; ++i) {
+        SHL_TRY(visit_fragment(st, "opt/v", &st->v, &st->frags[i], v, ctx));
     }
     return SHL_OK;
 }
@@ -190,6 +302,19 @@ mix(uint64_t stream, uint64_t index, uint32_t bits)
 
 #define HASH_CHUNK 16384
 
+/* The bits as they lie, 16 or 32 of them. */
+static uint64_t
+hash_chunk(const shl_tensor *t, const void *chunk, uint64_t stream, int64_t first, int64_t n)
+{
+    uint64_t sum = 0;
+    for (int64_t j = 0; j < n; ++j) {
+        uint32_t bits = shl_dtype_bytes(t->dtype) == 2 ? ((const uint16_t *)chunk)[j]
+                                                       : ((const uint32_t *)chunk)[j];
+        sum += mix(stream, (uint64_t)(first + j), bits);
+    }
+    return sum;
+}
+
 shl_code
 shl_state_param_hash(shl_state *st, uint64_t *sum)
 {
@@ -205,15 +330,13 @@ shl_state_param_hash(shl_state *st, uint64_t *sum)
     for (int i = 0; i < st->n_frags; ++i) {
         const shl_fragment *f = &st->frags[i];
         uint64_t stream = st->engine->model->params[f->param]->init_stream;
-        shl_tensor t = shl_state_fragment(st, &st->param, st->param_full, f);
+        shl_tensor t = shl_state_fragment(st, shl_state_master_of(st, f->flat), f);
         for (int64_t at = 0; at < t.dims[0]; at += HASH_CHUNK) {
             int64_t n = t.dims[0] - at < HASH_CHUNK ? t.dims[0] - at : HASH_CHUNK;
             SHL_TRY_TO(code, out,
-                       shl_device_download(d, chunk, shl_elem_ptr(t.data, SHL_F32, at),
-                                           (size_t)n * sizeof(*chunk)));
-            for (int64_t j = 0; j < n; ++j) {
-                *sum += mix(stream, (uint64_t)(f->begin + at + j), chunk[j]);
-            }
+                       shl_device_download(d, chunk, shl_elem_ptr(t.data, t.dtype, at),
+                                           (size_t)n * shl_dtype_bytes(t.dtype)));
+            *sum += hash_chunk(&t, chunk, stream, f->begin + at, n);
         }
     }
 out:
@@ -225,12 +348,17 @@ size_t
 shl_state_padding_bytes(const shl_state *st)
 {
     const shl_layout *l = st->layout;
-    int64_t owned = 0;
+    const shl_store *stores[] = {&st->param, &st->frozen, &st->master, &st->grad, &st->m, &st->v};
+    int64_t owned[SHL_SPACE_COUNT] = {0, 0};
+    size_t bytes = 0;
     for (int i = 0; i < st->n_frags; ++i) {
-        owned += st->frags[i].end - st->frags[i].begin;
+        owned[l->flats[st->frags[i].flat].space] += st->frags[i].end - st->frags[i].begin;
     }
-    int64_t full = l->full_elems - l->elems;
-    int64_t shard = l->shard_elems - owned;
-    int64_t elems = (st->param_full ? full : shard) + (st->grad_full ? full : shard) + 2 * shard;
-    return (size_t)elems * shl_dtype_bytes(SHL_F32);
+    for (size_t i = 0; i < SHL_ARRAY_LEN(stores); ++i) {
+        const shl_store *s = stores[i];
+        int64_t spare = s->full ? l->full_elems[s->space] - l->elems[s->space]
+                                : l->shard_elems[s->space] - owned[s->space];
+        bytes += s->buf.bytes > 0 ? (size_t)spare * shl_dtype_bytes(s->dtype) : 0;
+    }
+    return bytes;
 }

@@ -1,55 +1,94 @@
-/* engines/shared: the stores of a rank: parameters (whole or sharded), gradients (whole or sharded)
- * and AdamW moments (always sharded), addressed by layout fragments; initial values, state visits,
- * the parameter fingerprint. Floor 3. */
+/* engines/shared: the stores of a rank: parameters (whole or sharded), master weights, gradients
+ * (whole or sharded) and AdamW moments (always sharded), addressed by layout fragments; initial
+ * values, state visits, the parameter fingerprint. Floor 3.
+ *
+ * Who holds what, by policy. A 16-bit model with fp32 master weights:
+ *   ddp, zero*: `param` in the compute dtype, `master` apart, sharded: 2P or 2P/N, and 4P/N;
+ *   fsdp*: `param` shards are the master weights, cast into the slot by each gather: 4P/N.
+ * With one dtype for both, `param` is its own master everywhere. Frozen parameters have no master:
+ * they lie in `frozen`, in the compute dtype, laid out as `param` is. */
 #ifndef SHL_SHARED_STATE_H
 #define SHL_SHARED_STATE_H
 
 #include "engines/engine.h"
 #include "engines/shared/layout.h"
 
+/* One array over a space of the layout; no bytes when the space is empty. */
+typedef struct shl_store {
+    shl_buf buf;
+    shl_dtype dtype;
+    shl_space space;
+    bool full; /* all flats whole, else this rank's pieces */
+} shl_store;
+
 typedef struct shl_state {
-    shl_engine *engine; /* borrowed */
-    shl_layout *layout; /* owned */
-    int piece;          /* this rank's piece */
-    bool param_full;    /* the param store holds all flats whole, else this rank's pieces */
-    bool grad_full;
-    shl_fragment *frags; /* what this rank owns */
-    int n_frags;
-    shl_buf param, grad, m, v;
+    shl_engine *engine;         /* borrowed */
+    shl_layout *layout;         /* owned */
+    int piece;                  /* this rank's piece */
+    shl_fragment *frags;        /* what this rank owns */
+    int n_frags, n_train_frags; /* the trainable ones come first */
+    bool apart;                 /* `master` is a store of its own */
+    shl_store param, frozen, master, grad, m, v;
     shl_buf scratch; /* norm: u32 max, i128 sum; tag work */
 } shl_state;
 
+typedef struct shl_state_spec {
+    int piece;
+    bool param_full, grad_full;
+    bool cast_gather; /* sharded parameters stay in the master dtype; gathers cast them */
+} shl_state_spec;
+
 /* Takes over *layout (nulled), allocates and fills the stores: parameters by their initial values,
- * moments zero. grad_store false: no gradient store (an engine that has none). On failure what was
- * taken stays in *st for shl_state_fini. Local; compute stream. */
-shl_code shl_state_init(shl_state *st, shl_engine *e, shl_layout **layout, int piece,
-                        bool param_full, bool grad_full) SHL_MUST_USE;
+ * rounded to nearest even in 16 bits, moments zero. On failure what was taken stays in *st for
+ * shl_state_fini. Local; compute stream. */
+shl_code shl_state_init(shl_state *st, shl_engine *e, shl_layout **layout,
+                        const shl_state_spec *spec) SHL_MUST_USE;
 void shl_state_fini(shl_state *st);
 
-/* Address of a flat's whole copy (full stores), of this rank's piece of a flat, of a fragment. */
-void *shl_state_full(const shl_state *st, const shl_buf *store, int flat);
-void *shl_state_piece(const shl_state *st, const shl_buf *store, bool full, int flat);
-shl_tensor shl_state_fragment(const shl_state *st, const shl_buf *store, bool full,
-                              const shl_fragment *f);
+/* The space of a parameter under the engine's configuration: that of its own flag, but frozen for
+ * all in an engine without optimizer. */
+shl_space shl_state_space(const shl_engine_config *c, const shl_param *p);
 
-/* Points param->data of every parameter into the full store. */
+/* Parameters (indices, all of the model's), those of the trainable space first, each space in the order
+ * that it had. */
+void shl_state_sort_spaces(const shl_engine_config *c, const shl_model *model, int *order);
+
+/* The store that parameters of a flat are read from, and the one that decides their values. */
+const shl_store *shl_state_params_of(const shl_state *st, int flat);
+const shl_store *shl_state_master_of(const shl_state *st, int flat);
+
+/* Address of a flat's whole copy (full stores), of this rank's piece of a flat, of a fragment. */
+void *shl_state_full(const shl_state *st, const shl_store *store, int flat);
+void *shl_state_piece(const shl_state *st, const shl_store *store, int flat);
+shl_tensor shl_state_fragment(const shl_state *st, const shl_store *store, const shl_fragment *f);
+
+/* Points param->data of every parameter into the full stores. */
 void shl_state_bind_params(const shl_state *st);
 
-/* All-gathers every flat of a full param store in place, from each rank's piece. COLLECTIVE over the
- * shard group; returns when the compute stream may read. No-op without a shard group. */
-shl_code shl_state_gather_params(shl_state *st) SHL_MUST_USE;
+/* After the values of the master weights were written from outside: casts them into the parameters, and
+ * all-gathers every flat of full stores in place. COLLECTIVE over the shard group; returns when the
+ * compute stream may read. */
+shl_code shl_state_refresh(shl_state *st) SHL_MUST_USE;
 
-/* Visits "param", "opt/m", "opt/v" of each fragment (shl_engine_visit_state). */
+/* All-gathers flat f of a full store in place, from each rank's piece, on the comm stream behind the
+ * compute issued so far; *done passes when it is complete. COLLECTIVE over the shard group. */
+shl_code shl_state_gather_flat(shl_state *st, int flat, shl_event *done) SHL_MUST_USE;
+
+/* The encode half of the wire codec of a sharded flat: what this rank sends for the gather into
+ * `whole` (compute dtype): its piece as it lies, or, with cast_gather, its piece cast into its place in
+ * `whole` on the compute stream. */
+shl_code shl_state_encode(const shl_state *st, int flat, void *whole,
+                          shl_comm_seg *seg) SHL_MUST_USE;
+
+/* Visits "param", "opt/m", "opt/v" of each fragment (shl_engine_visit_state); a parameter's values are
+ * its master's; frozen ones have no moments. */
 shl_code shl_state_visit(shl_state *st, shl_state_visitor v, void *ctx) SHL_MUST_USE;
 
 /* This rank's part of shl_engine_param_hash: fragments of replica 0 only. */
 shl_code shl_state_param_hash(shl_state *st, uint64_t *sum) SHL_MUST_USE;
 
-/* Bytes of param, grad, m and v beyond the tensors' own elements (whole stores) or beyond this
- * rank's fragments (sharded ones). */
+/* Bytes of all stores beyond the tensors' own elements (whole stores) or beyond this rank's
+ * fragments (sharded ones). */
 size_t shl_state_padding_bytes(const shl_state *st);
-
-/* Segment of a flat for a gather (piece -> whole) and for a reduction (whole -> piece). */
-shl_comm_seg shl_state_gather_seg(const shl_state *st, int flat, void *whole);
 
 #endif

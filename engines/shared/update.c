@@ -17,7 +17,7 @@ static shl_norm_args
 norm_args(const shl_state *st, const shl_fragment *f)
 {
     char *base = st->scratch.data;
-    return (shl_norm_args){.x = shl_state_fragment(st, &st->grad, st->grad_full, f),
+    return (shl_norm_args){.x = shl_state_fragment(st, &st->grad, f),
                            .out_max = shl_tensor_1d(base, SHL_I32, 1),
                            .out_sum = shl_tensor_1d(base + 16, SHL_I64, 2)};
 }
@@ -26,7 +26,7 @@ static shl_code
 norm_over(shl_state *st, bool sum, int quantum)
 {
     shl_stream *s = shl_device_stream(st->engine->device, SHL_STREAM_COMPUTE);
-    for (int i = 0; i < st->n_frags; ++i) {
+    for (int i = 0; i < st->n_train_frags; ++i) {
         shl_norm_args a = norm_args(st, &st->frags[i]);
         a.quantum_log2 = quantum;
         SHL_TRY(sum ? shl_op_norm_sum(s, &a) : shl_op_norm_max(s, &a));
@@ -90,16 +90,16 @@ shl_update_adamw(shl_state *st, int flat, double coef, double lr, int64_t step)
     const shl_engine *e = st->engine;
     const shl_optim_config *o = &e->config.optim;
     shl_stream *s = shl_device_stream(e->device, SHL_STREAM_COMPUTE);
-    for (int i = 0; i < st->n_frags; ++i) {
+    for (int i = 0; i < st->n_train_frags; ++i) {
         const shl_fragment *f = &st->frags[i];
         if (flat >= 0 && f->flat != flat) {
             continue;
         }
         const shl_param *p = e->model->params[f->param];
-        shl_adamw_args a = {.param = shl_state_fragment(st, &st->param, st->param_full, f),
-                            .grad = shl_state_fragment(st, &st->grad, st->grad_full, f),
-                            .m = shl_state_fragment(st, &st->m, false, f),
-                            .v = shl_state_fragment(st, &st->v, false, f),
+        shl_adamw_args a = {.param = shl_state_fragment(st, shl_state_master_of(st, f->flat), f),
+                            .grad = shl_state_fragment(st, &st->grad, f),
+                            .m = shl_state_fragment(st, &st->m, f),
+                            .v = shl_state_fragment(st, &st->v, f),
                             .lr = lr,
                             .beta1 = o->beta1,
                             .beta2 = o->beta2,
@@ -107,6 +107,9 @@ shl_update_adamw(shl_state *st, int flat, double coef, double lr, int64_t step)
                             .weight_decay = p->decay ? o->weight_decay : 0.0,
                             .grad_scale = coef,
                             .step = step};
+        if (st->apart) {
+            a.rounded = shl_state_fragment(st, &st->param, f);
+        }
         SHL_TRY(shl_op_adamw(s, &a));
     }
     return SHL_OK;

@@ -27,7 +27,7 @@ shl_zero_plan_buckets(const shl_model *model, int64_t bucket_elems, shl_layout_i
     for (int i = 0; i < model->n_params; ++i) {
         int64_t elems = model->params[items[i].param]->elems;
         int64_t end = shl_round_up(used, SHL_TENSOR_ALIGN_ELEMS) + elems;
-        if (used > 0 && end > bucket_elems) {
+        if (used > 0 && (end > bucket_elems || items[i].space != items[i - 1].space)) {
             flat++;
             end = elems;
         }
@@ -56,8 +56,10 @@ make_layout(const shl_engine *e, int pieces, shl_layout **out)
     SHL_TRY_TO(code, out, shl_heap_alloc(n, sizeof(*items), &items));
     SHL_TRY_TO(code, out, shl_heap_alloc(n, sizeof(*order), &order));
     shl_order_backward(e->model, order);
+    shl_state_sort_spaces(&e->config, e->model, order);
     for (size_t i = 0; i < n; ++i) {
         items[i].param = order[i];
+        items[i].space = shl_state_space(&e->config, e->model->params[order[i]]);
     }
     (void)shl_zero_plan_buckets(e->model, e->config.bucket_elems, items);
     SHL_TRY_TO(code, out, shl_layout_new(items, (int)n, pieces, SHL_SPLIT_FLAT, out));
@@ -76,8 +78,10 @@ attach(shl_engine *e)
     SHL_TRY(shl_heap_alloc(1, sizeof(*z), &z));
     e->impl = z;
     SHL_TRY(make_layout(e, shard != NULL ? shl_comm_size(shard) : 1, &layout));
-    SHL_TRY(shl_state_init(&z->state, e, &layout, shard != NULL ? shl_comm_rank(shard) : 0, true,
-                           e->config.strategy != SHL_ZERO2));
+    shl_state_spec spec = {.piece = shard != NULL ? shl_comm_rank(shard) : 0,
+                           .param_full = true,
+                           .grad_full = e->config.strategy != SHL_ZERO2};
+    SHL_TRY(shl_state_init(&z->state, e, &layout, &spec));
     shl_state_bind_params(&z->state);
     return shl_reducer_init(&z->reducer, &z->state, reduce_mode(&e->config), 0);
 }
@@ -129,18 +133,12 @@ static shl_code
 end_step(shl_engine *e, shl_step_report *r)
 {
     zero_bucketed *z = e->impl;
-    shl_stream *compute = shl_device_stream(e->device, SHL_STREAM_COMPUTE);
-    shl_stream *comm = shl_device_stream(e->device, SHL_STREAM_COMM);
-    shl_event ready, done = {0};
+    shl_event done = {0};
     SHL_TRY(shl_update_prepare(&z->state, r));
-    for (int f = 0; f < z->state.layout->n_flats; ++f) {
+    for (int f = 0; f < z->state.layout->n_train_flats; ++f) {
         SHL_TRY(shl_update_adamw(&z->state, f, r->clip_coef, r->lr, e->step + 1));
         if (e->mesh.shard != NULL) {
-            shl_comm_seg seg =
-                shl_state_gather_seg(&z->state, f, shl_state_full(&z->state, &z->state.param, f));
-            SHL_TRY(shl_stream_record(compute, &ready));
-            SHL_TRY(shl_stream_wait(comm, ready));
-            SHL_TRY(shl_comm_all_gather(e->mesh.shard, &seg, 1, SHL_F32, comm, &done));
+            SHL_TRY(shl_state_gather_flat(&z->state, f, &done));
         }
     }
     return e->mesh.shard != NULL ? shl_engine_wait_comm(e, done) : SHL_OK;
@@ -151,7 +149,7 @@ visit_state(shl_engine *e, shl_visit_mode mode, shl_state_visitor v, void *ctx)
 {
     zero_bucketed *z = e->impl;
     SHL_TRY(shl_state_visit(&z->state, v, ctx));
-    return mode == SHL_VISIT_WRITE ? shl_state_gather_params(&z->state) : SHL_OK;
+    return mode == SHL_VISIT_WRITE ? shl_state_refresh(&z->state) : SHL_OK;
 }
 
 static shl_code
@@ -166,10 +164,11 @@ info(const shl_engine *e, shl_engine_info *out)
     const zero_bucketed *z = e->impl;
     const shl_layout *l = z->state.layout;
     *out = (shl_engine_info){.layout = "bucketed",
-                             .padding_elems = l->payload_elems - l->elems,
+                             .padding_elems = shl_layout_padding(l),
                              .padding_bytes = shl_state_padding_bytes(&z->state),
                              .n_units = l->n_flats,
-                             .payload_elems = l->payload_elems,
+                             .payload_elems = l->payload_elems[SHL_SPACE_TRAIN],
+                             .frozen_elems = l->payload_elems[SHL_SPACE_FROZEN],
                              .n_reduce = z->reducer.n_groups};
 }
 

@@ -97,9 +97,13 @@ shl_zero_plan_stage3(const shl_engine_config *cfg, const shl_model *model, shl_s
     plan->n_groups = group_params(model, plan, group_of_param);
     add_users(model, plan, group_of_param);
     shl_order_backward(model, order);
+    shl_state_sort_spaces(cfg, model, order);
     for (int i = 0; i < model->n_params; ++i) {
-        plan->items[plan->n_items++] = (shl_layout_item){
-            .param = order[i], .elems = model->params[order[i]]->elems, .flat = i};
+        plan->items[plan->n_items++] =
+            (shl_layout_item){.param = order[i],
+                              .elems = model->params[order[i]]->elems,
+                              .flat = i,
+                              .space = shl_state_space(cfg, model->params[order[i]])};
         plan->group_of_flat[i] = group_of_param[order[i]];
     }
     plan->split = SHL_SPLIT_TENSOR;

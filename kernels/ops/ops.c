@@ -354,6 +354,12 @@ shl_op_copy(shl_stream *s, const shl_tensor *dst, const shl_tensor *src)
 }
 
 shl_code
+shl_op_cast(shl_stream *s, const shl_tensor *dst, const shl_tensor *src)
+{
+    return shl_op_copy(s, dst, src);
+}
+
+shl_code
 shl_op_zero(shl_stream *s, const shl_tensor *dst)
 {
     return shl_device_fill(s->device, dst->data, 0, shl_tensor_bytes(dst), s);

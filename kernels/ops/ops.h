@@ -141,6 +141,7 @@ shl_code shl_op_cross_entropy(shl_stream *s, const shl_cross_entropy_args *a) SH
  * bits of an element do not depend on its place or on n. */
 typedef struct shl_adamw_args {
     shl_tensor param, grad, m, v;
+    shl_tensor rounded; /* not NULL data: gets the new parameters too, in its own type */
     double lr, beta1, beta2, eps, weight_decay;
     double grad_scale;
     int64_t step;
@@ -186,6 +187,11 @@ typedef struct shl_init_args {
     int64_t begin;
 } shl_init_args;
 shl_code shl_op_init(shl_stream *s, const shl_init_args *a) SHL_MUST_USE;
+
+/* dst = src in dst's type: fp32, bf16, fp16 from any of them, rounded to nearest even; a NaN stays a
+ * NaN (quiet), what is too large for fp16 becomes infinite. Equal types: a copy. May run on any
+ * thread. */
+shl_code shl_op_cast(shl_stream *s, const shl_tensor *dst, const shl_tensor *src) SHL_MUST_USE;
 
 /* Copy and zero fill of tensors of equal size (shl_device_copy / fill with shapes checked). */
 shl_code shl_op_copy(shl_stream *s, const shl_tensor *dst, const shl_tensor *src) SHL_MUST_USE;

@@ -85,7 +85,7 @@ check_one(shl_strategy s, int ranks, int64_t accum, shl_reduce_every every, bool
     c.engine.reduce_every = every;
     c.model.tied = tied;
     c.steps = 2;
-    double params = (double)shl_gpt_formula_params(&c.model);
+    double params = (double)shl_model_formula_params(&c.model);
     run_all_ranks(&c, &sum);
     double want = shl_formula_state_bytes(s, params, ranks) * ranks;
     if (sum.state_less_padding - want > 0.5 || want - sum.state_less_padding > 0.5) {

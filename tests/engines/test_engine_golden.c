@@ -63,14 +63,14 @@ golden_load(golden *g, const char *name)
     g->file = shl_golden_open(name);
     shl_golden_str(g->file, "/", "name_prefix", g->prefix, sizeof(g->prefix));
     ew_config_init(&g->c, SHL_DDP, 1);
-    g->c.model = (shl_gpt_config){.vocab = shl_golden_int(g->file, "/", "vocab_size"),
-                                  .context = shl_golden_int(g->file, "/", "n_positions"),
-                                  .layers = shl_golden_int(g->file, "/", "n_layer"),
-                                  .width = shl_golden_int(g->file, "/", "n_embd"),
-                                  .heads = shl_golden_int(g->file, "/", "n_head"),
-                                  .inner = shl_golden_int(g->file, "/", "n_inner"),
-                                  .ln_eps = shl_golden_real(g->file, "/", "layer_norm_epsilon"),
-                                  .tied = true};
+    g->c.model = (shl_model_config){.vocab = shl_golden_int(g->file, "/", "vocab_size"),
+                                    .context = shl_golden_int(g->file, "/", "n_positions"),
+                                    .layers = shl_golden_int(g->file, "/", "n_layer"),
+                                    .width = shl_golden_int(g->file, "/", "n_embd"),
+                                    .heads = shl_golden_int(g->file, "/", "n_head"),
+                                    .inner = shl_golden_int(g->file, "/", "n_inner"),
+                                    .norm_eps = shl_golden_real(g->file, "/", "layer_norm_epsilon"),
+                                    .tied = true};
     g->c.steps = (int)shl_golden_int(g->file, "/", "steps");
     assert_true(g->c.steps <= EW_MAX_STEPS);
     g->sequences = shl_golden_int(g->file, "/", "sequences");

@@ -14,7 +14,7 @@ static void
 deep_model(ew_config *c, shl_strategy s)
 {
     ew_config_init(c, s, 2);
-    c->model = (shl_gpt_config){
+    c->model = (shl_model_config){
         .vocab = 64, .context = 64, .layers = 24, .width = 64, .heads = 4, .tied = true};
     c->engine.seq = 64;
     c->engine.batch = 2;

@@ -1,5 +1,5 @@
 /* tests/models: closed forms against the ledger of a virtual device, byte for byte. */
-#include "models/gpt.h"
+#include "models/family.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,19 +9,27 @@
 #include "tests/support/plain_model.h"
 
 typedef struct shape {
-    shl_gpt_config cfg;
+    shl_model_config cfg;
     int64_t batch, seq;
 } shape;
 
 /* Vocabulary wider, narrower, as wide as the stream; own inner width; untied; one token. */
 static const shape shapes[] = {
-    {{256, 128, 4, 128, 4, 0, 0.0, true}, 4, 128},
-    {{11, 6, 2, 8, 2, 0, 0.0, false}, 3, 5},
-    {{3, 6, 1, 48, 3, 0, 0.0, true}, 2, 6},
-    {{16, 9, 3, 16, 1, 24, 0.0, true}, 1, 9},
-    {{50, 7, 5, 12, 12, 1, 0.0, false}, 7, 1},
-    {{50257, 1024, 12, 768, 12, 0, 0.0, true}, 4, 64},
-    {{50257, 2048, 32, 4096, 32, 0, 0.0, true}, 1, 2048},
+    {{.vocab = 256, .context = 128, .layers = 4, .width = 128, .heads = 4, .tied = true}, 4, 128},
+    {{.vocab = 11, .context = 6, .layers = 2, .width = 8, .heads = 2, .tied = false}, 3, 5},
+    {{.vocab = 3, .context = 6, .layers = 1, .width = 48, .heads = 3, .tied = true}, 2, 6},
+    {{.vocab = 16, .context = 9, .layers = 3, .width = 16, .heads = 1, .inner = 24, .tied = true},
+     1,
+     9},
+    {{.vocab = 50, .context = 7, .layers = 5, .width = 12, .heads = 12, .inner = 1, .tied = false},
+     7,
+     1},
+    {{.vocab = 50257, .context = 1024, .layers = 12, .width = 768, .heads = 12, .tied = true},
+     4,
+     64},
+    {{.vocab = 50257, .context = 2048, .layers = 32, .width = 4096, .heads = 32, .tied = true},
+     1,
+     2048},
 };
 
 /* Any non-NULL address will do: a virtual device reads no data. */
@@ -39,7 +47,7 @@ bench_open(bench *b, const shape *s)
 {
     shl_device_config cfg = {.kind = "virtual", .stands_for = "cpu", .threads = 1};
     assert_int_equal(shl_device_open(&cfg, &b->device), SHL_OK);
-    assert_int_equal(shl_gpt_new(&s->cfg, &b->model), SHL_OK);
+    assert_int_equal(shl_model_new(&s->cfg, &b->model), SHL_OK);
     assert_int_equal(shl_plain_open(b->device, b->model, 1, &b->plain), SHL_OK);
     assert_int_equal(
         shl_plain_batch_open(b->device, s->batch, s->seq, no_tokens, no_tokens, &b->batch), SHL_OK);
@@ -75,12 +83,12 @@ test_model_formula_equals_the_ledger(void **state)
         bench b;
         bench_open(&b, s);
         assert_int_equal(shl_model_forward(b.model, &b.batch.run), SHL_OK);
-        size_t saved = shl_gpt_formula_saved_act_bytes(&s->cfg, s->batch, s->seq);
+        size_t saved = shl_model_formula_saved_act_bytes(&s->cfg, s->batch, s->seq);
         assert_int_equal(act_now(&b), saved);
         assert_int_equal(shl_model_backward(b.model, &b.batch.run), SHL_OK);
         assert_int_equal(act_now(&b), 0);
         assert_int_equal(b.batch.tape.n, 0);
-        assert_int_equal(act_peak(&b), shl_gpt_formula_peak_act_bytes(&s->cfg, s->batch, s->seq));
+        assert_int_equal(act_peak(&b), shl_model_formula_peak_act_bytes(&s->cfg, s->batch, s->seq));
         bench_close(&b);
     }
 }
@@ -92,12 +100,12 @@ test_model_formula_equals_the_sum_over_modules(void **state)
     for (size_t i = 0; i < SHL_ARRAY_LEN(shapes); i++) {
         const shape *s = &shapes[i];
         shl_model *m = NULL;
-        assert_int_equal(shl_gpt_new(&s->cfg, &m), SHL_OK);
+        assert_int_equal(shl_model_new(&s->cfg, &m), SHL_OK);
         size_t sum = 0;
         for (int k = 0; k < m->n_modules; k++) {
             sum += m->modules[k]->ops->saved_bytes(m->modules[k], s->batch, s->seq);
         }
-        assert_int_equal(sum, shl_gpt_formula_saved_act_bytes(&s->cfg, s->batch, s->seq));
+        assert_int_equal(sum, shl_model_formula_saved_act_bytes(&s->cfg, s->batch, s->seq));
         shl_model_free(&m);
     }
 }
@@ -138,10 +146,10 @@ static void
 test_model_formula_flops_of_gpt2_124m(void **state)
 {
     SHL_UNUSED(state);
-    const shl_gpt_config *cfg = &shl_preset_find("gpt2-124m")->config;
+    const shl_model_config *cfg = &shl_preset_find("gpt2-124m")->config;
     double linear = 6.0 * 123532032.0, attention = 12.0 * 512.5 * 12.0 * 768.0;
     double tokens = 2.0 * 1024.0;
-    double flops = shl_gpt_formula_step_flops(cfg, 2, 1024);
+    double flops = shl_model_formula_step_flops(cfg, 2, 1024);
     assert_true(flops == tokens * (linear + attention));
 }
 

@@ -1,7 +1,7 @@
 /* tests/models: one rank against PyTorch's numbers for step 0: logits, losses, every gradient.
  * Names, sizes, batches and settings come from the files; tolerances are those the files' notes
  * suggest for a float32 program with its own order of summation, against the float64 values. */
-#include "models/gpt.h"
+#include "models/family.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -22,7 +22,7 @@
 
 typedef struct bench {
     hid_t file;
-    shl_gpt_config cfg;
+    shl_model_config cfg;
     int64_t sequences, seq;
     shl_device *device;
     shl_model *model;
@@ -56,13 +56,13 @@ bench_open(bench *b, const char *name)
 {
     hid_t f = shl_golden_open(name);
     *b = (bench){.file = f};
-    b->cfg = (shl_gpt_config){.vocab = shl_golden_int(f, "/", "vocab_size"),
-                              .context = shl_golden_int(f, "/", "n_positions"),
-                              .layers = shl_golden_int(f, "/", "n_layer"),
-                              .width = shl_golden_int(f, "/", "n_embd"),
-                              .heads = shl_golden_int(f, "/", "n_head"),
-                              .ln_eps = shl_golden_real(f, "/", "layer_norm_epsilon"),
-                              .tied = shl_golden_int(f, "/", "tie_word_embeddings") != 0};
+    b->cfg = (shl_model_config){.vocab = shl_golden_int(f, "/", "vocab_size"),
+                                .context = shl_golden_int(f, "/", "n_positions"),
+                                .layers = shl_golden_int(f, "/", "n_layer"),
+                                .width = shl_golden_int(f, "/", "n_embd"),
+                                .heads = shl_golden_int(f, "/", "n_head"),
+                                .norm_eps = shl_golden_real(f, "/", "layer_norm_epsilon"),
+                                .tied = shl_golden_int(f, "/", "tie_word_embeddings") != 0};
     b->sequences = shl_golden_int(f, "/", "sequences");
     size_t n = 0;
     b->tokens = shl_golden_i32(f, "/batch/tokens", &n);
@@ -72,7 +72,7 @@ bench_open(bench *b, const char *name)
 
     shl_device_config cfg = {.kind = "cpu", .threads = 1};
     assert_int_equal(shl_device_open(&cfg, &b->device), SHL_OK);
-    assert_int_equal(shl_gpt_new(&b->cfg, &b->model), SHL_OK);
+    assert_int_equal(shl_model_new(&b->cfg, &b->model), SHL_OK);
     assert_int_equal(shl_plain_open(b->device, b->model, 1, &b->plain), SHL_OK);
     load_params(b);
 }

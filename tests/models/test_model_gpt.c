@@ -1,5 +1,5 @@
 /* tests/models: the GPT-2 tree, its parameters and presets, and what it refuses. */
-#include "models/gpt.h"
+#include "models/family.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,14 +10,14 @@
 #include "kernels/base/heap.h"
 #include "kernels/base/rng.h"
 
-static const shl_gpt_config small = {
+static const shl_model_config small = {
     .vocab = 11, .context = 6, .layers = 2, .width = 8, .heads = 2};
 
 static shl_model *
-new_model(const shl_gpt_config *cfg)
+new_model(const shl_model_config *cfg)
 {
     shl_model *m = NULL;
-    assert_int_equal(shl_gpt_new(cfg, &m), SHL_OK);
+    assert_int_equal(shl_model_new(cfg, &m), SHL_OK);
     return m;
 }
 
@@ -37,7 +37,7 @@ test_model_gpt_counts_match_published(void **state)
     for (size_t i = 0; i < SHL_ARRAY_LEN(published); i++) {
         const shl_preset *p = shl_preset_find(published[i].name);
         assert_non_null(p);
-        assert_int_equal(shl_gpt_formula_params(&p->config), published[i].params);
+        assert_int_equal(shl_model_formula_params(&p->config), published[i].params);
     }
     assert_null(shl_preset_find("gpt2"));
 }
@@ -46,21 +46,21 @@ static void
 test_model_gpt_counts_match_formula(void **state)
 {
     SHL_UNUSED(state);
-    shl_gpt_config shapes[16];
+    shl_model_config shapes[16];
     size_t n_presets = 0, n = 0;
     const shl_preset *presets = shl_preset_table(&n_presets);
     for (; n < n_presets; n++) {
         shapes[n] = presets[n].config;
     }
     shapes[n++] = small;
-    shapes[n++] =
-        (shl_gpt_config){.vocab = 3, .context = 1, .layers = 1, .width = 6, .heads = 3, .inner = 7};
+    shapes[n++] = (shl_model_config){
+        .vocab = 3, .context = 1, .layers = 1, .width = 6, .heads = 3, .inner = 7};
     shapes[n] = small;
     shapes[n].tied = true;
     n++;
     for (size_t i = 0; i < n; i++) {
         shl_model *m = new_model(&shapes[i]);
-        assert_int_equal(m->n_elems, shl_gpt_formula_params(&shapes[i]));
+        assert_int_equal(m->n_elems, shl_model_formula_params(&shapes[i]));
         int64_t sum = 0;
         for (int k = 0; k < m->n_params; k++) {
             sum += m->params[k]->elems;
@@ -106,7 +106,7 @@ test_model_gpt_parameters_are_listed_in_order_of_use(void **state)
 {
     SHL_UNUSED(state);
     for (int tied = 0; tied < 2; tied++) {
-        shl_gpt_config cfg = small;
+        shl_model_config cfg = small;
         cfg.tied = tied != 0;
         shl_model *m = new_model(&cfg);
         int seen = 0;
@@ -161,23 +161,46 @@ test_model_gpt_refuses_sizes_that_make_no_model(void **state)
 {
     SHL_UNUSED(state);
     const struct {
-        shl_gpt_config cfg;
+        shl_model_config cfg;
         const char *word;
     } bad[] = {
-        {{0, 6, 2, 8, 2, 0, 0.0, true}, "vocabulary"},
-        {{11, -1, 2, 8, 2, 0, 0.0, true}, "context"},
-        {{11, 6, 0, 8, 2, 0, 0.0, true}, "layers"},
-        {{11, 6, INT64_MAX, 8, 2, 0, 0.0, true}, "layers"},
-        {{11, 6, 2, 0, 2, 0, 0.0, true}, "width"},
-        {{11, 6, 2, 8, 3, 0, 0.0, true}, "heads"},
-        {{11, 6, 2, 8, 16, 0, 0.0, true}, "heads"},
-        {{11, 6, 2, 8, 2, -4, 0.0, true}, "inner"},
-        {{11, 6, 2, 8, 2, 0, -1.0, true}, "epsilon"},
-        {{INT32_MAX, 6, 10000, INT32_MAX, 1, 0, 0.0, true}, "too large"},
+        {{.vocab = 0, .context = 6, .layers = 2, .width = 8, .heads = 2, .tied = true},
+         "vocabulary"},
+        {{.vocab = 11, .context = -1, .layers = 2, .width = 8, .heads = 2, .tied = true},
+         "context"},
+        {{.vocab = 11, .context = 6, .layers = 0, .width = 8, .heads = 2, .tied = true}, "layers"},
+        {{.vocab = 11, .context = 6, .layers = INT64_MAX, .width = 8, .heads = 2, .tied = true},
+         "layers"},
+        {{.vocab = 11, .context = 6, .layers = 2, .width = 0, .heads = 2, .tied = true}, "width"},
+        {{.vocab = 11, .context = 6, .layers = 2, .width = 8, .heads = 3, .tied = true}, "heads"},
+        {{.vocab = 11, .context = 6, .layers = 2, .width = 8, .heads = 16, .tied = true}, "heads"},
+        {{.vocab = 11,
+          .context = 6,
+          .layers = 2,
+          .width = 8,
+          .heads = 2,
+          .inner = -4,
+          .tied = true},
+         "inner"},
+        {{.vocab = 11,
+          .context = 6,
+          .layers = 2,
+          .width = 8,
+          .heads = 2,
+          .norm_eps = -1.0,
+          .tied = true},
+         "epsilon"},
+        {{.vocab = INT32_MAX,
+          .context = 6,
+          .layers = 10000,
+          .width = INT32_MAX,
+          .heads = 1,
+          .tied = true},
+         "too large"},
     };
     for (size_t i = 0; i < SHL_ARRAY_LEN(bad); i++) {
         shl_model *m = NULL;
-        assert_int_equal(shl_gpt_new(&bad[i].cfg, &m), SHL_E_USAGE);
+        assert_int_equal(shl_model_new(&bad[i].cfg, &m), SHL_E_USAGE);
         assert_null(m);
         assert_non_null(strstr(shl_err_get()->what, bad[i].word));
     }
@@ -193,7 +216,7 @@ test_model_gpt_frees_all_when_the_heap_is_exhausted(void **state)
     for (;; n++) {
         shl_model *m = NULL;
         shl_heap_fail_at(n);
-        shl_code code = shl_gpt_new(&small, &m);
+        shl_code code = shl_model_new(&small, &m);
         shl_heap_fail_at(-1);
         shl_model_free(&m);
         assert_int_equal(shl_heap_live_blocks(), before);

@@ -1,6 +1,6 @@
 /* tests/models: gradients of the whole stack against finite differences, and the rules of writing
  * them: overwrite or add, ties, frozen parameters, ignored targets. */
-#include "models/gpt.h"
+#include "models/family.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -21,7 +21,7 @@
 #define ROWS (BATCH * SEQ)
 #define MAX_ELEMS 512
 
-static const shl_gpt_config config = {
+static const shl_model_config config = {
     .vocab = VOCAB, .context = 6, .layers = 2, .width = 8, .heads = 2, .tied = true};
 
 typedef struct bench {
@@ -37,10 +37,10 @@ static void
 bench_open(bench *b, bool tied)
 {
     shl_device_config cfg = {.kind = "cpu", .threads = 1};
-    shl_gpt_config shape = config;
+    shl_model_config shape = config;
     shape.tied = tied;
     assert_int_equal(shl_device_open(&cfg, &b->device), SHL_OK);
-    assert_int_equal(shl_gpt_new(&shape, &b->model), SHL_OK);
+    assert_int_equal(shl_model_new(&shape, &b->model), SHL_OK);
     assert_int_equal(shl_plain_open(b->device, b->model, SEED, &b->plain), SHL_OK);
     for (int i = 0; i < b->model->n_params; i++) {
         const shl_param *p = b->model->params[i];

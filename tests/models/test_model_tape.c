@@ -1,5 +1,5 @@
 /* tests/models: the tape, the hooks, and what is left when anything fails half-way. */
-#include "models/gpt.h"
+#include "models/family.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,7 +14,7 @@
 #define SEQ 4
 #define ROWS (BATCH * SEQ)
 
-static const shl_gpt_config config = {
+static const shl_model_config config = {
     .vocab = 11, .context = 6, .layers = 2, .width = 8, .heads = 2, .tied = true};
 static const int32_t tokens_a[ROWS] = {1, 2, 3, 4, 5, 6, 7, 8};
 static const int32_t tokens_b[ROWS] = {10, 0, 10, 3, 3, 2, 9, 0};
@@ -31,7 +31,7 @@ bench_open(bench *b, const char *kind)
 {
     shl_device_config cfg = {.kind = kind, .stands_for = "cpu", .threads = 1};
     assert_int_equal(shl_device_open(&cfg, &b->device), SHL_OK);
-    assert_int_equal(shl_gpt_new(&config, &b->model), SHL_OK);
+    assert_int_equal(shl_model_new(&config, &b->model), SHL_OK);
     assert_int_equal(shl_plain_open(b->device, b->model, 7, &b->plain), SHL_OK);
     for (int i = 0; i < 2; i++) {
         const int32_t *in = i == 0 ? tokens_a : tokens_b, *out = i == 0 ? tokens_b : tokens_a;

@@ -24,7 +24,7 @@ void
 ew_config_init(ew_config *c, shl_strategy s, int ranks)
 {
     memset(c, 0, sizeof(*c));
-    c->model = (shl_gpt_config){
+    c->model = (shl_model_config){
         .vocab = 67, .context = 16, .layers = 3, .width = 20, .heads = 5, .tied = true};
     shl_engine_config_init(&c->engine);
     c->engine.strategy = s;
@@ -135,7 +135,7 @@ run_engine(const ew_job *job, shl_device *d, shl_comm *comm, int rank)
     shl_engine *e = NULL;
     shl_mesh mesh;
     shl_code code;
-    SHL_TRY_TO(code, out, shl_gpt_new(&c->model, &model));
+    SHL_TRY_TO(code, out, shl_model_new(&c->model, &model));
     shl_mesh_of(c->engine.strategy, comm, &mesh);
     if (c->fail_rank == rank) {
         shl_ledger_fail_at(d->ledger, c->fail_alloc);
@@ -218,7 +218,7 @@ make_tensors(const ew_config *c, ew_result *r)
     static const char *const kinds[] = {"param", "opt/m", "opt/v"};
     shl_model *model = NULL;
     shl_code code;
-    SHL_TRY(shl_gpt_new(&c->model, &model));
+    SHL_TRY(shl_model_new(&c->model, &model));
     SHL_TRY_TO(code, out,
                shl_heap_alloc(3 * (size_t)model->n_params, sizeof(ew_tensor), &r->tensors));
     for (int k = 0; k < 3; ++k) {

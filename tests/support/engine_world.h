@@ -5,13 +5,13 @@
 #define SHL_TESTS_ENGINE_WORLD_H
 
 #include "engines/engine.h"
-#include "models/gpt.h"
+#include "models/family.h"
 
 #define EW_MAX_RANKS 8
 #define EW_MAX_STEPS 32
 
 typedef struct ew_config {
-    shl_gpt_config model;
+    shl_model_config model;
     shl_engine_config engine;
     int ranks, threads, steps;
     const char *device; /* "cpu" or "virtual" (one rank of `ranks` is run) */

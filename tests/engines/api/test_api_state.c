@@ -133,12 +133,12 @@ session_of(const api_run *r, shl_session_config *c)
 {
     shl_session_config_init(c);
     (void)snprintf(c->model, sizeof(c->model), "%s", r->o.model);
-    c->shape = (shl_gpt_config){.vocab = r->o.vocab,
-                                .context = r->o.context,
-                                .layers = r->o.layers,
-                                .width = r->o.width,
-                                .heads = r->o.heads,
-                                .tied = true};
+    c->shape = (shl_model_config){.vocab = r->o.vocab,
+                                  .context = r->o.context,
+                                  .layers = r->o.layers,
+                                  .width = r->o.width,
+                                  .heads = r->o.heads,
+                                  .tied = true};
     c->engine.seq = r->o.seq;
     c->engine.batch = r->o.batch;
     c->engine.seed = r->o.seed;

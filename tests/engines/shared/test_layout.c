@@ -39,7 +39,7 @@ check_cover(const shl_layout *l, const shl_layout_item *items, int n)
             assert_true(f->begin < f->end);
             assert_true(f->shard_offset >= last_end);
             last_end = f->shard_offset + (f->end - f->begin);
-            assert_true(last_end <= l->shard_elems);
+            assert_true(last_end <= l->shard_elems[SHL_SPACE_TRAIN]);
             assert_int_equal(f->flat_offset - flat->piece_elems * rank + flat->shard_offset,
                              f->shard_offset);
             for (int64_t e = f->begin; e < f->end; ++e) {
@@ -68,7 +68,7 @@ check_alignment(const shl_layout *l)
         assert_int_equal(l->flats[f].flat_elems, l->flats[f].piece_elems * l->n_pieces);
         payload += l->flats[f].flat_elems;
     }
-    assert_int_equal(payload, l->payload_elems);
+    assert_int_equal(payload, l->payload_elems[SHL_SPACE_TRAIN]);
 }
 
 static void
@@ -101,13 +101,14 @@ static void
 test_layout_zero3_pieces_are_ceil_divided(void **state)
 {
     (void)state;
-    const shl_layout_item items[] = {{0, 768, 0}, {1, 7, 1}};
+    const shl_layout_item items[] = {{0, 768, 0, SHL_SPACE_TRAIN}, {1, 7, 1, SHL_SPACE_FROZEN}};
     shl_layout *l = NULL;
     shl_fragment *frags;
     int n;
     assert_int_equal(shl_layout_new(items, 2, 1000, SHL_SPLIT_TENSOR, &l), SHL_OK);
     assert_int_equal(l->flats[0].piece_elems, 1);
-    assert_int_equal(l->payload_elems, 2000);
+    assert_int_equal(l->payload_elems[SHL_SPACE_TRAIN], 1000);
+    assert_int_equal(l->payload_elems[SHL_SPACE_FROZEN], 1000);
     assert_int_equal(shl_layout_fragments(l, 900, &frags, &n), SHL_OK);
     assert_int_equal(n, 0);
     shl_heap_free(&frags);
@@ -118,7 +119,9 @@ static void
 test_layout_refuses_what_overflows(void **state)
 {
     (void)state;
-    const shl_layout_item items[] = {{0, INT64_MAX / 2, 0}, {1, INT64_MAX / 2, 0}, {2, 100, 0}};
+    const shl_layout_item items[] = {{0, INT64_MAX / 2, 0, SHL_SPACE_TRAIN},
+                                     {1, INT64_MAX / 2, 0, SHL_SPACE_TRAIN},
+                                     {2, 100, 0, SHL_SPACE_TRAIN}};
     shl_layout *l = NULL;
     assert_int_equal(shl_layout_new(items, 3, 8, SHL_SPLIT_FLAT, &l), SHL_E_USAGE);
     assert_null(l);

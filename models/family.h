@@ -1,0 +1,47 @@
+/* models: what a model is made from: one flat configuration with the family as its tag, presets, and the
+ * closed forms that every family answers. Everything above this room builds models through here and
+ * names no family. */
+#ifndef SHL_MODELS_FAMILY_H
+#define SHL_MODELS_FAMILY_H
+
+#include "models/module.h"
+
+typedef enum shl_family {
+    SHL_FAMILY_GPT = 0, /* GPT-2 (models/gpt.h) */
+    SHL_FAMILY_COUNT
+} shl_family;
+
+typedef struct shl_model_config {
+    int64_t vocab, context, layers, width, heads;
+    int64_t inner;   /* 0: 4 * width */
+    double norm_eps; /* 0: 1e-5 */
+    bool tied;       /* head shares the token embedding */
+    shl_family family;
+} shl_model_config;
+
+typedef struct shl_preset {
+    const char *name; /* "gpt2-124m" */
+    const char *note;
+    shl_model_config config;
+} shl_preset;
+
+/* All presets / one by name (NULL when unknown; shl_nearest over names for the message). */
+const shl_preset *shl_preset_table(size_t *n);
+const shl_preset *shl_preset_find(const char *name);
+
+/* Builds tree and parameters; no tensor memory is touched. Errors: SHL_E_USAGE on sizes that make no
+ * model (heads do not divide width, a product overflows int64), SHL_E_HEAP. */
+shl_code shl_model_new(const shl_model_config *cfg, shl_model **out) SHL_MUST_USE;
+
+/* Closed forms, written from the definition of the model and never from layout or module code: the
+ * independent oracle (models/formula.c). */
+int64_t shl_model_formula_params(const shl_model_config *cfg);
+/* Useful FLOPs of one training step over B x T: 6 * (matrix parameters incl. head) per token and
+ * causal attention, forward and backward (no recomputation). */
+double shl_model_formula_step_flops(const shl_model_config *cfg, int64_t batch, int64_t seq);
+/* Activation bytes (tag act) held at the end of forward, and the largest moment of forward +
+ * backward, for one rank's micro-batch in fp32. */
+size_t shl_model_formula_saved_act_bytes(const shl_model_config *cfg, int64_t batch, int64_t seq);
+size_t shl_model_formula_peak_act_bytes(const shl_model_config *cfg, int64_t batch, int64_t seq);
+
+#endif
