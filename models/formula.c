@@ -1,6 +1,6 @@
 /* models: closed forms of GPT-2, from the definition of the model: the independent oracle. No
  * module, layout or engine is asked here, so that a test can set one against the other. */
-#include "models/family.h"
+#include "models/formula.h"
 
 static int64_t
 inner_width(const shl_model_config *c)
@@ -10,14 +10,20 @@ inner_width(const shl_model_config *c)
 
 /* Per layer 12 C^2 + 13 C when I = 4C (Radford et al. 2019; Kaplan et al. 2020, table 1, counts the
  * matrices): two norms 4C, c_attn 3C^2 + 3C, c_proj C^2 + C, MLP 2CI + I + C. */
-int64_t
-shl_model_formula_params(const shl_model_config *cfg)
+static int64_t
+gpt_params(const shl_model_config *cfg)
 {
     int64_t c = cfg->width, inner = inner_width(cfg);
     int64_t layer = 4 * c * c + 2 * c * inner + 9 * c + inner;
     int64_t embeddings = (cfg->vocab + cfg->context) * c;
     int64_t head = cfg->tied ? 0 : cfg->vocab * c;
     return embeddings + cfg->layers * layer + 2 * c + head;
+}
+
+int64_t
+shl_model_formula_params(const shl_model_config *cfg)
+{
+    return cfg->family == SHL_FAMILY_LLAMA ? shl_llama_formula_params(cfg) : gpt_params(cfg);
 }
 
 /* A matrix of n elements costs 2n FLOPs per token forward and 4n backward (Kaplan et al. 2020,
