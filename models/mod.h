@@ -29,6 +29,9 @@ shl_code shl_build_param(shl_model *model, shl_module *m, const char *stem, cons
 /* Lists a parameter of the model with one more module: a tie. */
 shl_code shl_build_use(shl_module *m, shl_param *p) SHL_MUST_USE;
 
+/* After parameters were added out of order: params and their indices in order of first use. */
+void shl_build_number_params(shl_model *model);
+
 /* ---- leaves and containers, each appended below `parent` ---- */
 
 /* y = x W + b, W [I, O]. owns_input false: x stays on the tape entry of the module before. */
@@ -74,7 +77,7 @@ shl_code shl_act_alloc(shl_module *m, shl_run *run, shl_dtype dtype, int64_t row
                        shl_buf *buf, shl_tensor *t) SHL_MUST_USE;
 
 /* Opens m's tape entry with the input in place 0: every buffer of a forward lies in the entry or in
- * y_buf, so that a failure leaks nothing. leave drops it again in evaluation. */
+ * y_buf, so that a failure leaks nothing. leave drops it again unless run->save. */
 shl_code shl_leaf_enter(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x,
                         shl_tape_entry **out) SHL_MUST_USE;
 void shl_leaf_leave(shl_run *run);

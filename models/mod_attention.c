@@ -1,6 +1,7 @@
 /* models: causal self-attention on q, k, v side by side in one [R,3C] tensor; no parameters.
  * Tape: place 0 is qkv [R,3C], 1 the output [R,C], which the projection behind reads again too,
- * 2 the log-sum-exp, f32 [B*NH,T]. */
+ * 2 the log-sum-exp, f32 [B*NH,T]. With m->recompute 1 and 2 are made again in backward, by whoever
+ * needs them first. */
 #include "models/mod.h"
 
 #include <math.h>
@@ -27,26 +28,43 @@ attention_args(const attention_impl *impl, const shl_run *run, const shl_tensor 
                                 .dtype = qkv->dtype};
 }
 
+/* The output into y, the log-sum-exp into the entry. */
 static shl_code
-attention_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, /* [R,3C] */
-                  shl_buf *y_buf, shl_tensor *y)                                    /* [R,C] */
+attend(shl_module *m, shl_run *run, shl_tape_entry *e, shl_buf *y_buf, shl_tensor *y)
 {
     const attention_impl *impl = m->impl;
-    shl_tape_entry *e = NULL;
-    SHL_TRY(shl_leaf_enter(m, run, x_buf, x, &e));
+    const shl_tensor *x = &e->saved[0];
     SHL_TRY(shl_act_alloc(m, run, x->dtype, x->dims[0], impl->width, y_buf, y));
     SHL_TRY(shl_act_alloc(m, run, SHL_F32, run->batch * impl->heads, run->seq, &e->bufs[2],
                           &e->saved[2]));
     shl_attention_args args = attention_args(impl, run, x);
     args.y = y->data;
     args.lse = e->saved[2].data; /* [B,NH,T] */
-    SHL_TRY(shl_op_attention_forward(run->stream, &args));
-    if (run->want_grad) {
+    return shl_op_attention_forward(run->stream, &args);
+}
+
+static shl_code
+attention_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, /* [R,3C] */
+                  shl_buf *y_buf, shl_tensor *y)                                    /* [R,C] */
+{
+    shl_tape_entry *e = NULL;
+    SHL_TRY(shl_leaf_enter(m, run, x_buf, x, &e));
+    SHL_TRY(attend(m, run, e, y_buf, y));
+    if (m->recompute) {
+        /* The projection gets the output as its own, and keeps it no longer than it must. */
+        shl_device_free(run->device, &e->bufs[2]);
+    } else if (run->save) {
         e->bufs[1] = shl_buf_move(y_buf);
         e->saved[1] = *y;
     }
     shl_leaf_leave(run);
     return SHL_OK;
+}
+
+static shl_code
+attention_refill(shl_module *m, shl_run *run, shl_tape_entry *e)
+{
+    return e->bufs[1].data != NULL ? SHL_OK : attend(m, run, e, &e->bufs[1], &e->saved[1]);
 }
 
 static shl_code
@@ -57,6 +75,7 @@ attention_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tenso
     const attention_impl *impl = m->impl;
     shl_tape_entry *e = NULL;
     SHL_TRY(shl_tape_top(run->tape, m, &e));
+    SHL_TRY(attention_refill(m, run, e));
     SHL_TRY(shl_act_alloc(m, run, dy->dtype, dy->dims[0], 3 * impl->width, dx_buf, dx));
     shl_attention_args args = attention_args(impl, run, &e->saved[0]);
     args.y = e->saved[1].data; /* [R,C] */
@@ -76,6 +95,9 @@ attention_saved_bytes(const shl_module *m, int64_t batch, int64_t seq)
 {
     const attention_impl *impl = m->impl;
     size_t rows = (size_t)(batch * seq);
+    if (m->recompute) {
+        return rows * (size_t)(3 * impl->width) * shl_dtype_bytes(m->dtype);
+    }
     return rows * (size_t)(4 * impl->width) * shl_dtype_bytes(m->dtype) +
            rows * (size_t)impl->heads * sizeof(float);
 }
@@ -85,6 +107,7 @@ static const shl_module_ops attention_ops = {
     .forward = attention_forward,
     .backward = attention_backward,
     .saved_bytes = attention_saved_bytes,
+    .refill = attention_refill,
 };
 
 shl_code

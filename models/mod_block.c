@@ -11,10 +11,10 @@ static shl_code
 residual_forward(shl_module **branch, shl_run *run, shl_buf *x_buf, const shl_tensor *x,
                  shl_buf *y_buf, shl_tensor *y)
 {
-    /* The norm at the front takes x to the tape, where the sum below still finds it; in
-     * evaluation it would free x, so x is lent to it then. */
+    /* The norm at the front takes x to the tape, where the sum below still finds it; when nothing
+     * is saved it would free x, so x is lent to it then. */
     shl_buf lent = {0};
-    shl_buf *given = run->want_grad ? x_buf : &lent;
+    shl_buf *given = run->save ? x_buf : &lent;
     SHL_TRY(shl_chain_forward(branch, BRANCH_CHILDREN, run, given, x, y_buf, y));
     shl_add_args args = {.x1 = *y, .x2 = *x, .y = *y};
     SHL_TRY(shl_op_add(run->stream, &args));
@@ -31,9 +31,10 @@ residual_backward(shl_module **branch, shl_run *run, shl_buf *d_buf, shl_tensor 
     return shl_chain_backward(branch, BRANCH_CHILDREN, run, &lent, &dy, d_buf, d);
 }
 
+/* Both branches; x_buf may be empty: x lives elsewhere then. */
 static shl_code
-block_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, shl_buf *y_buf,
-              shl_tensor *y)
+branches_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, shl_buf *y_buf,
+                 shl_tensor *y)
 {
     shl_buf mid_buf = {0};
     shl_tensor mid = {0};
@@ -45,11 +46,61 @@ block_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, 
     return code;
 }
 
+/* A block that is recomputed keeps x alone: its children save nothing in this pass. */
+static shl_code
+block_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, shl_buf *y_buf,
+              shl_tensor *y)
+{
+    if (!m->recompute || !run->save) {
+        return branches_forward(m, run, x_buf, x, y_buf, y);
+    }
+    shl_tape_entry *e = NULL;
+    shl_buf lent = {0};
+    SHL_TRY(shl_leaf_enter(m, run, x_buf, x, &e));
+    run->save = false;
+    shl_code code = branches_forward(m, run, &lent, x, y_buf, y);
+    run->save = true;
+    return code;
+}
+
+/* The children's entries as an ordinary forward leaves them, in place of the block's own: everything
+ * up to the input of the last linear; its output and the last sum are not looked at again. */
+static shl_code
+refill_tape(shl_module *m, shl_run *run)
+{
+    shl_module **mlp = m->children + BRANCH_CHILDREN;
+    shl_tape_entry *e = NULL;
+    shl_buf mid_buf = {0}, last_buf = {0}, none_buf = {0};
+    shl_tensor mid = {0}, last = {0}, none = {0};
+    SHL_TRY(shl_tape_top(run->tape, m, &e));
+    shl_buf x_buf = shl_buf_move(&e->bufs[0]);
+    shl_tensor x = e->saved[0];
+    shl_tape_pop(run->tape, run->device);
+    shl_code code = residual_forward(m->children, run, &x_buf, &x, &mid_buf, &mid);
+    if (code == SHL_OK) {
+        code = shl_chain_forward(mlp, BRANCH_CHILDREN - 1, run, &mid_buf, &mid, &last_buf, &last);
+    }
+    if (code == SHL_OK) {
+        run->tape_only = true;
+        code =
+            shl_module_forward(mlp[BRANCH_CHILDREN - 1], run, &last_buf, &last, &none_buf, &none);
+        run->tape_only = false;
+    }
+    shl_device_free(run->device, &x_buf);
+    shl_device_free(run->device, &mid_buf);
+    return code;
+}
+
 static shl_code
 block_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *dy, shl_buf *dx_buf,
                shl_tensor *dx)
 {
     SHL_ASSERT(dy_buf->data != NULL && dx_buf->data == NULL);
+    if (m->recompute) {
+        run->phase = SHL_PHASE_RECOMPUTE;
+        SHL_TRY(refill_tape(m, run));
+        run->phase = SHL_PHASE_BACKWARD;
+    }
     *dx_buf = shl_buf_move(dy_buf);
     *dx = *dy;
     SHL_TRY(residual_backward(m->children + BRANCH_CHILDREN, run, dx_buf, dx));

@@ -41,18 +41,46 @@ shl_chain_backward(shl_module **children, int n, shl_run *run, shl_buf *dy_buf,
     return shl_module_backward(children[0], run, out_buf, &out, dx_buf, dx);
 }
 
+/* Children that backward does not reach: the first ones of the root, or none. */
+static int
+forward_only(const shl_module *m)
+{
+    int n = 0;
+    while (n < m->n_children && !m->children[n]->in_backward) {
+        n++;
+    }
+    return n;
+}
+
 static shl_code
 chain_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, shl_buf *y_buf,
               shl_tensor *y)
 {
-    return shl_chain_forward(m->children, m->n_children, run, x_buf, x, y_buf, y);
+    int n = run->save ? forward_only(m) : 0;
+    if (n == 0) {
+        return shl_chain_forward(m->children, m->n_children, run, x_buf, x, y_buf, y);
+    }
+    SHL_ASSERT(n < m->n_children);
+    shl_buf mid_buf = {0};
+    shl_tensor mid = {0};
+    run->save = false;
+    shl_code code = shl_chain_forward(m->children, n, run, x_buf, x, &mid_buf, &mid);
+    run->save = true;
+    SHL_TRY(code);
+    return shl_chain_forward(m->children + n, m->n_children - n, run, &mid_buf, &mid, y_buf, y);
 }
 
 static shl_code
 chain_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *dy, shl_buf *dx_buf,
                shl_tensor *dx)
 {
-    return shl_chain_backward(m->children, m->n_children, run, dy_buf, dy, dx_buf, dx);
+    int n = forward_only(m);
+    SHL_TRY(shl_chain_backward(m->children + n, m->n_children - n, run, dy_buf, dy, dx_buf, dx));
+    if (n > 0) {
+        /* Nobody before is trained: this gradient goes nowhere. */
+        shl_device_free(run->device, dx_buf);
+    }
+    return SHL_OK;
 }
 
 static size_t

@@ -1,6 +1,6 @@
 /* models: the head, logits[R,V] = x[R,C] W^T with W[V,C] (often the token embedding), and the
  * cross-entropy that turns them into their own gradient in place, already in forward.
- * Tape: place 0 is x [R,C], place 1 dlogits [R,V]. */
+ * Tape: place 0 is x [R,C] (unless W is frozen), place 1 dlogits [R,V]. */
 #include "models/mod.h"
 
 typedef struct head_impl {
@@ -35,6 +35,9 @@ head_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, /
         *run->logits_out = shl_buf_move(&e->bufs[1]);
     } else if (run->targets.data != NULL) {
         SHL_TRY(head_loss(run, &e->saved[1]));
+    }
+    if (!m->params[0]->trainable) {
+        shl_device_free(run->device, &e->bufs[0]);
     }
     shl_leaf_leave(run);
     return SHL_OK;
@@ -75,7 +78,8 @@ static size_t
 head_saved_bytes(const shl_module *m, int64_t batch, int64_t seq)
 {
     const head_impl *impl = m->impl;
-    return (size_t)(batch * seq * (impl->width + impl->vocab)) * shl_dtype_bytes(m->dtype);
+    int64_t per_row = impl->vocab + (m->params[0]->trainable ? impl->width : 0);
+    return (size_t)(batch * seq * per_row) * shl_dtype_bytes(m->dtype);
 }
 
 static const shl_module_ops head_ops = {

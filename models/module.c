@@ -105,6 +105,8 @@ shl_model_forward(shl_model *m, shl_run *run)
     }
     SHL_TRY(check_run(m, run));
     run->phase = SHL_PHASE_FORWARD;
+    run->save = run->want_grad;
+    run->tape_only = false;
     shl_buf x_buf = {0}, y_buf = {0};
     shl_tensor x = {0}, y = {0};
     shl_code code = shl_module_forward(m->root, run, &x_buf, &x, &y_buf, &y);
@@ -118,6 +120,7 @@ shl_code
 shl_model_backward(shl_model *m, shl_run *run)
 {
     run->phase = SHL_PHASE_BACKWARD;
+    run->tape_only = false;
     shl_buf dy_buf = {0}, dx_buf = {0};
     shl_tensor dy = {0}, dx = {0};
     return shl_module_backward(m->root, run, &dy_buf, &dy, &dx_buf, &dx);
@@ -151,6 +154,12 @@ shl_tape_top(shl_tape *t, shl_module *m, shl_tape_entry **out)
     }
     *out = &t->entries[t->n - 1];
     return SHL_OK;
+}
+
+shl_tape_entry *
+shl_tape_below(const shl_tape *t)
+{
+    return t->n > 1 ? &t->entries[t->n - 2] : NULL;
 }
 
 void
@@ -204,7 +213,7 @@ shl_leaf_enter(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x,
 void
 shl_leaf_leave(shl_run *run)
 {
-    if (!run->want_grad) {
+    if (!run->save) {
         shl_tape_pop(run->tape, run->device);
     }
 }

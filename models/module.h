@@ -89,7 +89,14 @@ struct shl_run {
     shl_tensor loss_sum; /* f64 [1] on the device, added to */
     float dloss;         /* 1 / valid targets of the global batch */
     bool want_grad;      /* false: evaluation, nothing is saved */
-    shl_buf *logits_out; /* not NULL: the head leaves the logits there instead of a loss */
+    /* Dropout, when modules have some and want_grad: masks are drawn by the place of an element in
+     * the global batch of one step, so that they depend on nothing else. */
+    uint64_t dropout_seed; /* of the run and the step */
+    int64_t first_row;     /* place of this micro-batch's first sequence in the global batch */
+    shl_buf *logits_out;   /* not NULL: the head leaves the logits there instead of a loss */
+    /* Set while modules run: */
+    bool save;      /* backward will read what this forward leaves on the tape */
+    bool tape_only; /* recomputation: of the next linear, only its tape entry is wanted */
 };
 
 /* A buffer and a view travel together. An empty buffer beside a view with data means that the bytes
@@ -109,6 +116,11 @@ typedef struct shl_module_ops {
                          shl_buf *dx_buf, shl_tensor *dx);
     /* Bytes that one forward leaves on the tape for B x T, own ones only (children not counted). */
     size_t (*saved_bytes)(const shl_module *m, int64_t batch, int64_t seq);
+    /* Attention only: makes the output again that m->recompute dropped from its entry, for the
+     * projection behind it, which borrows it. No hooks, no parameters. NULL: keeps its output. */
+    shl_code (*refill)(shl_module *m, shl_run *run, shl_tape_entry *e);
+    /* Linear only: adds low-rank adapters as parameters. NULL: takes none. */
+    shl_code (*adapt)(shl_model *model, shl_module *m, int64_t rank, double alpha);
 } shl_module_ops;
 
 struct shl_module {
@@ -124,9 +136,12 @@ struct shl_module {
     int n_params;
     /* Fixed before an engine is opened: */
     bool in_backward; /* it or a module before it is trainable: backward comes here */
-    bool recompute;   /* a block: saves its input only and runs forward again in backward */
-    shl_dtype dtype;  /* of its activations */
-    void *impl;       /* owned by the model */
+    bool recompute;   /* a block: saves its input only and runs forward again in backward;
+                         attention: drops its output and makes it again */
+    double dropout;   /* p: of an embedding's output, a block's branches, attention's weights */
+    uint64_t dropout_stream;
+    shl_dtype dtype; /* of its activations */
+    void *impl;      /* owned by the model */
 };
 
 struct shl_model {
@@ -161,6 +176,8 @@ shl_code shl_model_backward(shl_model *m, shl_run *run) SHL_MUST_USE;
 shl_code shl_tape_push(shl_tape *t, shl_module *m, shl_tape_entry **out) SHL_MUST_USE;
 /* Top entry, which must be m's (SHL_E_BUG otherwise: a backward without its forward). */
 shl_code shl_tape_top(shl_tape *t, shl_module *m, shl_tape_entry **out) SHL_MUST_USE;
+/* The entry under the top one, or NULL. */
+shl_tape_entry *shl_tape_below(const shl_tape *t);
 /* Frees the top entry's buffers on d and drops it. */
 void shl_tape_pop(shl_tape *t, shl_device *d);
 /* Frees everything left (after an error, or after an evaluation). */

@@ -108,6 +108,25 @@ shl_build_use(shl_module *m, shl_param *p)
 }
 
 void
+shl_build_number_params(shl_model *model)
+{
+    int n = 0;
+    for (int i = 0; i < model->n_params; i++) {
+        model->params[i]->index = -1;
+    }
+    for (int id = 0; id < model->n_modules; id++) {
+        const shl_module *m = model->modules[id];
+        for (int i = 0; i < m->n_params; i++) {
+            if (m->params[i]->index < 0) {
+                m->params[i]->index = n;
+                model->params[n++] = m->params[i];
+            }
+        }
+    }
+    SHL_ASSERT(n == model->n_params);
+}
+
+void
 shl_model_set_dtype(shl_model *m, shl_dtype dtype)
 {
     for (int i = 0; i < m->n_modules; i++) {

@@ -129,8 +129,8 @@ shl_op_linear_backward_weight(shl_stream *s, const shl_linear_args *a)
     NEED(op, is_float(dt) && has_data(&a->dy) && a->dy.n_dims == 2 && a->x.n_dims == 2);
     int64_t rows = a->dy.dims[0], out = a->dy.dims[1], in = a->x.dims[1];
     NEED(op, rows > 0 && in > 0 && out > 0);
-    NEED(op, is_2d(&a->x, dt, rows, in));
     NEED(op, has_data(&a->dw) || has_data(&a->db));
+    NEED(op, !has_data(&a->dw) || is_2d(&a->x, dt, rows, in));
     NEED(op, !has_data(&a->dw) || is_weight(&a->dw, a->dw.dtype, a->order, in, out));
     NEED(op, !has_data(&a->db) || is_flat(&a->db, a->db.dtype, out));
     return call(s, op, a);

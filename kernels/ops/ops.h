@@ -45,7 +45,8 @@ typedef enum shl_weight_order { SHL_WEIGHT_IO = 0, SHL_WEIGHT_OI } shl_weight_or
 
 /* forward:  y[R,O] = x[R,I] W + b      (b may be NULL data)
  * input:    dx[R,I] = dy W^T           (overwrites; accumulate adds)
- * weight:   dw = x^T dy (order as W), db = column sums of dy in a fixed order */
+ * weight:   dw = x^T dy (order as W), db = column sums of dy in a fixed order; without dw only the
+ *           shape of x is looked at */
 typedef struct shl_linear_args {
     shl_tensor x, w, b, y;     /* forward; x, w reused below */
     shl_tensor dy, dx, dw, db; /* backward; unused ones have NULL data */
