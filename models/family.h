@@ -12,21 +12,6 @@ typedef enum shl_family {
     SHL_FAMILY_COUNT
 } shl_family;
 
-/* How rotary angles are stretched beyond the context that a model was trained on. */
-typedef enum shl_rope_kind {
-    SHL_ROPE_PLAIN = 0,
-    SHL_ROPE_LINEAR, /* every angle divided by factor */
-    SHL_ROPE_LLAMA3, /* Llama-3.1: by wavelength against the original context */
-    SHL_ROPE_KIND_COUNT
-} shl_rope_kind;
-
-typedef struct shl_rope_scaling {
-    shl_rope_kind kind;
-    double factor;                            /* linear and llama3 */
-    double low_freq_factor, high_freq_factor; /* llama3 */
-    int64_t original_context;                 /* llama3 */
-} shl_rope_scaling;
-
 typedef struct shl_model_config {
     int64_t vocab, context, layers, width, heads;
     int64_t inner;   /* 0: 4 * width; a LLaMA names it */

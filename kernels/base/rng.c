@@ -6,12 +6,6 @@
 #include <string.h>
 #include <xxhash.h>
 
-#define PHILOX_M0 UINT32_C(0xD2511F53)
-#define PHILOX_M1 UINT32_C(0xCD9E8D57)
-#define PHILOX_W0 UINT32_C(0x9E3779B9) /* golden ratio */
-#define PHILOX_W1 UINT32_C(0xBB67AE85) /* sqrt(3) - 1 */
-#define PHILOX_ROUNDS 10
-
 #define TWO_PI 6.283185307179586476925
 #define TWO_TO_MINUS_53 (1.0 / 9007199254740992.0)
 
@@ -21,15 +15,15 @@ shl_rng_block(uint64_t seed, uint64_t stream, uint64_t counter, uint32_t out[4])
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     uint32_t c0 = (uint32_t)counter, c1 = (uint32_t)(counter >> 32);
     uint32_t c2 = (uint32_t)stream, c3 = (uint32_t)(stream >> 32);
-    for (int round = 0; round < PHILOX_ROUNDS; round++) {
-        uint64_t p0 = (uint64_t)PHILOX_M0 * c0;
-        uint64_t p1 = (uint64_t)PHILOX_M1 * c2;
+    for (int round = 0; round < SHL_PHILOX_ROUNDS; round++) {
+        uint64_t p0 = (uint64_t)SHL_PHILOX_M0 * c0;
+        uint64_t p1 = (uint64_t)SHL_PHILOX_M1 * c2;
         c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
         c1 = (uint32_t)p1;
         c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
         c3 = (uint32_t)p0;
-        k0 += PHILOX_W0;
-        k1 += PHILOX_W1;
+        k0 += SHL_PHILOX_W0;
+        k1 += SHL_PHILOX_W1;
     }
     out[0] = c0;
     out[1] = c1;

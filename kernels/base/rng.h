@@ -5,6 +5,13 @@
 
 #include <stdint.h>
 
+/* Constants of Philox-4x32-10, for kernels that draw many blocks at once. */
+#define SHL_PHILOX_M0 UINT32_C(0xD2511F53)
+#define SHL_PHILOX_M1 UINT32_C(0xCD9E8D57)
+#define SHL_PHILOX_W0 UINT32_C(0x9E3779B9) /* golden ratio */
+#define SHL_PHILOX_W1 UINT32_C(0xBB67AE85) /* sqrt(3) - 1 */
+#define SHL_PHILOX_ROUNDS 10
+
 /* Four 32-bit words of block `counter` in `stream` under `seed`. */
 void shl_rng_block(uint64_t seed, uint64_t stream, uint64_t counter, uint32_t out[4]);
 

@@ -84,7 +84,13 @@ cpu_need_f32(shl_dtype dtype, shl_op op)
     X(NORM_MAX, shl_cpu_norm_max)                                                                  \
     X(NORM_SUM, shl_cpu_norm_sum)                                                                  \
     X(SUM_RANKS, shl_cpu_sum_ranks)                                                                \
-    X(INIT, shl_cpu_init)
+    X(INIT, shl_cpu_init)                                                                          \
+    X(RMSNORM_FORWARD, shl_cpu_rmsnorm_forward)                                                    \
+    X(RMSNORM_BACKWARD, shl_cpu_rmsnorm_backward)                                                  \
+    X(ROPE, shl_cpu_rope)                                                                          \
+    X(SILU_MUL_FORWARD, shl_cpu_silu_mul_forward)                                                  \
+    X(SILU_MUL_BACKWARD, shl_cpu_silu_mul_backward)                                                \
+    X(DROPOUT, shl_cpu_dropout)
 
 #define X(op, name) shl_code SHL_K(name)(shl_stream * s, const void *args, void *work) SHL_MUST_USE;
 SHL_CPU_SLOTS(X)

@@ -57,6 +57,45 @@ layernorm_cost(bool backward, const shl_layernorm_args *a)
     return c;
 }
 
+static shl_cost
+rmsnorm_cost(bool backward, const shl_rmsnorm_args *a)
+{
+    double n = (double)shl_tensor_elems(&a->x), in = bytes_of(&a->x) + bytes_of(&a->w);
+    shl_cost c = {4.0 * n, in + bytes_of(&a->y) + bytes_of(&a->rstd)};
+    if (backward) {
+        c.flops = (a->dw.data != NULL ? 11.0 : 9.0) * n;
+        c.bytes = in + bytes_of(&a->dy) + bytes_of(&a->rstd) +
+                  bytes_into(&a->dx, a->accumulate_dx) + bytes_into(&a->dw, a->accumulate);
+    }
+    return c;
+}
+
+/* Six operations per rotated pair; the angles are a table's affair. */
+static shl_cost
+rope_cost(const shl_rope_args *a)
+{
+    double heads = (double)(a->heads + (a->k != NULL ? a->kv_heads : 0));
+    double n = (double)(a->rows * a->head_dim) * heads;
+    shl_cost c = {3.0 * n, 2.0 * n * (double)shl_dtype_bytes(a->dtype)};
+    return c;
+}
+
+static shl_cost
+silu_mul_cost(bool backward, const shl_silu_mul_args *a)
+{
+    double n = (double)(a->rows * a->cols), elem = (double)shl_dtype_bytes(a->dtype);
+    shl_cost c = {n * (backward ? 24.0 : 16.0), n * elem * (backward ? 5.0 : 3.0)};
+    return c;
+}
+
+/* Ten rounds of about ten integer operations make four words. */
+static shl_cost
+dropout_cost(const shl_dropout_args *a)
+{
+    shl_cost c = {25.0 * (double)shl_tensor_elems(&a->x), 2.0 * bytes_of(&a->x)};
+    return c;
+}
+
 /* Rows of wte that are read: at most one per token, at most all of them. */
 static shl_cost
 embedding_cost(bool backward, const shl_embedding_args *a)
@@ -182,6 +221,16 @@ shl_op_cost(shl_op op, const void *args)
     case SHL_OP_SUM_RANKS:
     case SHL_OP_INIT:
         return elementwise_cost(op, args);
+    case SHL_OP_RMSNORM_FORWARD:
+    case SHL_OP_RMSNORM_BACKWARD:
+        return rmsnorm_cost(op == SHL_OP_RMSNORM_BACKWARD, args);
+    case SHL_OP_ROPE:
+        return rope_cost(args);
+    case SHL_OP_SILU_MUL_FORWARD:
+    case SHL_OP_SILU_MUL_BACKWARD:
+        return silu_mul_cost(op == SHL_OP_SILU_MUL_BACKWARD, args);
+    case SHL_OP_DROPOUT:
+        return dropout_cost(args);
     case SHL_OP_COUNT:
         break;
     }

@@ -7,12 +7,15 @@
 
 #define SHL_CASE_OI 1u         /* weight order [O, I] */
 #define SHL_CASE_ACCUMULATE 2u /* adds to what the gradients hold */
-#define SHL_CASE_PLAIN 4u      /* linear: no bias; embedding: no positions; loss: no gradient */
-#define SHL_CASE_LARGE 8u      /* inputs of great size: offsets of 1e4, scores of hundreds */
-#define SHL_CASE_SPEED 16u     /* sized for timing: no reference is computed */
+#define SHL_CASE_PLAIN                                                                             \
+    4u                     /* linear: no bias; embedding: no positions; loss: no gradient; rmsnorm:
+                                * no dw; rope: the inverse; silu_mul: separate tensors, in place */
+#define SHL_CASE_LARGE 8u  /* great inputs: offsets of 1e4, scores of hundreds, far positions */
+#define SHL_CASE_SPEED 16u /* sized for timing: no reference is computed */
 
 /* size by op: linear R I O; layernorm R C; gelu, add, scale, adamw, norms, init N; embedding B T C
- * V; attention B T NH NK D; cross-entropy R V; sum_ranks N ranks. */
+ * V; attention B T NH NK D; cross-entropy R V; sum_ranks N ranks; rmsnorm R C; rope B T NH NK D; silu_mul R I; dropout
+ * R C. */
 typedef struct shl_op_case {
     const char *name;
     shl_op op;
@@ -53,6 +56,10 @@ typedef union shl_op_any_args {
     shl_norm_args norm;
     shl_sum_ranks_args sum;
     shl_init_args init;
+    shl_rmsnorm_args rmsnorm;
+    shl_rope_args rope;
+    shl_silu_mul_args silu;
+    shl_dropout_args dropout;
 } shl_op_any_args;
 
 typedef struct shl_op_run {

@@ -8,38 +8,6 @@
 #include "kernels/base/rng.h"
 #include "kernels/ops/op_reference.h"
 
-static shl_tensor
-vec(int64_t n)
-{
-    return shl_tensor_1d(NULL, SHL_F32, n);
-}
-
-static shl_tensor
-mat(int64_t rows, int64_t cols)
-{
-    return shl_tensor_2d(NULL, SHL_F32, rows, cols);
-}
-
-static bool
-has(const shl_op_run *run, unsigned flag)
-{
-    return (run->c->flags & flag) != 0;
-}
-
-/* Role of a gradient that the case may add to. */
-static shl_op_role
-grad_role(const shl_op_run *run)
-{
-    return has(run, SHL_CASE_ACCUMULATE) ? SHL_ROLE_INOUT : SHL_ROLE_OUT;
-}
-
-/* True when the reference is to be computed. */
-static bool
-ready(const shl_op_run *run, shl_code code)
-{
-    return code == SHL_OK && run->values;
-}
-
 static shl_code
 prepare_linear_forward(shl_op_run *run)
 {
@@ -529,6 +497,12 @@ shl_op_run_prepare(shl_op_run *run)
         [SHL_OP_NORM_SUM] = prepare_norm,
         [SHL_OP_SUM_RANKS] = prepare_sum_ranks,
         [SHL_OP_INIT] = prepare_init,
+        [SHL_OP_RMSNORM_FORWARD] = shl_op_prepare_rmsnorm,
+        [SHL_OP_RMSNORM_BACKWARD] = shl_op_prepare_rmsnorm,
+        [SHL_OP_ROPE] = shl_op_prepare_rope,
+        [SHL_OP_SILU_MUL_FORWARD] = shl_op_prepare_silu_mul,
+        [SHL_OP_SILU_MUL_BACKWARD] = shl_op_prepare_silu_mul,
+        [SHL_OP_DROPOUT] = shl_op_prepare_dropout,
     };
     return prepare[run->c->op](run);
 }

@@ -9,6 +9,46 @@
 shl_op_operand *shl_op_run_add(shl_op_run *run, shl_code *code, const char *name, shl_op_role role,
                                shl_tensor t, double std);
 
+/* ---- small words of the prepare functions ---- */
+
+static inline shl_tensor
+vec(int64_t n)
+{
+    return shl_tensor_1d(NULL, SHL_F32, n);
+}
+
+static inline shl_tensor
+mat(int64_t rows, int64_t cols)
+{
+    return shl_tensor_2d(NULL, SHL_F32, rows, cols);
+}
+
+static inline bool
+has(const shl_op_run *run, unsigned flag)
+{
+    return (run->c->flags & flag) != 0;
+}
+
+/* Role of a gradient that the case may add to. */
+static inline shl_op_role
+grad_role(const shl_op_run *run)
+{
+    return has(run, SHL_CASE_ACCUMULATE) ? SHL_ROLE_INOUT : SHL_ROLE_OUT;
+}
+
+/* True when the reference is to be computed. */
+static inline bool
+ready(const shl_op_run *run, shl_code code)
+{
+    return code == SHL_OK && run->values;
+}
+
+/* The cases of op_prepare_llama.c. */
+shl_code shl_op_prepare_rmsnorm(shl_op_run *run) SHL_MUST_USE;
+shl_code shl_op_prepare_rope(shl_op_run *run) SHL_MUST_USE;
+shl_code shl_op_prepare_silu_mul(shl_op_run *run) SHL_MUST_USE;
+shl_code shl_op_prepare_dropout(shl_op_run *run) SHL_MUST_USE;
+
 /* Adds the tensors of run's case, sets its args and computes the reference. */
 shl_code shl_op_run_prepare(shl_op_run *run) SHL_MUST_USE;
 

@@ -92,6 +92,73 @@ shl_ref_layernorm_backward(int64_t rows, int64_t cols, const double *x, const do
     }
 }
 
+void
+shl_ref_rmsnorm_forward(int64_t rows, int64_t cols, double eps, const double *x, const double *w,
+                        double *y, double *rstd)
+{
+    for (int64_t r = 0; r < rows; r++) {
+        double sum = 0.0;
+        for (int64_t c = 0; c < cols; c++) {
+            sum += x[r * cols + c] * x[r * cols + c];
+        }
+        rstd[r] = 1.0 / sqrt(sum / (double)cols + eps);
+        for (int64_t c = 0; c < cols; c++) {
+            y[r * cols + c] = x[r * cols + c] * rstd[r] * w[c];
+        }
+    }
+}
+
+void
+shl_ref_rmsnorm_backward(int64_t rows, int64_t cols, const double *x, const double *w,
+                         const double *rstd, const double *dy, double *dx, double *dw)
+{
+    for (int64_t r = 0; r < rows; r++) {
+        double mean = 0.0;
+        for (int64_t c = 0; c < cols; c++) {
+            double xhat = x[r * cols + c] * rstd[r], g = dy[r * cols + c] * w[c];
+            mean += g * xhat / (double)cols;
+            if (dw != NULL) {
+                dw[c] += dy[r * cols + c] * xhat;
+            }
+        }
+        for (int64_t c = 0; c < cols; c++) {
+            double xhat = x[r * cols + c] * rstd[r], g = dy[r * cols + c] * w[c];
+            dx[r * cols + c] += rstd[r] * (g - xhat * mean);
+        }
+    }
+}
+
+void
+shl_ref_rope(const shl_rope_args *a, int64_t heads, int64_t stride, double *x)
+{
+    int64_t half = a->head_dim / 2;
+    for (int64_t r = 0; r < a->rows; r++) {
+        double position = (double)(a->first_position + r % a->seq);
+        for (int64_t i = 0; i < heads * half; i++) {
+            double *first = x + r * stride + i / half * a->head_dim + i % half;
+            double angle =
+                position * shl_rope_inv_freq(a->theta, &a->scaling, a->head_dim, i % half);
+            angle = a->inverse ? -angle : angle;
+            double x1 = first[0], x2 = first[half];
+            first[0] = x1 * cos(angle) - x2 * sin(angle);
+            first[half] = x2 * cos(angle) + x1 * sin(angle);
+        }
+    }
+}
+
+double
+shl_ref_silu(double x)
+{
+    return x / (1.0 + exp(-x));
+}
+
+double
+shl_ref_silu_slope(double x)
+{
+    double s = 1.0 / (1.0 + exp(-x)), t = 1.0 / (1.0 + exp(x)); /* t = 1 - s */
+    return s + (s * t > 0.0 ? x * s * t : 0.0);
+}
+
 /* 1 / (1 + exp(-2u)) = (1 + tanh(u)) / 2 without its cancellation. */
 static double
 gelu_sigmoid(double x)

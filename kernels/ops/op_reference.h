@@ -25,6 +25,19 @@ void shl_ref_layernorm_backward(int64_t rows, int64_t cols, const double *x, con
                                 const double *mean, const double *rstd, const double *dy,
                                 double *dx, double *dw, double *db);
 
+/* y = x * rstd * w per row; rstd [rows] is written. Backward: dx, dw are added to; dw may be NULL. */
+void shl_ref_rmsnorm_forward(int64_t rows, int64_t cols, double eps, const double *x,
+                             const double *w, double *y, double *rstd);
+void shl_ref_rmsnorm_backward(int64_t rows, int64_t cols, const double *x, const double *w,
+                              const double *rstd, const double *dy, double *dx, double *dw);
+
+/* Rotates `heads` heads of each of a's rows, stride elements apart, in place. */
+void shl_ref_rope(const shl_rope_args *a, int64_t heads, int64_t stride, double *x);
+
+/* silu(x) = x / (1 + exp(-x)) and its derivative. */
+double shl_ref_silu(double x);
+double shl_ref_silu_slope(double x);
+
 /* The tanh form of ops.h, and its derivative. */
 double shl_ref_gelu(double x);
 double shl_ref_gelu_slope(double x);

@@ -184,6 +184,18 @@ shl_op_run_call(shl_op_run *run)
         return shl_op_sum_ranks(s, &a->sum);
     case SHL_OP_INIT:
         return shl_op_init(s, &a->init);
+    case SHL_OP_RMSNORM_FORWARD:
+        return shl_op_rmsnorm_forward(s, &a->rmsnorm);
+    case SHL_OP_RMSNORM_BACKWARD:
+        return shl_op_rmsnorm_backward(s, &a->rmsnorm);
+    case SHL_OP_ROPE:
+        return shl_op_rope(s, &a->rope);
+    case SHL_OP_SILU_MUL_FORWARD:
+        return shl_op_silu_mul_forward(s, &a->silu);
+    case SHL_OP_SILU_MUL_BACKWARD:
+        return shl_op_silu_mul_backward(s, &a->silu);
+    case SHL_OP_DROPOUT:
+        return shl_op_dropout(s, &a->dropout);
     case SHL_OP_COUNT:
         break;
     }

@@ -21,6 +21,12 @@ static const char *const op_names[SHL_OP_COUNT] = {
     [SHL_OP_NORM_SUM] = "norm_sum",
     [SHL_OP_SUM_RANKS] = "sum_ranks",
     [SHL_OP_INIT] = "init",
+    [SHL_OP_RMSNORM_FORWARD] = "rmsnorm_forward",
+    [SHL_OP_RMSNORM_BACKWARD] = "rmsnorm_backward",
+    [SHL_OP_ROPE] = "rope",
+    [SHL_OP_SILU_MUL_FORWARD] = "silu_mul_forward",
+    [SHL_OP_SILU_MUL_BACKWARD] = "silu_mul_backward",
+    [SHL_OP_DROPOUT] = "dropout",
 };
 
 const char *
@@ -333,6 +339,90 @@ shl_op_init(shl_stream *s, const shl_init_args *a)
     NEED(op, is_float(a->dst.dtype) && is_flat(&a->dst, a->dst.dtype, shl_tensor_elems(&a->dst)));
     NEED(op, a->kind == SHL_INIT_CONST || a->kind == SHL_INIT_NORMAL);
     NEED(op, a->begin >= 0);
+    return call(s, op, a);
+}
+
+static shl_code
+check_rmsnorm(shl_op op, const shl_rmsnorm_args *a)
+{
+    shl_dtype dt = a->x.dtype;
+    NEED(op, is_float(dt) && has_data(&a->x) && a->x.n_dims == 2);
+    NEED(op, a->x.dims[0] > 0 && a->x.dims[1] > 0);
+    NEED(op, has_data(&a->w) && is_flat(&a->w, dt, a->x.dims[1]));
+    NEED(op, has_data(&a->rstd) && is_flat(&a->rstd, SHL_F32, a->x.dims[0]));
+    return SHL_OK;
+}
+
+shl_code
+shl_op_rmsnorm_forward(shl_stream *s, const shl_rmsnorm_args *a)
+{
+    const shl_op op = SHL_OP_RMSNORM_FORWARD;
+    SHL_TRY(check_rmsnorm(op, a));
+    NEED(op, is_2d(&a->y, a->x.dtype, a->x.dims[0], a->x.dims[1]));
+    NEED(op, a->eps >= 0.0f);
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_rmsnorm_backward(shl_stream *s, const shl_rmsnorm_args *a)
+{
+    const shl_op op = SHL_OP_RMSNORM_BACKWARD;
+    SHL_TRY(check_rmsnorm(op, a));
+    int64_t rows = a->x.dims[0], cols = a->x.dims[1];
+    NEED(op, is_2d(&a->dy, a->x.dtype, rows, cols));
+    NEED(op, is_2d(&a->dx, a->x.dtype, rows, cols));
+    NEED(op, !has_data(&a->dw) || is_flat(&a->dw, a->dw.dtype, cols));
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_rope(shl_stream *s, const shl_rope_args *a)
+{
+    const shl_op op = SHL_OP_ROPE;
+    NEED(op, is_float(a->dtype) && a->q != NULL);
+    NEED(op, a->rows > 0 && a->seq > 0 && a->rows % a->seq == 0 && a->first_position >= 0);
+    NEED(op, a->heads > 0 && a->head_dim > 0 && a->head_dim % 2 == 0);
+    NEED(op, a->q_stride >= a->heads * a->head_dim);
+    NEED(op, a->k == NULL || (a->kv_heads > 0 && a->kv_stride >= a->kv_heads * a->head_dim));
+    NEED(op, a->theta > 0.0);
+    NEED(op, a->scaling.kind == SHL_ROPE_PLAIN || a->scaling.factor > 0.0);
+    return call(s, op, a);
+}
+
+static shl_code
+check_silu_mul(shl_op op, const shl_silu_mul_args *a)
+{
+    NEED(op, is_float(a->dtype) && a->gate != NULL && a->up != NULL);
+    NEED(op, a->rows > 0 && a->cols > 0 && a->stride >= a->cols);
+    return SHL_OK;
+}
+
+shl_code
+shl_op_silu_mul_forward(shl_stream *s, const shl_silu_mul_args *a)
+{
+    const shl_op op = SHL_OP_SILU_MUL_FORWARD;
+    SHL_TRY(check_silu_mul(op, a));
+    NEED(op, a->y != NULL);
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_silu_mul_backward(shl_stream *s, const shl_silu_mul_args *a)
+{
+    const shl_op op = SHL_OP_SILU_MUL_BACKWARD;
+    SHL_TRY(check_silu_mul(op, a));
+    NEED(op, a->dy != NULL && a->dgate != NULL && a->dup != NULL);
+    return call(s, op, a);
+}
+
+shl_code
+shl_op_dropout(shl_stream *s, const shl_dropout_args *a)
+{
+    const shl_op op = SHL_OP_DROPOUT;
+    int64_t n = shl_tensor_elems(&a->x);
+    NEED(op, is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, n));
+    NEED(op, is_flat(&a->y, a->x.dtype, n));
+    NEED(op, a->p >= 0.0 && a->p < 1.0 && a->first >= 0);
     return call(s, op, a);
 }
 

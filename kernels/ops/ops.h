@@ -34,6 +34,12 @@ typedef enum shl_op {
     SHL_OP_NORM_SUM,
     SHL_OP_SUM_RANKS,
     SHL_OP_INIT,
+    SHL_OP_RMSNORM_FORWARD,
+    SHL_OP_RMSNORM_BACKWARD,
+    SHL_OP_ROPE,
+    SHL_OP_SILU_MUL_FORWARD,
+    SHL_OP_SILU_MUL_BACKWARD,
+    SHL_OP_DROPOUT,
     SHL_OP_COUNT
 } shl_op;
 
@@ -188,6 +194,79 @@ typedef struct shl_init_args {
     int64_t begin;
 } shl_init_args;
 shl_code shl_op_init(shl_stream *s, const shl_init_args *a) SHL_MUST_USE;
+
+/* y = x * rstd * w, rstd = 1 / sqrt(mean(x^2) + eps) per row of C (Zhang & Sennrich 2019). rstd [R]
+ * f32 is saved. backward: dx[R,C] (accumulate_dx adds: the residual branch); dw, which may have NULL
+ * data, is summed over rows in a fixed order that does not depend on threads. */
+typedef struct shl_rmsnorm_args {
+    shl_tensor x, w, y, rstd;
+    shl_tensor dy, dx, dw;
+    float eps;
+    bool accumulate, accumulate_dx;
+} shl_rmsnorm_args;
+shl_code shl_op_rmsnorm_forward(shl_stream *s, const shl_rmsnorm_args *a) SHL_MUST_USE;
+shl_code shl_op_rmsnorm_backward(shl_stream *s, const shl_rmsnorm_args *a) SHL_MUST_USE;
+
+/* How rotary angles (Su et al. 2021) are stretched beyond the context that a model was trained on. */
+typedef enum shl_rope_kind {
+    SHL_ROPE_PLAIN = 0,
+    SHL_ROPE_LINEAR, /* every angle divided by factor */
+    SHL_ROPE_LLAMA3, /* Llama-3.1: by wavelength against the original context */
+    SHL_ROPE_KIND_COUNT
+} shl_rope_kind;
+typedef struct shl_rope_scaling {
+    shl_rope_kind kind;
+    double factor;                            /* linear and llama3 */
+    double low_freq_factor, high_freq_factor; /* llama3, low below high */
+    int64_t original_context;                 /* llama3 */
+} shl_rope_scaling;
+/* Radians per position of pair i of head_dim / 2: theta^(-2 i / head_dim), scaled. Pure. */
+double shl_rope_inv_freq(double theta, const shl_rope_scaling *scaling, int64_t head_dim,
+                         int64_t i);
+
+/* Rotates q and k in place: with the angle of (position, i), elements i and i + D/2 of a head (HF's
+ * halves) become x[i] cos - x[i+D/2] sin and x[i+D/2] cos + x[i] sin. Position = first_position +
+ * row mod seq. Angles are formed in double. `inverse` turns by the negative angle: the backward of
+ * dq, dk. Row r of q at q + r * q_stride, heads of D elements side by side; k likewise, NULL: none. */
+typedef struct shl_rope_args {
+    void *q, *k;
+    int64_t q_stride, kv_stride;
+    int64_t rows, seq, first_position, heads, kv_heads, head_dim;
+    double theta;
+    shl_rope_scaling scaling;
+    bool inverse;
+    shl_dtype dtype;
+} shl_rope_args;
+shl_code shl_op_rope(shl_stream *s, const shl_rope_args *a) SHL_MUST_USE;
+
+/* y = silu(gate) * up, silu(x) = x / (1 + exp(-x)) (Shazeer 2020, SwiGLU). gate and up are [R,I] with
+ * `stride` elements between rows, so that they may be halves of one [R,2I]; y and dy are dense.
+ * backward: dgate, dup with the same stride; they may be gate and up themselves. */
+typedef struct shl_silu_mul_args {
+    const void *gate, *up;
+    void *y;
+    const void *dy;
+    void *dgate, *dup;
+    int64_t rows, cols, stride;
+    shl_dtype dtype;
+} shl_silu_mul_args;
+shl_code shl_op_silu_mul_forward(shl_stream *s, const shl_silu_mul_args *a) SHL_MUST_USE;
+shl_code shl_op_silu_mul_backward(shl_stream *s, const shl_silu_mul_args *a) SHL_MUST_USE;
+
+/* Dropout (Srivastava et al. 2014): y[e] = x[e] / (1 - p) where element `first + e` is kept, else 0;
+ * y may be x. Kept: word first + e of (seed, stream) is at least p 2^32 (shl_op_dropout_word), a pure
+ * function, so no mask is stored and the backward is the same op on dy. `first` is the place of x[0]
+ * in the global batch: any partition and any recomputation drops the same elements. 0 <= p < 1. */
+typedef struct shl_dropout_args {
+    shl_tensor x, y;
+    double p;
+    uint64_t seed, stream;
+    int64_t first;
+} shl_dropout_args;
+shl_code shl_op_dropout(shl_stream *s, const shl_dropout_args *a) SHL_MUST_USE;
+/* Word `index` of a stream: word index mod 4 of block index / 4. And p as a bound on such words. */
+uint32_t shl_op_dropout_word(uint64_t seed, uint64_t stream, uint64_t index);
+uint32_t shl_op_dropout_bound(double p);
 
 /* dst = src in dst's type: fp32, bf16, fp16 from any of them, rounded to nearest even; a NaN stays a
  * NaN (quiet), what is too large for fp16 becomes infinite. Equal types: a copy. May run on any

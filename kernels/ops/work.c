@@ -47,6 +47,17 @@ host_bytes(shl_op op, const void *args, int threads)
         int64_t runs = shl_ceil_div(rows, shl_work_layernorm_rows(rows));
         return (size_t)(runs * 2 * a->x.dims[1]) * sizeof(float);
     }
+    if (op == SHL_OP_RMSNORM_BACKWARD) {
+        const shl_rmsnorm_args *a = args;
+        int64_t rows = a->x.dims[0];
+        int64_t runs = shl_ceil_div(rows, shl_work_layernorm_rows(rows));
+        return a->dw.data != NULL ? (size_t)(runs * a->x.dims[1]) * sizeof(float) : 0;
+    }
+    if (op == SHL_OP_ROPE) {
+        const shl_rope_args *a = args;
+        /* frequencies in double, cosines and sines per position */
+        return (size_t)((a->seq + 1) * a->head_dim) * sizeof(float);
+    }
     if (op == SHL_OP_CROSS_ENTROPY) {
         const shl_cross_entropy_args *a = args;
         return (size_t)a->logits.dims[0] * sizeof(double); /* loss per row */

@@ -37,7 +37,13 @@ charge(shl_op op, shl_stream *s, const void *args)
     X(norm_max, SHL_OP_NORM_MAX)                                                                   \
     X(norm_sum, SHL_OP_NORM_SUM)                                                                   \
     X(sum_ranks, SHL_OP_SUM_RANKS)                                                                 \
-    X(init, SHL_OP_INIT)
+    X(init, SHL_OP_INIT)                                                                           \
+    X(rmsnorm_forward, SHL_OP_RMSNORM_FORWARD)                                                     \
+    X(rmsnorm_backward, SHL_OP_RMSNORM_BACKWARD)                                                   \
+    X(rope, SHL_OP_ROPE)                                                                           \
+    X(silu_mul_forward, SHL_OP_SILU_MUL_FORWARD)                                                   \
+    X(silu_mul_backward, SHL_OP_SILU_MUL_BACKWARD)                                                 \
+    X(dropout, SHL_OP_DROPOUT)
 
 VIRTUAL_OPS(VIRTUAL_OP)
 

@@ -108,6 +108,12 @@ static const shl_op_case shared_work[] = {
     {"norm max", SHL_OP_NORM_MAX, {70001}, SHL_CASE_SPEED},
     {"norm sum", SHL_OP_NORM_SUM, {70001}, SHL_CASE_SPEED},
     {"init", SHL_OP_INIT, {70001}, SHL_CASE_SPEED},
+    {"rmsnorm", SHL_OP_RMSNORM_FORWARD, {700, 101}, SHL_CASE_SPEED},
+    {"rmsnorm back", SHL_OP_RMSNORM_BACKWARD, {700, 101}, SHL_CASE_SPEED},
+    {"rope", SHL_OP_ROPE, {3, 150, 4, 2, 32}, SHL_CASE_SPEED},
+    {"silu-mul", SHL_OP_SILU_MUL_FORWARD, {300, 201}, SHL_CASE_SPEED},
+    {"silu-mul back", SHL_OP_SILU_MUL_BACKWARD, {300, 201}, SHL_CASE_SPEED},
+    {"dropout", SHL_OP_DROPOUT, {300, 301}, SHL_CASE_SPEED},
 };
 
 static void
@@ -335,6 +341,54 @@ test_bits_of_init_do_not_depend_on_partition(void **state)
     }
 }
 
+/* The same elements fall whatever piece of the batch a call sees; a tenth of them, and the rest is
+ * scaled up; another seed or stream drops others. */
+static void
+test_bits_of_dropout_do_not_depend_on_partition(void **state)
+{
+    enum { N = 20011 };
+    (void)state;
+    for (const char *const *isa = shl_cpu_isas(); *isa != NULL; isa++) {
+        if (shl_cpu_op_table_isa(*isa) == NULL) {
+            continue;
+        }
+        shl_device *d = open_cpu(2, *isa);
+        shl_stream *s = shl_device_stream(d, SHL_STREAM_COMPUTE);
+        float *x = random_array(N, "x", 1.0f), *whole = random_array(N, "", 0.0f);
+        float *pieces = random_array(N, "", 0.0f), *other = random_array(N, "", 0.0f);
+        shl_dropout_args a = {.p = 0.1, .seed = SEED, .stream = 5, .first = 1000003};
+        a.x = shl_tensor_1d(x, SHL_F32, N);
+        a.y = shl_tensor_1d(whole, SHL_F32, N);
+        assert_int_equal(shl_op_dropout(s, &a), SHL_OK);
+        for (int64_t begin = 0, n = 1; begin < N; begin += n, n = begin % 777 + 1) {
+            n = begin + n < N ? n : N - begin;
+            memcpy(pieces + begin, x + begin, (size_t)n * sizeof(float));
+            a.x = shl_tensor_1d(pieces + begin, SHL_F32, n);
+            a.y = a.x; /* in place */
+            a.first = 1000003 + begin;
+            assert_int_equal(shl_op_dropout(s, &a), SHL_OK);
+        }
+        assert_memory_equal(whole, pieces, N * sizeof(float));
+        a.x = shl_tensor_1d(x, SHL_F32, N);
+        a.y = shl_tensor_1d(other, SHL_F32, N);
+        a.first = 1000003;
+        a.stream = 6;
+        assert_int_equal(shl_op_dropout(s, &a), SHL_OK);
+        int dropped = 0, both = 0;
+        for (int64_t i = 0; i < N; i++) {
+            dropped += whole[i] == 0.0f;
+            both += whole[i] == 0.0f && other[i] == 0.0f;
+        }
+        /* 0.1 and 0.01 of N, five standard deviations. */
+        assert_true(abs(dropped - N / 10) < 213 && abs(both - N / 100) < 71);
+        shl_heap_free(&x);
+        shl_heap_free(&whole);
+        shl_heap_free(&pieces);
+        shl_heap_free(&other);
+        assert_int_equal(shl_device_close(&d), SHL_OK);
+    }
+}
+
 /* NaN and infinities must not turn into numbers on the way. */
 static void
 test_bits_keep_what_is_not_finite(void **state)
@@ -377,6 +431,7 @@ main(void)
         cmocka_unit_test(test_bits_of_sums_keep_rank_order),
         cmocka_unit_test(test_bits_of_norms_do_not_depend_on_partition),
         cmocka_unit_test(test_bits_of_norm_max_show_what_is_not_finite),
+        cmocka_unit_test(test_bits_of_dropout_do_not_depend_on_partition),
         cmocka_unit_test(test_bits_of_init_do_not_depend_on_partition),
         cmocka_unit_test(test_bits_keep_what_is_not_finite),
     };

@@ -124,6 +124,86 @@ test_gradients_layernorm(void **state)
 }
 
 static double
+rmsnorm_loss(void *state)
+{
+    norm_state *t = state;
+    shl_ref_rmsnorm_forward(t->rows, t->cols, 1e-5, t->x, t->w, t->y, t->rstd);
+    return weighted(t->y, t->dy, t->rows * t->cols);
+}
+
+static void
+test_gradients_rmsnorm(void **state)
+{
+    static norm_state t = {.rows = 4, .cols = 9};
+    (void)state;
+    draw(t.x, 36, "x");
+    draw(t.w, 9, "w");
+    draw(t.dy, 36, "dy");
+    (void)rmsnorm_loss(&t);
+    shl_ref_rmsnorm_backward(t.rows, t.cols, t.x, t.w, t.rstd, t.dy, t.dx, t.dw);
+    check_gradient(rmsnorm_loss, &t, t.x, t.dx, 36, "rmsnorm dx");
+    check_gradient(rmsnorm_loss, &t, t.w, t.dw, 9, "rmsnorm dw");
+}
+
+/* The gradient of a rotation is the inverse one, of dy. */
+typedef struct rope_state {
+    shl_rope_args a;
+    double x[MAX], y[MAX], dy[MAX], dx[MAX];
+} rope_state;
+
+static double
+rope_loss(void *state)
+{
+    rope_state *t = state;
+    int64_t n = t->a.rows * t->a.q_stride;
+    memcpy(t->y, t->x, (size_t)n * sizeof(double));
+    shl_ref_rope(&t->a, t->a.heads, t->a.q_stride, t->y);
+    return weighted(t->y, t->dy, n);
+}
+
+static void
+test_gradients_rope(void **state)
+{
+    static const shl_rope_scaling scalings[] = {
+        {0}, {SHL_ROPE_LINEAR, 4.0, 0.0, 0.0, 0}, {SHL_ROPE_LLAMA3, 8.0, 1.0, 4.0, 64}};
+    static rope_state t;
+    (void)state;
+    for (size_t i = 0; i < SHL_ARRAY_LEN(scalings); i++) {
+        t.a = (shl_rope_args){.q_stride = 14,
+                              .rows = 6,
+                              .seq = 3,
+                              .first_position = 90,
+                              .heads = 2,
+                              .head_dim = 6,
+                              .theta = 100.0,
+                              .scaling = scalings[i]};
+        draw(t.x, 84, "x");
+        draw(t.dy, 84, "dy");
+        memcpy(t.dx, t.dy, sizeof(t.dx));
+        shl_rope_args inverse = t.a;
+        inverse.inverse = true;
+        shl_ref_rope(&inverse, 2, 14, t.dx);
+        check_gradient(rope_loss, &t, t.x, t.dx, 84, "rope dx");
+    }
+}
+
+static double
+silu_loss(void *state)
+{
+    return shl_ref_silu(*(double *)state);
+}
+
+static void
+test_gradients_silu(void **state)
+{
+    (void)state;
+    for (double at = -30.0; at <= 30.0; at += 0.77) {
+        double x = at, slope = shl_ref_silu_slope(at);
+        check_gradient(silu_loss, &x, &x, &slope, 1, "silu");
+    }
+}
+
+static double
 gelu_loss(void *state)
 {
     return shl_ref_gelu(*(double *)state);
@@ -216,7 +296,8 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients_linear),        cmocka_unit_test(test_gradients_layernorm),
         cmocka_unit_test(test_gradients_gelu),          cmocka_unit_test(test_gradients_attention),
-        cmocka_unit_test(test_gradients_cross_entropy),
+        cmocka_unit_test(test_gradients_cross_entropy), cmocka_unit_test(test_gradients_rmsnorm),
+        cmocka_unit_test(test_gradients_rope),          cmocka_unit_test(test_gradients_silu),
     };
     printf("seed %u\n", SEED);
     return cmocka_run_group_tests_name("ops_gradients", tests, NULL, NULL);

@@ -72,6 +72,24 @@ spoil(shl_op op, shl_op_any_args *a)
     case SHL_OP_INIT:
         a->init.begin = -1;
         break;
+    case SHL_OP_RMSNORM_FORWARD:
+        a->rmsnorm.rstd.dims[0]++;
+        break;
+    case SHL_OP_RMSNORM_BACKWARD:
+        a->rmsnorm.dw.dims[0]++;
+        break;
+    case SHL_OP_ROPE:
+        a->rope.head_dim--;
+        break;
+    case SHL_OP_SILU_MUL_FORWARD:
+        a->silu.stride = a->silu.cols - 1;
+        break;
+    case SHL_OP_SILU_MUL_BACKWARD:
+        a->silu.dup = NULL;
+        break;
+    case SHL_OP_DROPOUT:
+        a->dropout.p = 1.0;
+        break;
     case SHL_OP_COUNT:
         break;
     }
