@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "engines/config/dtypes.h"
 #include "kernels/base/str.h"
 
 #define PI 3.14159265358979323846
@@ -114,8 +115,15 @@ shl_engine_config_init(shl_engine_config *c)
         .schedule = SHL_SCHEDULE_CONSTANT,
         .min_lr_ratio = 0.0,
     };
-    c->master_dtype = c->compute_dtype = SHL_F32;
-    c->reduce_dtype = c->grad_dtype = c->moment_dtype = SHL_F32;
+    shl_dtype_policy_set(c, SHL_F32);
+    c->scale = (shl_scale_config){
+        .kind = SHL_SCALE_NONE,
+        .scale = 65536.0,
+        .window = 1000,
+        .hysteresis = 2,
+        .min_scale = 1.0,
+        .raise_at_min = true,
+    };
 }
 
 static shl_code
@@ -162,27 +170,6 @@ check_optim(const shl_optim_config *o)
     return SHL_OK;
 }
 
-static shl_code
-check_dtypes(const shl_engine_config *c)
-{
-    const struct {
-        const char *role;
-        shl_dtype dtype;
-    } roles[] = {
-        {"master weights", c->master_dtype},    {"compute", c->compute_dtype},
-        {"reduction", c->reduce_dtype},         {"gradients", c->grad_dtype},
-        {"optimizer moments", c->moment_dtype},
-    };
-    for (size_t i = 0; i < SHL_ARRAY_LEN(roles); i++) {
-        if (roles[i].dtype != SHL_F32) {
-            SHL_RAISE(SHL_E_USAGE, "dtype of %s is %s", roles[i].role,
-                      shl_dtype_name(roles[i].dtype));
-            return shl_err_because("this version computes in fp32 everywhere");
-        }
-    }
-    return SHL_OK;
-}
-
 shl_code
 shl_engine_config_check(const shl_engine_config *c)
 {
@@ -196,5 +183,5 @@ shl_engine_config_check(const shl_engine_config *c)
     shl_reduce_every same;
     SHL_TRY(shl_reduce_every_resolve(c->strategy, c->reduce_every, &same));
     SHL_TRY(check_optim(&c->optim));
-    return check_dtypes(c);
+    return shl_dtype_policy_check(c);
 }

@@ -62,7 +62,26 @@ double shl_lr_at(const shl_optim_config *c, int64_t step);
 #define SHL_PREFETCH_AUTO (-1)
 int shl_prefetch_resolve(shl_strategy s, int asked);
 
-/* What an engine is told. Dtypes are explicit; this build accepts fp32 everywhere. */
+/* The factor on the loss that keeps small 16-bit gradients above zero (Micikevicius et al., ICLR 2018).
+ * A step whose gradients are not finite is skipped, also by STATIC. DYNAMIC is DeepSpeed's
+ * DynamicLossScaler, factor 2. */
+typedef enum shl_scale_kind {
+    SHL_SCALE_NONE = 0,
+    SHL_SCALE_STATIC,
+    SHL_SCALE_DYNAMIC
+} shl_scale_kind;
+
+typedef struct shl_scale_config {
+    shl_scale_kind kind;
+    double scale;                /* STATIC: always; DYNAMIC: at first. Finite, > 0 */
+    int64_t window;              /* clean steps to a doubling (the first takes one more), >= 1 */
+    int64_t hysteresis;          /* overflows to the first halving, >= 1 */
+    bool consecutive_hysteresis; /* every clean step refills the hysteresis, not only a doubling */
+    double min_scale;            /* > 0 */
+    bool raise_at_min;           /* a halving that is due at min_scale ends the run */
+} shl_scale_config;
+
+/* What an engine is told. Dtypes are explicit, one per role (shl_dtype_policy_set has the defaults). */
 typedef struct shl_engine_config {
     shl_strategy strategy;
     shl_reduce_every reduce_every; /* resolved: MICRO or BOUNDARY */
@@ -77,12 +96,31 @@ typedef struct shl_engine_config {
     shl_dtype compute_dtype; /* parameters in use, activations, what gathers carry */
     shl_dtype reduce_dtype;  /* gradients while they are reduced */
     shl_dtype grad_dtype;    /* gradients while they are accumulated */
-    shl_dtype moment_dtype;
+    shl_dtype moment_dtype;  /* fp32 or bf16 */
+    shl_scale_config scale;
+    bool check_overflow; /* skips steps without a scaler too */
 } shl_engine_config;
 
-/* Defaults of every field as DESIGN 4 names them (fp32, AdamW 1e-3 / 0.9 / 0.95 / 1e-8 / 0.1, no
- * clipping, bucket 16 Mi elements, prefetch auto, accum 1). */
+/* Defaults of every field (fp32, AdamW 1e-3 / 0.9 / 0.95 / 1e-8 / 0.1, no clipping, bucket 16 Mi
+ * elements, prefetch auto, accum 1; no loss scaling, DeepSpeed's numbers for one that is asked for). */
 void shl_engine_config_init(shl_engine_config *c);
+
+/* The default policy of a compute dtype: everything else in fp32. */
+void shl_dtype_policy_set(shl_engine_config *c, shl_dtype compute);
+
+/* "bf16 compute, fp32 master, fp32 reduce, fp32 grad, fp32 moments": what is told beside a loss. */
+#define SHL_DTYPE_POLICY_TEXT_BYTES 96
+void shl_dtype_policy_text(const shl_engine_config *c, char *dst, size_t cap);
+
+/* "fp32", "bf16", "fp16". Errors: SHL_E_USAGE with `role` and the list. */
+shl_code shl_dtype_parse(const char *role, const char *text, shl_dtype *out) SHL_MUST_USE;
+
+/* Whether gradients are summed over ranks where they are accumulated, or held until a boundary and
+ * summed there: then reduction and accumulation have one dtype. */
+bool shl_reduces_in_grad_dtype(const shl_engine_config *c);
+
+/* Whether steps with gradients that are not finite are skipped. */
+bool shl_checks_overflow(const shl_engine_config *c);
 
 /* Cross-field checks. Errors: SHL_E_USAGE with the field, its value and its limit. */
 shl_code shl_engine_config_check(const shl_engine_config *c) SHL_MUST_USE;

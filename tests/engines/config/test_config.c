@@ -152,18 +152,33 @@ SPOIL(seq_zero, c->seq = 0)
 SPOIL(prefetch_bad, c->prefetch = -7)
 SPOIL(reduce_unresolved, c->reduce_every = SHL_REDUCE_AUTO)
 SPOIL(reduce_wrong, (c->strategy = SHL_ZERO3, c->reduce_every = SHL_REDUCE_BOUNDARY))
-SPOIL(dtype_bf16, c->compute_dtype = SHL_BF16)
+SPOIL(compute_fp64, c->compute_dtype = SHL_F64)
+SPOIL(master_bf16, c->master_dtype = SHL_BF16)
+SPOIL(master_other, (shl_dtype_policy_set(c, SHL_BF16), c->master_dtype = SHL_F16))
+SPOIL(moments_fp16, c->moment_dtype = SHL_F16)
+SPOIL(grad_int, c->grad_dtype = SHL_I32)
+SPOIL(fp16_unscaled, shl_dtype_policy_set(c, SHL_F16))
+SPOIL(scale_zero, (c->scale.kind = SHL_SCALE_STATIC, c->scale.scale = 0.0))
+SPOIL(scale_nan, (c->scale.kind = SHL_SCALE_DYNAMIC, c->scale.scale = (double)NAN))
+SPOIL(window_zero, (c->scale.kind = SHL_SCALE_DYNAMIC, c->scale.window = 0))
+SPOIL(hysteresis_zero, (c->scale.kind = SHL_SCALE_DYNAMIC, c->scale.hysteresis = 0))
+SPOIL(least_scale_high, (c->scale.kind = SHL_SCALE_DYNAMIC, c->scale.min_scale = 1e6))
+SPOIL(ddp_reduces_apart, (shl_dtype_policy_set(c, SHL_BF16), c->reduce_dtype = SHL_BF16))
+SPOIL(fsdp_holds_apart,
+      (shl_dtype_policy_set(c, SHL_BF16), c->grad_dtype = SHL_BF16, c->strategy = SHL_FSDP))
 
 static void
 test_config_meaningless_values_are_refused(void **state)
 {
     SHL_UNUSED(state);
     static const spoil_fn all[] = {
-        nan_lr,          negative_lr, infinite_lr,   beta_one,          beta_negative,
-        eps_zero,        decay_nan,   clip_negative, ratio_large,       warmup_negative,
-        no_schedule_end, late_warmup, bucket_zero,   bucket_huge,       accum_zero,
-        batch_negative,  seq_zero,    prefetch_bad,  reduce_unresolved, reduce_wrong,
-        dtype_bf16,
+        nan_lr,           negative_lr,       infinite_lr,      beta_one,          beta_negative,
+        eps_zero,         decay_nan,         clip_negative,    ratio_large,       warmup_negative,
+        no_schedule_end,  late_warmup,       bucket_zero,      bucket_huge,       accum_zero,
+        batch_negative,   seq_zero,          prefetch_bad,     reduce_unresolved, reduce_wrong,
+        compute_fp64,     master_bf16,       master_other,     moments_fp16,      grad_int,
+        fp16_unscaled,    scale_zero,        scale_nan,        window_zero,       hysteresis_zero,
+        least_scale_high, ddp_reduces_apart, fsdp_holds_apart,
     };
     for (size_t i = 0; i < SHL_ARRAY_LEN(all); i++) {
         shl_engine_config c;
@@ -175,6 +190,69 @@ test_config_meaningless_values_are_refused(void **state)
     }
 }
 
+/* Every policy that one strategy can do, and who else cannot. */
+static void
+test_config_dtype_policies(void **state)
+{
+    SHL_UNUSED(state);
+    static const shl_dtype computes[] = {SHL_F32, SHL_BF16, SHL_F16};
+    for (size_t i = 0; i < SHL_ARRAY_LEN(computes); i++) {
+        shl_engine_config c;
+        shl_engine_config_init(&c);
+        shl_dtype_policy_set(&c, computes[i]);
+        c.scale.kind = SHL_SCALE_DYNAMIC;
+        for (int s = 0; s < SHL_STRATEGY_COUNT; s++) {
+            c.strategy = (shl_strategy)s;
+            assert_int_equal(shl_reduce_every_resolve(c.strategy, SHL_REDUCE_AUTO, &c.reduce_every),
+                             SHL_OK);
+            assert_int_equal(shl_engine_config_check(&c), SHL_OK);
+            c.master_dtype = c.grad_dtype = c.reduce_dtype = computes[i];
+            c.moment_dtype = SHL_BF16;
+            assert_int_equal(shl_engine_config_check(&c), SHL_OK);
+            c.grad_dtype = SHL_F32;
+            bool one_dtype = shl_reduces_in_grad_dtype(&c) && computes[i] != SHL_F32;
+            shl_err_clear();
+            assert_int_equal(shl_engine_config_check(&c), one_dtype ? SHL_E_USAGE : SHL_OK);
+            assert_int_equal(strstr(shl_err_get()->because, "fsdp") != NULL, one_dtype);
+            shl_dtype_policy_set(&c, computes[i]);
+        }
+    }
+}
+
+static void
+test_config_fp16_asks_for_a_scaler(void **state)
+{
+    SHL_UNUSED(state);
+    shl_engine_config c;
+    shl_engine_config_init(&c);
+    shl_dtype_policy_set(&c, SHL_F16);
+    assert_int_equal(shl_engine_config_check(&c), SHL_E_USAGE);
+    assert_non_null(strstr(shl_err_get()->advice, "--loss-scale dynamic"));
+    c.no_optimizer = true;
+    assert_int_equal(shl_engine_config_check(&c), SHL_OK);
+    c.no_optimizer = false;
+    c.scale.kind = SHL_SCALE_STATIC;
+    assert_int_equal(shl_engine_config_check(&c), SHL_OK);
+}
+
+static void
+test_config_dtype_policy_is_told_in_words(void **state)
+{
+    SHL_UNUSED(state);
+    shl_engine_config c;
+    char text[SHL_DTYPE_POLICY_TEXT_BYTES];
+    shl_dtype dtype;
+    shl_engine_config_init(&c);
+    shl_dtype_policy_set(&c, SHL_BF16);
+    shl_dtype_policy_text(&c, text, sizeof(text));
+    assert_string_equal(text, "bf16 compute, fp32 master, fp32 reduce, fp32 grad, fp32 moments");
+    assert_int_equal(shl_dtype_parse("dtype", "fp16", &dtype), SHL_OK);
+    assert_int_equal(dtype, SHL_F16);
+    assert_int_equal(shl_dtype_parse("dtype", "i32", &dtype), SHL_E_USAGE);
+    assert_int_equal(shl_dtype_parse("dtype", NULL, &dtype), SHL_E_USAGE);
+    assert_non_null(strstr(shl_err_get()->because, "bf16"));
+}
+
 int
 main(void)
 {
@@ -184,6 +262,9 @@ main(void)
         cmocka_unit_test(test_config_reduction_resolves_by_nature),
         cmocka_unit_test(test_config_schedule_follows_the_definition),
         cmocka_unit_test(test_config_schedule_equals_golden_run),
+        cmocka_unit_test(test_config_dtype_policies),
+        cmocka_unit_test(test_config_fp16_asks_for_a_scaler),
+        cmocka_unit_test(test_config_dtype_policy_is_told_in_words),
         cmocka_unit_test(test_config_meaningless_values_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
