@@ -27,10 +27,14 @@
 
 /* What belongs to the run and not to a tensor. Strings bounded. Everything needed to go on: */
 typedef struct shl_ckpt_meta {
-    char model[64];      /* name for messages: "gpt2-tiny" */
-    char run_id[33];     /* 32 hex digits */
-    int64_t step;        /* updates done */
-    int64_t data_sample; /* next sample of the global order */
+    char model[64];  /* name for messages: "gpt2-tiny" */
+    char run_id[33]; /* 32 hex digits */
+    int64_t step;    /* global batches done */
+    int64_t skipped; /* of them without an update */
+    char scaler[8];  /* of the loss: "none", "static", "dynamic"; what follows is its state */
+    double scale;    /* of the next step; finite, > 0 */
+    int64_t hysteresis_left, scaler_steps, last_overflow; /* -1: none */
+    int64_t data_sample;                                  /* next sample of the global order */
     uint64_t seed;
     char config[4096]; /* JSON object of the resolved configuration; read back without blanks */
     int world;         /* ranks that saved */

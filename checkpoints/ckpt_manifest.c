@@ -2,6 +2,7 @@
  * holds, which file holds which range. Written one line per tensor and file, parsed strictly:
  * unknown, missing, doubled or out-of-range members are refused. */
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -67,6 +68,13 @@ add_meta(shl_str *out, const shl_ckpt_meta *m)
     shl_str_add(out, ",\n\"world\":%d,\n\"step\":%lld,\n\"data_sample\":%lld,\n\"seed\":\"%llu\"",
                 m->world, (long long)m->step, (long long)m->data_sample,
                 (unsigned long long)m->seed);
+    shl_str_add(out, ",\n\"skipped\":%lld,\n\"scaler\":{\"kind\":", (long long)m->skipped);
+    SHL_TRY(add_json_text(out, m->scaler));
+    /* 17 digits are the double again. */
+    shl_str_add(out,
+                ",\"scale\":%.17g,\"hysteresis_left\":%lld,\"steps\":%lld,\"last_overflow\":%lld}",
+                m->scale, (long long)m->hysteresis_left, (long long)m->scaler_steps,
+                (long long)m->last_overflow);
     shl_str_add(out, ",\n\"config\":");
     return add_config(out, m->config);
 }
@@ -216,28 +224,67 @@ parse_config(const char *path, const json_t *root, shl_ckpt_meta *m)
 }
 
 static shl_code
+parse_scaler(const char *path, const json_t *root, shl_ckpt_meta *m)
+{
+    static const char *const keys[] = {"kind", "scale", "hysteresis_left", "steps",
+                                       "last_overflow"};
+    const json_t *o = json_object_get(root, "scaler");
+    SHL_TRY(exact_members(path, o, "scaler", keys, SHL_ARRAY_LEN(keys)));
+    SHL_TRY(get_text(path, o, "kind", m->scaler, sizeof m->scaler));
+    bool known = strcmp(m->scaler, "none") == 0 || strcmp(m->scaler, "static") == 0 ||
+                 strcmp(m->scaler, "dynamic") == 0;
+    if (!known) {
+        return bad(path, "kind", "none, static or dynamic is expected");
+    }
+    m->scale = json_number_value(json_object_get(o, "scale"));
+    if (!(m->scale > 0.0) || !isfinite(m->scale)) {
+        return bad(path, "scale", "a finite number above 0 is expected");
+    }
+    SHL_TRY(get_int(path, json_object_get(o, keys[2]), keys[2], 0, INT64_MAX, &m->hysteresis_left));
+    SHL_TRY(get_int(path, json_object_get(o, keys[3]), keys[3], 0, INT64_MAX, &m->scaler_steps));
+    return get_int(path, json_object_get(o, keys[4]), keys[4], -1, m->scaler_steps,
+                   &m->last_overflow);
+}
+
+/* Written by every version since 3. */
+static shl_code
+parse_progress(const char *path, const json_t *root, int64_t version, shl_ckpt_meta *m)
+{
+    SHL_TRY(get_int(path, json_object_get(root, "step"), "step", 0, INT64_MAX, &m->step));
+    SHL_TRY(get_int(path, json_object_get(root, "data_sample"), "data_sample", 0, INT64_MAX,
+                    &m->data_sample));
+    if (version < 3) {
+        shl_strf(m->scaler, sizeof m->scaler, "none");
+        m->scale = 1.0;
+        m->last_overflow = -1;
+        return SHL_OK;
+    }
+    SHL_TRY(get_int(path, json_object_get(root, "skipped"), "skipped", 0, m->step, &m->skipped));
+    return parse_scaler(path, root, m);
+}
+
+static shl_code
 parse_meta(const char *path, const json_t *root, shl_ckpt_meta *m)
 {
-    static const char *const keys[] = {"format",  "version", "run_id",      "model", "strategy",
-                                       "world",   "step",    "data_sample", "seed",  "config",
-                                       "tensors", "files",   "view"};
+    static const char *const keys[] = {"format", "version", "run_id",  "model",       "strategy",
+                                       "world",  "step",    "seed",    "data_sample", "config",
+                                       "files",  "view",    "tensors", "skipped",     "scaler"};
     char format[32];
-    int64_t n = 0;
-    SHL_TRY(exact_members(path, root, "manifest", keys, SHL_ARRAY_LEN(keys)));
+    int64_t n = 0, version = 0;
+    SHL_TRY(get_int(path, json_object_get(root, "version"), "version", SHL_CKPT_OLDEST_VERSION,
+                    SHL_CKPT_VERSION, &version));
+    SHL_TRY(
+        exact_members(path, root, "manifest", keys, SHL_ARRAY_LEN(keys) - (version < 3 ? 2 : 0)));
     SHL_TRY(get_text(path, root, "format", format, sizeof format));
     if (strcmp(format, FORMAT) != 0) {
         return bad(path, "format", "it is not the manifest of a checkpoint of this program");
     }
-    SHL_TRY(get_int(path, json_object_get(root, "version"), "version", SHL_CKPT_VERSION,
-                    SHL_CKPT_VERSION, &n));
     SHL_TRY(get_text(path, root, "run_id", m->run_id, sizeof m->run_id));
     SHL_TRY(get_text(path, root, "model", m->model, sizeof m->model));
     SHL_TRY(get_text(path, root, "strategy", m->strategy, sizeof m->strategy));
     SHL_TRY(get_int(path, json_object_get(root, "world"), "world", 1, WORLD_MAX, &n));
     m->world = (int)n;
-    SHL_TRY(get_int(path, json_object_get(root, "step"), "step", 0, INT64_MAX, &m->step));
-    SHL_TRY(get_int(path, json_object_get(root, "data_sample"), "data_sample", 0, INT64_MAX,
-                    &m->data_sample));
+    SHL_TRY(parse_progress(path, root, version, m));
     SHL_TRY(parse_seed(path, root, &m->seed));
     return parse_config(path, root, m);
 }

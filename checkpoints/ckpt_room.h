@@ -6,7 +6,8 @@
 #include "checkpoints/ckpt.h"
 #include "kernels/base/str.h"
 
-#define SHL_CKPT_VERSION 2
+#define SHL_CKPT_VERSION 3
+#define SHL_CKPT_OLDEST_VERSION 2 /* knows no skipped step and no loss scaler */
 #define SHL_CKPT_MANIFEST "manifest.json"
 #define SHL_CKPT_VIEW "index.h5"
 #define SHL_CKPT_COMMIT "COMMIT"

@@ -51,6 +51,7 @@ shl_engine_open(const shl_engine_config *cfg, shl_model *model, shl_device *devi
     e->ops = shl_engine_find(cfg->strategy);
     e->config = *cfg;
     e->config.prefetch = shl_prefetch_resolve(cfg->strategy, cfg->prefetch);
+    shl_scaler_init(&e->scaler, &cfg->scale);
     e->model = model;
     e->device = device;
     e->mesh = *mesh;
@@ -108,9 +109,14 @@ shl_engine_begin_step(shl_engine *e, int64_t global_valid)
         return SHL_RAISE(SHL_E_CONFIG, "the global batch of step %lld has no target to learn from",
                          (long long)e->step);
     }
+    if (e->config.no_optimizer) {
+        SHL_RAISE(SHL_E_USAGE, "a training step of an engine without optimizer");
+        shl_err_because("it holds no gradients and no moments: it only evaluates");
+        return shl_err_advice("eval, or an optimizer");
+    }
     e->micro = 0;
     e->global_valid = global_valid;
-    e->dloss = 1.0 / (double)global_valid;
+    e->dloss = e->scaler.scale / (double)global_valid;
     e->step_start_ns = now(e);
     memset(&e->report, 0, sizeof(e->report));
     return shl_device_fill(e->device, e->loss_sum.data, 0, sizeof(double), NULL);
@@ -203,7 +209,9 @@ static shl_code
 end_step(shl_engine *e, double *loss)
 {
     shl_ledger_set_mark(e->device->ledger, SHL_MARK_STEP);
+    e->report.loss_scale = e->scaler.scale;
     SHL_TRY(e->ops->end_step(e, &e->report));
+    SHL_TRY(shl_scaler_update(&e->scaler, &e->config.scale, e->report.skipped));
     SHL_TRY(shl_device_sync(e->device));
     SHL_TRY(shl_device_download(e->device, loss, e->loss_sum.data, sizeof(*loss)));
     return shl_comm_control(e->mesh.world, SHL_CONTROL_SUM_F64, loss, 1);
@@ -219,7 +227,9 @@ shl_engine_end_step(shl_engine *e, shl_step_report *out)
     shl_code code = give_up(e, end_step(e, &loss), "step");
     SHL_TRY(shl_comm_agree(e->mesh.world, code, "step"));
     e->step++;
+    e->skipped += e->report.skipped;
     e->report.step = e->step;
+    e->report.skipped_steps = e->skipped;
     e->report.loss = loss / (double)e->global_valid;
     e->report.tokens = e->config.batch * e->config.seq * e->config.accum * world;
     e->report.update_ns = now(e) - start;
@@ -245,9 +255,19 @@ shl_engine_visit_state(shl_engine *e, shl_visit_mode mode, shl_state_visitor v, 
 }
 
 void
-shl_engine_set_step(shl_engine *e, int64_t step)
+shl_engine_get_progress(const shl_engine *e, shl_engine_progress *out)
 {
-    e->step = step;
+    *out = (shl_engine_progress){.step = e->step, .skipped = e->skipped, .scaler = e->scaler};
+}
+
+void
+shl_engine_set_progress(shl_engine *e, const shl_engine_progress *p, bool has_scaler)
+{
+    e->step = p->step;
+    e->skipped = p->skipped;
+    if (has_scaler && e->config.scale.kind == SHL_SCALE_DYNAMIC) {
+        e->scaler = p->scaler;
+    }
 }
 
 void

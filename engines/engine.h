@@ -11,6 +11,7 @@
 
 #include "engines/comm/comm.h"
 #include "engines/config/config.h"
+#include "engines/shared/scaler.h"
 #include "models/module.h"
 
 typedef struct shl_engine shl_engine;
@@ -24,12 +25,15 @@ typedef struct shl_mesh {
 
 /* What one optimizer step was. Times are nanoseconds of the device's clock. */
 typedef struct shl_step_report {
-    int64_t step;     /* number of updates done, this one included */
+    int64_t step;     /* global batches done, this one included */
     double loss;      /* sum over valid targets / their number, whole global batch */
-    double grad_norm; /* global L2, before clipping */
-    double clip_coef; /* what gradients were multiplied with */
+    double grad_norm; /* global L2, unscaled, before clipping; not finite in a skipped step */
+    double clip_coef; /* what unscaled gradients were multiplied with; 0 in a skipped step */
     double lr;
-    int64_t tokens; /* positions of the global batch */
+    double loss_scale;     /* that the gradients of this step carried; 1: none */
+    bool skipped;          /* they were not finite: nothing was updated */
+    int64_t skipped_steps; /* of all steps; step - skipped_steps updates were done */
+    int64_t tokens;        /* positions of the global batch */
     int64_t step_ns, forward_ns, backward_ns, update_ns;
     int64_t exposed_comm_ns; /* compute waited for communication */
 } shl_step_report;
@@ -75,9 +79,11 @@ struct shl_engine {
     shl_model *model;   /* borrowed */
     shl_device *device; /* borrowed: compute */
     shl_mesh mesh;      /* borrowed */
-    int64_t step;       /* updates done */
+    int64_t step;       /* global batches done */
+    int64_t skipped;    /* of them without an update */
+    shl_scaler scaler;  /* its scale is that of the step under way */
     int64_t micro;      /* micro-steps done in this step */
-    double dloss;       /* 1 / valid targets of the global batch */
+    double dloss;       /* loss scale / valid targets of the global batch */
     int64_t global_valid;
     shl_step_report report; /* being filled */
     int64_t step_start_ns;
@@ -97,7 +103,8 @@ shl_code shl_engine_open(const shl_engine_config *cfg, shl_model *model, shl_dev
 /* Frees everything. After it the device ledger is balanced. NULL is fine. Drains in-flight work. */
 void shl_engine_close(shl_engine **e);
 
-/* Starts a step whose whole global batch (all ranks and micro-steps) has global_valid targets. */
+/* Starts a step whose whole global batch (all ranks and micro-steps) has global_valid targets. Errors:
+ * SHL_E_USAGE for an engine without optimizer. */
 shl_code shl_engine_begin_step(shl_engine *e, int64_t global_valid) SHL_MUST_USE;
 
 /* One micro-batch: tokens and targets are host arrays of batch * seq (targets: SHL_IGNORE_INDEX is
@@ -112,15 +119,24 @@ shl_code shl_engine_eval(shl_engine *e, const int32_t *tokens, const int32_t *ta
                          double *loss_sum) SHL_MUST_USE;
 
 /* After config.accum forward/backward pairs: finish reductions, norm, clip, update, make parameters
- * ready again. */
+ * ready again. With a loss scale (or check_overflow) a step whose gradients are not finite changes
+ * neither parameters nor moments, and counts as skipped: on every rank alike. */
 shl_code shl_engine_end_step(shl_engine *e, shl_step_report *out) SHL_MUST_USE;
 
 /* Calls v for every shard: kinds "param", "opt/m", "opt/v". READ: values are complete on the host
  * side of the device. WRITE: v fills them; afterwards the engine makes itself consistent (gathers
- * replicated parameters). `step` of the engine is set by the caller through shl_engine_set_step. */
+ * replicated parameters). The engine's progress is set by the caller through shl_engine_set_progress. */
 shl_code shl_engine_visit_state(shl_engine *e, shl_visit_mode mode, shl_state_visitor v,
                                 void *ctx) SHL_MUST_USE;
-void shl_engine_set_step(shl_engine *e, int64_t step);
+
+/* Where training stands beside its tensors. */
+typedef struct shl_engine_progress {
+    int64_t step, skipped;
+    shl_scaler scaler;
+} shl_engine_progress;
+void shl_engine_get_progress(const shl_engine *e, shl_engine_progress *out);
+/* has_scaler: p->scaler is of a dynamic scaler; an engine with another one keeps its own. */
+void shl_engine_set_progress(shl_engine *e, const shl_engine_progress *p, bool has_scaler);
 
 /* Numbers of the layout, complete after open. Local. */
 void shl_engine_info_get(const shl_engine *e, shl_engine_info *out);

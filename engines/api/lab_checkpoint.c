@@ -76,6 +76,22 @@ config_json(const shl_lab *lab, const char *extra, json_t **out)
     return code;
 }
 
+static void
+put_progress(const shl_engine *e, shl_ckpt_meta *meta)
+{
+    static const char *const kinds_of_scaler[] = {
+        [SHL_SCALE_NONE] = "none", [SHL_SCALE_STATIC] = "static", [SHL_SCALE_DYNAMIC] = "dynamic"};
+    shl_engine_progress p;
+    shl_engine_get_progress(e, &p);
+    meta->step = p.step;
+    meta->skipped = p.skipped;
+    shl_strf(meta->scaler, sizeof(meta->scaler), "%s", kinds_of_scaler[e->config.scale.kind]);
+    meta->scale = p.scaler.scale;
+    meta->hysteresis_left = p.scaler.hysteresis_left;
+    meta->scaler_steps = p.scaler.steps;
+    meta->last_overflow = p.scaler.last_overflow;
+}
+
 static shl_code
 make_meta(const shl_lab *lab, int64_t cursor, const char *extra, shl_ckpt_meta *meta)
 {
@@ -84,7 +100,7 @@ make_meta(const shl_lab *lab, int64_t cursor, const char *extra, shl_ckpt_meta *
     shl_strf(meta->model, sizeof(meta->model), "%s", s->model);
     shl_strf(meta->run_id, sizeof(meta->run_id), "%s", lab->run_id);
     shl_strf(meta->strategy, sizeof(meta->strategy), "%s", shl_strategy_name(s->engine.strategy));
-    meta->step = lab->engine->step;
+    put_progress(lab->engine, meta);
     meta->data_sample = cursor;
     meta->seed = s->engine.seed;
     meta->world = s->ranks;
@@ -340,7 +356,11 @@ load_state(shl_lab *lab, get_context *get, int64_t *cursor)
     SHL_TRY(shl_engine_visit_state(lab->engine, SHL_VISIT_WRITE, get_shard, get));
     SHL_TRY(shl_lab_agree_code(lab, SHL_OK, "load"));
     const shl_ckpt_meta *meta = shl_ckpt_reader_meta(get->reader);
-    shl_engine_set_step(lab->engine, meta->step);
+    shl_engine_progress progress = {
+        .step = meta->step,
+        .skipped = meta->skipped,
+        .scaler = {meta->scale, meta->hysteresis_left, meta->scaler_steps, meta->last_overflow}};
+    shl_engine_set_progress(lab->engine, &progress, strcmp(meta->scaler, "dynamic") == 0);
     shl_strf(lab->run_id, sizeof(lab->run_id), "%s", meta->run_id);
     if (cursor) {
         *cursor = meta->data_sample;

@@ -198,8 +198,9 @@ shl_code
 shl_sharded_end_step(shl_engine *e, shl_step_report *r)
 {
     shl_sharded *s = e->impl;
-    SHL_TRY(shl_update_prepare(&s->state, r));
-    return shl_update_adamw(&s->state, -1, r->clip_coef, r->lr, e->step + 1);
+    double coef = 0.0;
+    SHL_TRY(shl_update_prepare(&s->state, r, &coef));
+    return r->skipped ? SHL_OK : shl_update_adamw(&s->state, -1, coef, r->lr);
 }
 
 shl_code

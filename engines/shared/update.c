@@ -85,7 +85,7 @@ shl_update_clip_coef(const shl_optim_config *c, double norm)
 }
 
 shl_code
-shl_update_adamw(shl_state *st, int flat, double coef, double lr, int64_t step)
+shl_update_adamw(shl_state *st, int flat, double coef, double lr)
 {
     const shl_engine *e = st->engine;
     const shl_optim_config *o = &e->config.optim;
@@ -106,7 +106,7 @@ shl_update_adamw(shl_state *st, int flat, double coef, double lr, int64_t step)
                             .eps = o->eps,
                             .weight_decay = p->decay ? o->weight_decay : 0.0,
                             .grad_scale = coef,
-                            .step = step};
+                            .step = e->step - e->skipped + 1};
         if (st->apart) {
             a.rounded = shl_state_fragment(st, &st->param, f);
         }
@@ -116,11 +116,16 @@ shl_update_adamw(shl_state *st, int flat, double coef, double lr, int64_t step)
 }
 
 shl_code
-shl_update_prepare(shl_state *st, shl_step_report *r)
+shl_update_prepare(shl_state *st, shl_step_report *r, double *coef)
 {
-    const shl_optim_config *o = &st->engine->config.optim;
-    SHL_TRY(shl_update_norm(st, &r->grad_norm));
-    r->clip_coef = shl_update_clip_coef(o, r->grad_norm);
-    r->lr = shl_lr_at(o, st->engine->step);
+    const shl_engine *e = st->engine;
+    const shl_optim_config *o = &e->config.optim;
+    double norm = 0.0;
+    SHL_TRY(shl_update_norm(st, &norm));
+    r->skipped = shl_checks_overflow(&e->config) && !isfinite(norm);
+    r->grad_norm = norm / r->loss_scale;
+    r->clip_coef = r->skipped ? 0.0 : shl_update_clip_coef(o, r->grad_norm);
+    r->lr = shl_lr_at(o, e->step - e->skipped);
+    *coef = r->clip_coef / r->loss_scale;
     return SHL_OK;
 }

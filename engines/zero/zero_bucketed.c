@@ -42,8 +42,7 @@ shl_zero_plan_buckets(const shl_model *model, int64_t bucket_elems, shl_layout_i
 static shl_reduce_mode
 reduce_mode(const shl_engine_config *c)
 {
-    bool once = c->reduce_every == SHL_REDUCE_BOUNDARY || c->accum == 1;
-    return c->strategy != SHL_ZERO2 && once ? SHL_REDUCE_IN_PLACE : SHL_REDUCE_BUCKET;
+    return shl_reduces_in_grad_dtype(c) ? SHL_REDUCE_IN_PLACE : SHL_REDUCE_BUCKET;
 }
 
 static shl_code
@@ -134,9 +133,13 @@ end_step(shl_engine *e, shl_step_report *r)
 {
     zero_bucketed *z = e->impl;
     shl_event done = {0};
-    SHL_TRY(shl_update_prepare(&z->state, r));
+    double coef = 0.0;
+    SHL_TRY(shl_update_prepare(&z->state, r, &coef));
+    if (r->skipped) {
+        return SHL_OK; /* what the others hold is still the same */
+    }
     for (int f = 0; f < z->state.layout->n_train_flats; ++f) {
-        SHL_TRY(shl_update_adamw(&z->state, f, r->clip_coef, r->lr, e->step + 1));
+        SHL_TRY(shl_update_adamw(&z->state, f, coef, r->lr));
         if (e->mesh.shard != NULL) {
             SHL_TRY(shl_state_gather_flat(&z->state, f, &done));
         }

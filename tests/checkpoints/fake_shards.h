@@ -83,7 +83,13 @@ fake_bits(uint64_t salt, size_t tensor, int64_t element)
 static inline shl_ckpt_meta
 fake_meta(int64_t step, uint64_t salt, int world)
 {
-    shl_ckpt_meta m = {.step = step, .data_sample = step * 7, .seed = salt, .world = world};
+    shl_ckpt_meta m = {.step = step,
+                       .data_sample = step * 7,
+                       .seed = salt,
+                       .world = world,
+                       .scaler = "none",
+                       .scale = 1.0,
+                       .last_overflow = -1};
     shl_strf(m.model, sizeof m.model, "fake");
     shl_strf(m.run_id, sizeof m.run_id, "0123456789abcdef0123456789abcdef");
     shl_strf(m.strategy, sizeof m.strategy, "zero3");

@@ -292,11 +292,20 @@ static void
 test_ckpt_damage_manifest_is_parsed_strictly(void **state)
 {
     static const char *const edits[][2] = {
-        {"\"version\":2", "\"version\":1"},
-        {"\"version\":2", "\"version\":3"},
-        {"\"version\":2", "\"version\":2.0"},
-        {"\"version\":2", "\"version\":2,\"version\":1"},
-        {"\"version\":2", "\"version\":2,\"more\":1"},
+        {"\"version\":3", "\"version\":1"},
+        {"\"version\":3", "\"version\":2"}, /* which has no scaler */
+        {"\"version\":3", "\"version\":4"},
+        {"\"version\":3", "\"version\":3.0"},
+        {"\"version\":3", "\"version\":3,\"version\":1"},
+        {"\"version\":3", "\"version\":3,\"more\":1"},
+        {"\"skipped\":0", "\"skipped\":6"},
+        {"\"skipped\":0", "\"skipped\":-1"},
+        {"\"scaler\":{", "\"scaler\":{\"more\":1,"},
+        {"\"kind\":\"none\"", "\"kind\":\"constant\""},
+        {"\"scale\":1", "\"scale\":0"},
+        {"\"scale\":1", "\"scale\":-1"},
+        {"\"scale\":1", "\"scale\":\"1\""},
+        {"\"last_overflow\":-1", "\"last_overflow\":5"},
         {"\"format\":\"shardlab", "\"format\":\"shardlib"},
         {"\"step\":5", "\"step\":-5"},
         {"\"step\":5", "\"step\":99999999999999999999"},
@@ -351,6 +360,33 @@ test_ckpt_damage_manifest_is_parsed_strictly(void **state)
     shl_heap_free(&t.bytes);
 }
 
+/* What version 2 wrote: neither skipped steps nor a scaler. */
+static void
+test_ckpt_damage_an_older_manifest_is_read(void **state)
+{
+    const scene *s = *state;
+    text t = read_file(s, "step-00000005/manifest.json");
+    shl_ckpt_meta meta;
+    shl_ckpt_index x;
+    shl_str old;
+    char *version = strstr(t.bytes, "\"version\":3");
+    char *skipped = strstr(t.bytes, "\"skipped\"");
+    const char *config = strstr(t.bytes, "\"config\"");
+    assert_true(version != NULL && skipped != NULL && config > skipped);
+    version[strlen("\"version\":")] = '2';
+    shl_str_init(&old);
+    shl_str_add_text(&old, t.bytes, (size_t)(skipped - t.bytes));
+    shl_str_add(&old, "%s", config);
+    fake_ok(shl_ckpt_manifest_parse("m", old.text, old.len, &meta, &x));
+    assert_int_equal(meta.step, 5);
+    assert_int_equal(meta.skipped, 0);
+    assert_string_equal(meta.scaler, "none");
+    assert_true(meta.scale == 1.0);
+    shl_ckpt_index_fini(&x);
+    shl_str_fini(&old);
+    shl_heap_free(&t.bytes);
+}
+
 /* Numbers beyond 2^63 and texts that JSON must escape come back as they were. */
 static void
 test_ckpt_damage_manifest_keeps_what_belongs_to_the_run(void **state)
@@ -365,6 +401,12 @@ test_ckpt_damage_manifest_keeps_what_belongs_to_the_run(void **state)
     (void)state;
     meta.step = INT64_MAX;
     meta.data_sample = INT64_MAX;
+    meta.skipped = 12;
+    shl_strf(meta.scaler, sizeof meta.scaler, "dynamic");
+    meta.scale = 1000.0 / 3.0;
+    meta.hysteresis_left = 2;
+    meta.scaler_steps = INT64_MAX;
+    meta.last_overflow = 7;
     shl_strf(meta.model, sizeof meta.model, "%s", "a \"b\" \\ \n \xc3\xa9");
     shl_strf(meta.config, sizeof meta.config, "%s",
              "{\"b\":[1,{}],\"a\":\"\\n\",\"lr\":0.0001,\"big\":1e300,\"yes\":true}");
@@ -380,6 +422,12 @@ test_ckpt_damage_manifest_keeps_what_belongs_to_the_run(void **state)
     assert_true(back.seed == meta.seed);
     assert_int_equal(back.step, meta.step);
     assert_int_equal(back.data_sample, meta.data_sample);
+    assert_int_equal(back.skipped, meta.skipped);
+    assert_string_equal(back.scaler, meta.scaler);
+    assert_memory_equal(&back.scale, &meta.scale, sizeof meta.scale);
+    assert_int_equal(back.hysteresis_left, meta.hysteresis_left);
+    assert_int_equal(back.scaler_steps, meta.scaler_steps);
+    assert_int_equal(back.last_overflow, meta.last_overflow);
     assert_memory_equal(y.files, x.files, sizeof *x.files);
     assert_memory_equal(&y.view, &x.view, sizeof x.view);
     assert_memory_equal(y.fragments, x.fragments, sizeof *x.fragments);
@@ -408,6 +456,7 @@ main(void)
         cmocka_unit_test(test_ckpt_damage_another_model),
         cmocka_unit_test(test_ckpt_damage_manifest_is_parsed_strictly),
         cmocka_unit_test(test_ckpt_damage_manifest_keeps_what_belongs_to_the_run),
+        cmocka_unit_test(test_ckpt_damage_an_older_manifest_is_read),
     };
     seed = (uint64_t)time(NULL);
     print_message("seed %llu\n", (unsigned long long)seed);
