@@ -16,8 +16,11 @@ const char *const shl_choices_launch[] = {"threads", "processes", NULL};
 static const char *const reduce_names[] = {"auto", "micro", "boundary", NULL};
 
 static const shl_option all_rows[] = {
-    SHL_ROWS_MODEL,  SHL_ROWS_WORLD("ddp", "1"), SHL_ROWS_BATCH,  SHL_ROWS_OPTIMIZER, SHL_ROWS_RUN,
-    SHL_ROWS_DEVICE, SHL_ROWS_CHECKPOINT,        SHL_ROWS_FORMAT, SHL_ROWS_HIDDEN,
+    SHL_ROWS_MODEL,      SHL_ROWS_WORLD("ddp", "1"),
+    SHL_ROWS_BATCH,      SHL_ROWS_OPTIMIZER,
+    SHL_ROWS_RUN,        SHL_ROWS_DEVICE,
+    SHL_ROWS_CHECKPOINT, SHL_ROWS_FORMAT,
+    SHL_ROWS_HIDDEN,     SHL_ROW_INIT_FROM,
 };
 
 /* Slowest first: the rows of a table are grouped by ranks, strategies side by side. */
@@ -161,6 +164,7 @@ resolve_run(const shl_run_options *o, shl_session_config *c)
     c->ckpt_dir = o->ckpt_dir;
     c->save_every = o->save_every;
     c->resume = o->resume;
+    c->init_from = o->init_from;
     c->timeline = o->timeline;
     c->timeout_ms = (int64_t)(o->timeout_s * 1000.0);
     c->stop = shl_host_stop_flag();

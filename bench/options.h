@@ -13,6 +13,7 @@ typedef struct shl_run_options {
     const char *batch, *seq, *accum;                     /* lists */
     const char *reduce_every, *bucket, *prefetch, *seed; /* lists */
     int64_t layers, width, heads, vocab, context;        /* 0: the preset's */
+    const char *init_from;
     int64_t steps;
     double lr, min_lr_ratio, eps, weight_decay, clip;
     const char *betas;
@@ -55,6 +56,10 @@ extern const char *const shl_choices_launch[];
             "Size of the vocabulary, instead of the preset's."),                                     \
     SHL_ROW("context", SHL_OPT_COUNT, context, 1, 1e8, NULL, NULL, NULL, "Model",                    \
             "Longest sequence, instead of the preset's.")
+
+#define SHL_ROW_INIT_FROM                                                                            \
+    SHL_ROW("init-from", SHL_OPT_STRING, init_from, 0, 0, NULL, NULL, "folder", "Model",             \
+            "Initial parameters from a Hugging Face folder (safetensors); default from --seed.")
 
 #define SHL_ROWS_WORLD(strategies, world)                                                            \
     SHL_ROW("strategy", SHL_OPT_LIST, strategy, 0, 0, strategies, NULL, NULL, "World",               \

@@ -36,6 +36,7 @@ typedef struct shl_session_config {
     const char *ckpt_dir;               /* NULL: no checkpoints */
     int64_t save_every;                 /* 0: only at the end */
     bool resume;                        /* from ckpt_dir */
+    const char *init_from;              /* weights to start from, unless resumed; or NULL */
     bool timeline;                      /* keep the ledger events of one steady step */
     int64_t timeout_ms;                 /* 0: the communicator's default */
     int64_t alpha_ns;                   /* modelled cost of a collective, as shl_comm_config */

@@ -168,6 +168,7 @@ shl_session_lab_options(const shl_session_config *c, int rank, shl_lab_options *
     out->sim_sleep = c->sim_sleep;
     out->flops_per_s = c->flops_per_s;
     out->bytes_per_s = c->bytes_per_s;
+    out->init_from = c->resume ? NULL : c->init_from;
     return SHL_OK;
 }
 
@@ -195,18 +196,18 @@ shl_session_config_json(const shl_session_config *c, json_t **out)
     const shl_engine_config *e = &c->engine;
     json_t *shape = shape_json(&c->shape), *optim = optim_json(&e->optim);
     /* "s?" gives null for NULL; the inner objects are stolen, also on failure. */
-    *out =
-        json_pack("{ss so ss sI sI sI sI sI so sI ss? ss sI sI sI ss ss ss sI ss? sI sb sb sI}",
-                  "model", c->model, "shape", shape, "strategy", shl_strategy_name(e->strategy),
-                  "ranks", (json_int_t)c->ranks, "batch", (json_int_t)e->batch, "seq",
-                  (json_int_t)e->seq, "accum", (json_int_t)e->accum, "steps", (json_int_t)c->steps,
-                  "optim", optim, "seed", (json_int_t)e->seed, "data", c->data, "reduce-every",
-                  e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary", "bucket",
-                  (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch, "threads",
-                  (json_int_t)c->threads, "device", c->device, "as", c->as, "launch",
-                  c->processes ? "processes" : "threads", "device-memory",
-                  (json_int_t)c->device_memory_bytes, "ckpt-dir", c->ckpt_dir, "save-every",
-                  (json_int_t)c->save_every, "resume", c->resume ? 1 : 0, "timeline",
-                  c->timeline ? 1 : 0, "timeout-ms", (json_int_t)c->timeout_ms);
+    *out = json_pack(
+        "{ss so ss sI sI sI sI sI so sI ss? ss sI sI sI ss ss ss sI ss? sI sb sb sI ss?}", "model",
+        c->model, "shape", shape, "strategy", shl_strategy_name(e->strategy), "ranks",
+        (json_int_t)c->ranks, "batch", (json_int_t)e->batch, "seq", (json_int_t)e->seq, "accum",
+        (json_int_t)e->accum, "steps", (json_int_t)c->steps, "optim", optim, "seed",
+        (json_int_t)e->seed, "data", c->data, "reduce-every",
+        e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary", "bucket",
+        (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch, "threads",
+        (json_int_t)c->threads, "device", c->device, "as", c->as, "launch",
+        c->processes ? "processes" : "threads", "device-memory", (json_int_t)c->device_memory_bytes,
+        "ckpt-dir", c->ckpt_dir, "save-every", (json_int_t)c->save_every, "resume",
+        c->resume ? 1 : 0, "timeline", c->timeline ? 1 : 0, "timeout-ms", (json_int_t)c->timeout_ms,
+        "init-from", c->init_from);
     return *out ? SHL_OK : SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");
 }

@@ -268,7 +268,8 @@ open_parts(shl_lab *lab)
     SHL_TRY(shl_model_new(&lab->setup.shape, &lab->model));
     shl_mesh_of(lab->setup.engine.strategy, lab->comm, &lab->mesh);
     SHL_TRY(shl_engine_open(&lab->setup.engine, lab->model, lab->device, &lab->mesh, &lab->engine));
-    return shl_lab_agree_code(lab, SHL_OK, "init");
+    SHL_TRY(shl_lab_agree_code(lab, SHL_OK, "init"));
+    return lab->setup.init_from[0] ? shl_lab_load_weights(lab, lab->setup.init_from) : SHL_OK;
 }
 
 /* In reverse order of opening. */

@@ -22,6 +22,7 @@ typedef struct shl_lab_setup {
     double wire_bytes_per_s;
     bool sim_sleep;
     double flops_per_s, bytes_per_s;
+    char init_from[1024]; /* "": parameters from the seed */
 } shl_lab_setup;
 
 /* Which call comes next. */
@@ -46,6 +47,7 @@ struct shl_lab {
     bool broken;     /* the engine failed: only close is left */
     char run_id[33]; /* of the run that checkpoints belong to; "" until the first save or load */
     int64_t save_ns, save_bytes; /* of the last save */
+    int64_t weight_bytes;        /* this rank read for its parameters from init_from */
     shl_err err;
 };
 
@@ -84,6 +86,11 @@ shl_code shl_lab_code_from(int code);
 
 /* One code on every rank; lab->agreed tells afterwards that a failure is known to all. COLLECTIVE. */
 shl_code shl_lab_agree_code(shl_lab *lab, shl_code mine, const char *where) SHL_MUST_USE;
+
+/* Fills the parameters from published weights (checkpoints/safetensors.h) whose names and shapes are the
+ * model's; moments stay. On a device without data all is checked and nothing moves. Errors:
+ * SHL_E_CONFIG another model (first difference), and what the reader says. COLLECTIVE. */
+shl_code shl_lab_load_weights(shl_lab *lab, const char *path) SHL_MUST_USE;
 
 /* Sums words over the ranks, in pieces that fit a control call. With one rank's words and zeros from
  * all others this hands those words to everybody. COLLECTIVE. */

@@ -67,6 +67,7 @@ static const json_key keys[] = {
     {"", "sim-sleep", KEY_FLAG, AT(sim_sleep)},
     {"", "flops-per-s", KEY_REAL, AT(flops_per_s)},
     {"", "bytes-per-s", KEY_REAL, AT(bytes_per_s)},
+    {"", "init-from", KEY_TEXT, AT(init_from)},
 };
 _Static_assert(AT(beta2) == AT(beta1) + sizeof(double), "a pair is two doubles side by side");
 
@@ -307,6 +308,9 @@ shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
     }
     if (whole && g->norm_eps > 0.0) {
         whole = json_object_set_new(shape, "ln-eps", json_real(g->norm_eps)) == 0;
+    }
+    if (whole && s->init_from[0]) {
+        whole = json_object_set_new(*out, "init-from", json_string(s->init_from)) == 0;
     }
     if (!whole) {
         json_decref(*out);

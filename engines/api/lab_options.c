@@ -117,6 +117,17 @@ resolve_model(const shl_lab_options *o, shl_lab_setup *s)
 }
 
 static shl_code
+resolve_weights(const shl_lab_options *o, shl_lab_setup *s)
+{
+    if (o->init_from && (!o->init_from[0] || strlen(o->init_from) >= sizeof(s->init_from))) {
+        return SHL_RAISE(SHL_E_USAGE, "init-from: the path has 1 to %zu characters",
+                         sizeof(s->init_from) - 1);
+    }
+    shl_strf(s->init_from, sizeof(s->init_from), "%s", o->init_from ? o->init_from : "");
+    return SHL_OK;
+}
+
+static shl_code
 resolve_optim(const shl_lab_options *o, shl_optim_config *c)
 {
     static const char *const schedules[] = {"constant", "linear", "cosine", NULL};
@@ -249,6 +260,7 @@ shl_lab_setup_resolve(const shl_lab_options *o, const shl_world *world, shl_lab_
 {
     memset(out, 0, sizeof(*out));
     SHL_TRY(resolve_model(o, out));
+    SHL_TRY(resolve_weights(o, out));
     SHL_TRY(resolve_engine(o, out));
     return resolve_device(o, world, out);
 }

@@ -157,12 +157,17 @@ typedef struct shl_lab_options {
     double wire_bytes_per_s;         /* "wire-bytes-per-s" */
     bool sim_sleep;                  /* "sim-sleep" */
     double flops_per_s, bytes_per_s; /* "flops-per-s", "bytes-per-s" */
+
+    /* A Hugging Face folder with safetensors, or one such file, whose tensors are the initial parameters
+     * instead of those from the seed: names and shapes must be the model's. Each rank reads what it
+     * holds. NULL: none. "init-from" */
+    const char *init_from;
 } shl_lab_options;
 
 /* Defaults: gpt2-tiny, ddp, batch 4, fp32, AdamW 1e-3 0.9 0.95 1e-8 0.1, cpu. struct_bytes: sizeof *o. */
 SHL_LAB_API int shl_lab_options_init(shl_lab_options *o, size_t struct_bytes);
 
-/* Opens device, communicator, model and engine, and fills the parameters from the seed. world: this
+/* Opens device, communicator, model and engine, and fills the parameters from the seed or init_from. world: this
  * rank's place; NULL: alone. *out: owner is the caller, shl_lab_close; NULL after a failure, whose text
  * shl_lab_error_get(NULL, ...) has. COLLECTIVE over the world. */
 SHL_LAB_API int shl_lab_initialize(const shl_lab_options *o, shl_lab_world *world, shl_lab **out);
