@@ -4,7 +4,7 @@
 #ifndef SHL_MODELS_FAMILY_H
 #define SHL_MODELS_FAMILY_H
 
-#include "models/module.h"
+#include "models/tune.h"
 
 typedef enum shl_family {
     SHL_FAMILY_GPT = 0, /* GPT-2 (models/gpt.h) */
@@ -46,9 +46,16 @@ int64_t shl_model_formula_params(const shl_model_config *cfg);
 /* Useful FLOPs of one training step over B x T: 6 * (matrix parameters incl. head) per token and
  * causal attention, forward and backward (no recomputation). */
 double shl_model_formula_step_flops(const shl_model_config *cfg, int64_t batch, int64_t seq);
+/* What decides the activations of one rank's micro-batch. */
+typedef struct shl_act_spec {
+    int64_t batch, seq;
+    shl_dtype dtype;
+    shl_recompute recompute;
+    int64_t recompute_every; /* full: blocks 0, k, 2k, ...; 0: 1 */
+} shl_act_spec;
 /* Activation bytes (tag act) held at the end of forward, and the largest moment of forward +
- * backward, for one rank's micro-batch in fp32. */
-size_t shl_model_formula_saved_act_bytes(const shl_model_config *cfg, int64_t batch, int64_t seq);
-size_t shl_model_formula_peak_act_bytes(const shl_model_config *cfg, int64_t batch, int64_t seq);
+ * backward. Everything is trained, without adapters and dropout. */
+size_t shl_model_formula_saved_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec);
+size_t shl_model_formula_peak_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec);
 
 #endif

@@ -40,27 +40,84 @@ shl_model_formula_step_flops(const shl_model_config *cfg, int64_t batch, int64_t
     return 6.0 * matrices * tokens + layers * pairs * (4.0 + 8.0) * c;
 }
 
-/* Per token, in floats. A layer keeps the inputs of its two norms (2C), their outputs (2C), mean
- * and rstd of both (4), q, k and v (3C), the attention's output (C) and log-sum-exp (NH), and the
- * MLP before and after GELU (2I). The end keeps the input of the last norm (C), its statistics (2),
- * its output (C), and the gradient of the logits (V). */
-size_t
-shl_model_formula_saved_act_bytes(const shl_model_config *cfg, int64_t batch, int64_t seq)
+/* Per token. The attention branch keeps its input (C), the norm's output (C) and statistics (2 floats),
+ * q, k and v (3C), the attention's output (C) and log-sum-exp (NH floats); the MLP its input (C), the
+ * norm's output (C) and statistics, and both sides of GELU (2I). The end keeps the input of the last
+ * norm (C), its statistics, its output (C), and the gradient of the logits (V).
+ *
+ * Forward without keeping holds at most q, k, v, the attention's output and log-sum-exp, or, beside the
+ * stream, the MLP before and behind a layer. Attention's backward has the gradients of the stream (C),
+ * of its output (C) and of q, k, v (3C); that of the last norm two gradients of C beside its input. */
+static shl_act_terms
+gpt_act(const shl_model_config *cfg, shl_dtype dtype)
 {
-    int64_t c = cfg->width;
-    int64_t layer = 8 * c + 2 * inner_width(cfg) + cfg->heads + 4;
-    int64_t end = 2 * c + 2 + cfg->vocab;
-    return (size_t)(batch * seq) * (size_t)(cfg->layers * layer + end) * sizeof(float);
+    size_t e = shl_dtype_bytes(dtype), f = sizeof(float);
+    size_t c = e * (size_t)cfg->width, i = e * (size_t)inner_width(cfg);
+    size_t lse = f * (size_t)cfg->heads;
+    size_t attn = 4 * c + lse, mlp = c + i + (i > c ? i : c);
+    return (shl_act_terms){.stream = c,
+                           .attention = 6 * c + lse + 2 * f,
+                           .mlp = 2 * c + 2 * i + 2 * f,
+                           .refilled = c + lse,
+                           .forward = attn > mlp ? attn : mlp,
+                           .backward = 5 * c,
+                           .end = 2 * c + e * (size_t)cfg->vocab + 2 * f,
+                           .end_backward = 3 * c + 2 * f};
 }
 
-/* The end of forward is the largest moment while the logits are at least as wide as the stream:
- * everything later trades saved bytes for gradients of the same size or less. With V < C the last
- * norm's backward is larger, where the logits are gone but two gradients of width C are there, one
- * in the place of the norm's output. */
-size_t
-shl_model_formula_peak_act_bytes(const shl_model_config *cfg, int64_t batch, int64_t seq)
+static bool
+is_recomputed(const shl_act_spec *spec, int64_t block)
 {
-    size_t saved = shl_model_formula_saved_act_bytes(cfg, batch, seq);
-    int64_t more = cfg->width - cfg->vocab;
-    return more > 0 ? saved + (size_t)(batch * seq * more) * sizeof(float) : saved;
+    int64_t every = spec->recompute_every > 0 ? spec->recompute_every : 1;
+    return spec->recompute == SHL_RECOMPUTE_FULL && block % every == 0;
+}
+
+static size_t
+block_bytes(const shl_act_terms *t, const shl_act_spec *spec, int64_t block)
+{
+    size_t whole = t->attention + t->mlp;
+    if (is_recomputed(spec, block)) {
+        return t->stream;
+    }
+    return spec->recompute == SHL_RECOMPUTE_SELECTIVE ? whole - t->refilled : whole;
+}
+
+static size_t
+max_bytes(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+size_t
+shl_model_formula_saved_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec)
+{
+    shl_act_terms t = gpt_act(cfg, spec->dtype);
+    size_t saved = t.end;
+    for (int64_t block = 0; block < cfg->layers; block++) {
+        saved += block_bytes(&t, spec, block);
+    }
+    return (size_t)(spec->batch * spec->seq) * saved;
+}
+
+/* The end of forward is the largest moment of a model that recomputes nothing and whose logits are
+ * wider than the stream; else one of: the last norm's backward; in a block, on top of what those
+ * before it keep, the start of its backward with everything made again and the gradient of the
+ * stream, its attention's backward, or the forward that keeps only its input. */
+size_t
+shl_model_formula_peak_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec)
+{
+    shl_act_terms t = gpt_act(cfg, spec->dtype);
+    size_t before = 0, peak = 0;
+    for (int64_t block = 0; block < cfg->layers; block++) {
+        size_t own = block_bytes(&t, spec, block);
+        size_t start = is_recomputed(spec, block) ? t.attention + t.mlp : own;
+        peak = max_bytes(peak, before + start + t.stream);
+        peak = max_bytes(peak, before + t.attention + t.backward);
+        if (is_recomputed(spec, block)) {
+            peak = max_bytes(peak, before + t.stream + t.forward);
+        }
+        before += own;
+    }
+    peak = max_bytes(peak, before + max_bytes(t.end, t.end_backward));
+    return (size_t)(spec->batch * spec->seq) * peak;
 }

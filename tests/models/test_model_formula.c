@@ -32,6 +32,16 @@ static const shape shapes[] = {
      2048},
 };
 
+/* Everything that a closed form of activations depends on beside the shape. */
+static const struct {
+    shl_recompute recompute;
+    int64_t every;
+} ways[] = {
+    {SHL_RECOMPUTE_NONE, 0}, {SHL_RECOMPUTE_SELECTIVE, 0}, {SHL_RECOMPUTE_FULL, 0},
+    {SHL_RECOMPUTE_FULL, 2}, {SHL_RECOMPUTE_FULL, 3},
+};
+static const shl_dtype dtypes[] = {SHL_F32, SHL_BF16, SHL_F16};
+
 /* Any non-NULL address will do: a virtual device reads no data. */
 static const int32_t no_tokens[2048];
 
@@ -42,12 +52,32 @@ typedef struct bench {
     shl_plain_batch batch;
 } bench;
 
+static const shl_act_spec plain_spec = {.dtype = SHL_F32};
+
+static shl_act_spec
+spec_of(const shape *s, const shl_act_spec *like)
+{
+    shl_act_spec spec = *like;
+    spec.batch = s->batch;
+    spec.seq = s->seq;
+    return spec;
+}
+
 static void
-bench_open(bench *b, const shape *s)
+model_open(const shape *s, const shl_act_spec *spec, shl_model **m)
+{
+    shl_tune_config tune = {.recompute = spec->recompute, .recompute_every = spec->recompute_every};
+    assert_int_equal(shl_model_new(&s->cfg, m), SHL_OK);
+    assert_int_equal(shl_model_tune(*m, &tune), SHL_OK);
+    shl_model_set_dtype(*m, spec->dtype);
+}
+
+static void
+bench_open(bench *b, const shape *s, const shl_act_spec *spec)
 {
     shl_device_config cfg = {.kind = "virtual", .stands_for = "cpu", .threads = 1};
     assert_int_equal(shl_device_open(&cfg, &b->device), SHL_OK);
-    assert_int_equal(shl_model_new(&s->cfg, &b->model), SHL_OK);
+    model_open(s, spec, &b->model);
     assert_int_equal(shl_plain_open(b->device, b->model, 1, &b->plain), SHL_OK);
     assert_int_equal(
         shl_plain_batch_open(b->device, s->batch, s->seq, no_tokens, no_tokens, &b->batch), SHL_OK);
@@ -75,37 +105,66 @@ act_peak(const bench *b)
 }
 
 static void
-test_model_formula_equals_the_ledger(void **state)
+expect_act(const char *what, const shape *s, const shl_act_spec *spec, size_t got, size_t want)
 {
-    SHL_UNUSED(state);
-    for (size_t i = 0; i < SHL_ARRAY_LEN(shapes); i++) {
-        const shape *s = &shapes[i];
-        bench b;
-        bench_open(&b, s);
-        assert_int_equal(shl_model_forward(b.model, &b.batch.run), SHL_OK);
-        size_t saved = shl_model_formula_saved_act_bytes(&s->cfg, s->batch, s->seq);
-        assert_int_equal(act_now(&b), saved);
-        assert_int_equal(shl_model_backward(b.model, &b.batch.run), SHL_OK);
-        assert_int_equal(act_now(&b), 0);
-        assert_int_equal(b.batch.tape.n, 0);
-        assert_int_equal(act_peak(&b), shl_model_formula_peak_act_bytes(&s->cfg, s->batch, s->seq));
-        bench_close(&b);
+    if (got != want) {
+        fail_msg("%s of C %lld V %lld I %lld L %lld in %s, recompute %s every %lld: %zu bytes, the "
+                 "formula says %zu",
+                 what, (long long)s->cfg.width, (long long)s->cfg.vocab, (long long)s->cfg.inner,
+                 (long long)s->cfg.layers, shl_dtype_name(spec->dtype),
+                 shl_recompute_name(spec->recompute), (long long)spec->recompute_every, got, want);
     }
 }
 
 static void
-test_model_formula_equals_the_sum_over_modules(void **state)
+check_ledger(const shape *s, const shl_act_spec *like)
+{
+    shl_act_spec spec = spec_of(s, like);
+    bench b;
+    bench_open(&b, s, &spec);
+    assert_int_equal(shl_model_forward(b.model, &b.batch.run), SHL_OK);
+    expect_act("saved", s, &spec, act_now(&b), shl_model_formula_saved_act_bytes(&s->cfg, &spec));
+    assert_int_equal(shl_model_backward(b.model, &b.batch.run), SHL_OK);
+    assert_int_equal(act_now(&b), 0);
+    assert_int_equal(b.batch.tape.n, 0);
+    expect_act("peak", s, &spec, act_peak(&b), shl_model_formula_peak_act_bytes(&s->cfg, &spec));
+    bench_close(&b);
+}
+
+static void
+test_model_formula_equals_the_ledger(void **state)
 {
     SHL_UNUSED(state);
     for (size_t i = 0; i < SHL_ARRAY_LEN(shapes); i++) {
-        const shape *s = &shapes[i];
+        for (size_t w = 0; w < SHL_ARRAY_LEN(ways); w++) {
+            for (size_t d = 0; d < SHL_ARRAY_LEN(dtypes); d++) {
+                shl_act_spec spec = {.dtype = dtypes[d],
+                                     .recompute = ways[w].recompute,
+                                     .recompute_every = ways[w].every};
+                if (ways[w].every <= shapes[i].cfg.layers) {
+                    check_ledger(&shapes[i], &spec);
+                }
+            }
+        }
+    }
+}
+
+/* Of recomputed blocks only the tape of the whole says anything: their children keep nothing. */
+static void
+test_model_formula_equals_the_sum_over_modules(void **state)
+{
+    SHL_UNUSED(state);
+    for (size_t i = 0; i < 2 * SHL_ARRAY_LEN(shapes); i++) {
+        const shape *s = &shapes[i / 2];
+        shl_act_spec spec = spec_of(s, &plain_spec);
+        spec.recompute = i % 2 == 0 ? SHL_RECOMPUTE_NONE : SHL_RECOMPUTE_SELECTIVE;
         shl_model *m = NULL;
-        assert_int_equal(shl_model_new(&s->cfg, &m), SHL_OK);
+        model_open(s, &spec, &m);
         size_t sum = 0;
         for (int k = 0; k < m->n_modules; k++) {
             sum += m->modules[k]->ops->saved_bytes(m->modules[k], s->batch, s->seq);
         }
-        assert_int_equal(sum, shl_model_formula_saved_act_bytes(&s->cfg, s->batch, s->seq));
+        assert_int_equal(sum, shl_model_formula_saved_act_bytes(&s->cfg, &spec));
         shl_model_free(&m);
     }
 }
@@ -119,7 +178,7 @@ test_model_formula_evaluation_saves_nothing(void **state)
         const shape *s = &shapes[i];
         size_t row_bytes = (size_t)(s->batch * s->seq) * sizeof(float);
         bench b;
-        bench_open(&b, s);
+        bench_open(&b, s, &plain_spec);
         b.batch.run.want_grad = false;
         assert_int_equal(shl_model_forward(b.model, &b.batch.run), SHL_OK);
         assert_int_equal(act_now(&b), 0);
