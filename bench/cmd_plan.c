@@ -11,13 +11,16 @@
 #define PLAN_STEPS 2
 
 static const shl_option TABLE[] = {
+    /* clang-format off */
     SHL_ROWS_MODEL,
     SHL_ROW_INIT_FROM,
     SHL_ROWS_WORLD("ddp,zero1,zero2,zero3,fsdp,fsdp-grad-op", "1,2,4,8"),
     SHL_ROWS_BATCH,
     SHL_ROW_CLIP,
+    SHL_ROWS_EVAL,
     SHL_ROWS_DEVICE,
     SHL_ROWS_FORMAT,
+    /* clang-format on */
 };
 
 /* The best of the rows that do not fit, for the message. */

@@ -11,10 +11,19 @@
 #include "kernels/base/heap.h"
 
 static const shl_option TABLE[] = {
-    SHL_ROWS_MODEL,  SHL_ROW_INIT_FROM,   SHL_ROWS_WORLD("ddp", "1"),
-    SHL_ROWS_BATCH,  SHL_ROWS_OPTIMIZER,  SHL_ROWS_RUN,
-    SHL_ROWS_DEVICE, SHL_ROWS_CHECKPOINT, SHL_ROWS_FORMAT,
+    /* clang-format off */
+    SHL_ROWS_MODEL,
+    SHL_ROW_INIT_FROM,
+    SHL_ROWS_WORLD("ddp", "1"),
+    SHL_ROWS_BATCH,
+    SHL_ROWS_OPTIMIZER,
+    SHL_ROWS_RUN,
+    SHL_ROWS_VALIDATION,
+    SHL_ROWS_DEVICE,
+    SHL_ROWS_CHECKPOINT,
+    SHL_ROWS_FORMAT,
     SHL_ROWS_HIDDEN,
+    /* clang-format on */
 };
 
 typedef struct row_context {
@@ -41,6 +50,14 @@ tell_step(void *ctx, const shl_step_report *r)
     }
     shl_progress_show(row->progress, row->steps_before + r->step, label, detail);
     return SHL_OK;
+}
+
+static shl_code
+tell_eval(void *ctx, const shl_eval_report *r)
+{
+    const row_context *row = (const row_context *)ctx;
+    shl_progress_clear(row->progress);
+    return shl_output_eval(row->output, row->cfg, r, strcmp(row->cfg->device, "virtual") == 0);
 }
 
 /* The command of a rank process: this program, these words, and the row. Owner: caller. */
@@ -73,7 +90,7 @@ run_row(const shl_cli *cli, shl_session_config *cfg, int64_t index, shl_output *
     const char **words = NULL;
     shl_session_result result = {0};
     row_context row = {output, cfg, progress, index * cfg->steps};
-    shl_session_sink sink = {.on_step = tell_step, .ctx = &row};
+    shl_session_sink sink = {.on_step = tell_step, .on_eval = tell_eval, .ctx = &row};
     if (cfg->processes) {
         shl_strf(row_word, sizeof(row_word), "--row=%lld", (long long)index);
         SHL_TRY(rank_command(cli, path, sizeof(path), row_word, &words));

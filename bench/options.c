@@ -13,20 +13,30 @@ const char *const shl_choices_schedule[] = {"constant", "linear", "cosine", NULL
 const char *const shl_choices_device[] = {"cpu", "virtual", NULL};
 const char *const shl_choices_as[] = {"cpu", NULL};
 const char *const shl_choices_launch[] = {"threads", "processes", NULL};
+const char *const shl_choices_shuffle[] = {"on", "off", NULL};
 static const char *const reduce_names[] = {"auto", "micro", "boundary", NULL};
 
 static const shl_option all_rows[] = {
-    SHL_ROWS_MODEL,      SHL_ROWS_WORLD("ddp", "1"),
-    SHL_ROWS_BATCH,      SHL_ROWS_OPTIMIZER,
-    SHL_ROWS_RUN,        SHL_ROWS_DEVICE,
-    SHL_ROWS_CHECKPOINT, SHL_ROWS_FORMAT,
-    SHL_ROWS_HIDDEN,     SHL_ROW_INIT_FROM,
+    /* clang-format off */
+    SHL_ROWS_MODEL,
+    SHL_ROWS_WORLD("ddp", "1"),
+    SHL_ROWS_BATCH,
+    SHL_ROWS_OPTIMIZER,
+    SHL_ROWS_RUN,
+    SHL_ROWS_VALIDATION,
+    SHL_ROWS_DEVICE,
+    SHL_ROWS_CHECKPOINT,
+    SHL_ROWS_FORMAT,
+    SHL_ROWS_HIDDEN,
+    SHL_ROW_INIT_FROM,
+    /* clang-format on */
 };
 
 /* Slowest first: the rows of a table are grouped by ranks, strategies side by side. */
 enum {
     AXIS_MODEL = 0,
     AXIS_SEED,
+    AXIS_DATA_SEED,
     AXIS_SEQ,
     AXIS_BATCH,
     AXIS_ACCUM,
@@ -57,6 +67,9 @@ open_axes(const shl_run_options *o, shl_sweep_axis *axes)
     SHL_TRY(shl_sweep_numbers("accum", o->accum, 1, large, &axes[AXIS_ACCUM]));
     SHL_TRY(shl_sweep_numbers("bucket", o->bucket, 1, INT64_C(1) << 50, &axes[AXIS_BUCKET]));
     SHL_TRY(shl_sweep_numbers("seed", o->seed, 0, INT64_C(1) << 62, &axes[AXIS_SEED]));
+    SHL_TRY(o->data_seed ? shl_sweep_numbers("data-seed", o->data_seed, 0, INT64_C(1) << 62,
+                                             &axes[AXIS_DATA_SEED])
+                         : shl_sweep_names("data-seed", "auto", &axes[AXIS_DATA_SEED]));
     /* Unset: a single value that is resolved later, by strategy and by model. */
     SHL_TRY(o->prefetch ? shl_sweep_numbers("prefetch", o->prefetch, 0, 1024, &axes[AXIS_PREFETCH])
                         : shl_sweep_names("prefetch", "auto", &axes[AXIS_PREFETCH]));
@@ -160,6 +173,11 @@ resolve_run(const shl_run_options *o, shl_session_config *c)
     c->processes = o->launch == 1;
     c->device_memory_bytes = o->device_memory_bytes;
     c->data = o->data;
+    c->in_order = o->shuffle == 1;
+    c->val_split = o->val_split;
+    c->val_data = o->val_data;
+    c->eval_every = o->eval_every;
+    c->eval_batches = o->eval_batches;
     c->steps = o->steps;
     c->ckpt_dir = o->ckpt_dir;
     c->save_every = o->save_every;
@@ -195,6 +213,7 @@ resolve_point(const shl_run_options *o, const shl_sweep_axis *axes, int64_t inde
         e->seq = c->shape.context < 128 ? c->shape.context : 128;
     }
     e->seed = (uint64_t)at[AXIS_SEED]->number;
+    c->data_seed = o->data_seed ? (uint64_t)at[AXIS_DATA_SEED]->number : e->seed;
     resolve_run(o, c);
     return shl_session_config_check(c);
 }

@@ -19,7 +19,11 @@ typedef struct shl_run_options {
     const char *betas;
     int schedule;
     int64_t schedule_steps, warmup; /* schedule_steps 0: steps */
-    const char *data;
+    const char *data, *val_data;
+    const char *data_seed; /* list; NULL: the seed */
+    int shuffle;
+    double val_split;
+    int64_t eval_every, eval_batches;
     int64_t threads; /* 0: cores / ranks */
     int device, as, launch;
     size_t device_memory_bytes;
@@ -37,6 +41,7 @@ extern const char *const shl_choices_schedule[];
 extern const char *const shl_choices_device[];
 extern const char *const shl_choices_as[];
 extern const char *const shl_choices_launch[];
+extern const char *const shl_choices_shuffle[];
 
 /* clang-format off */
 #define SHL_ROW(name, type, member, min, max, fallback, choices, unit, group, help)                  \
@@ -108,16 +113,33 @@ extern const char *const shl_choices_launch[];
     SHL_ROW("steps", SHL_OPT_COUNT, steps, 1, 1e15, "10", NULL, NULL, "Run",                         \
             "The step number to reach."),                                                            \
     SHL_ROW("seed", SHL_OPT_LIST, seed, 0, 0, "0", NULL, NULL, "Run",                                \
-            "Decides initial parameters and the order of the data."),                                \
+            "Decides initial parameters, and the order of the data unless --data-seed does."),                                \
     SHL_ROW("data", SHL_OPT_STRING, data, 0, 0, NULL, NULL, NULL, "Run",                             \
             "A text file (its bytes are the tokens), an llm.c .bin file, or synthetic; default the " \
             "bundled Shakespeare."),                                                                 \
+    SHL_ROW("data-seed", SHL_OPT_LIST, data_seed, 0, 0, NULL, NULL, NULL, "Run",                     \
+            "Decides the order of the data, and synthetic data; default --seed."),                   \
+    SHL_ROW("shuffle", SHL_OPT_ENUM, shuffle, 0, 0, "on", shl_choices_shuffle, NULL, "Run",          \
+            "Each epoch in an order of its own, or in that of the file."),                           \
     SHL_ROW("device", SHL_OPT_ENUM, device, 0, 0, "cpu", shl_choices_device, NULL, "Run",            \
             "cpu computes; virtual accounts for everything and computes nothing."),                  \
     SHL_ROW("launch", SHL_OPT_ENUM, launch, 0, 0, "threads", shl_choices_launch, NULL, "Run",        \
             "What ranks are."),                                                                      \
     SHL_ROW("timeout", SHL_OPT_DOUBLE, timeout_s, 0.1, 86400, "30", NULL, "seconds", "Run",          \
             "A rank that has not arrived by then is named and the run ends.")
+
+#define SHL_ROWS_EVAL                                                                                \
+    SHL_ROW("eval-every", SHL_OPT_COUNT, eval_every, 1, 1e15, NULL, NULL, "steps", "Validation",     \
+            "Evaluates then and after the last step, forward only."),                                \
+    SHL_ROW("eval-batches", SHL_OPT_COUNT, eval_batches, 0, 1e12, "0", NULL, "batches", "Validation", \
+            "Batches of an evaluation, of --batch sequences each, all ranks together; 0 takes all.")
+
+#define SHL_ROWS_VALIDATION                                                                          \
+    SHL_ROW("val-split", SHL_OPT_DOUBLE, val_split, 0, 0.999999, "0", NULL, NULL, "Validation",      \
+            "Last fraction of the data, never trained on."),                                         \
+    SHL_ROW("val-data", SHL_OPT_STRING, val_data, 0, 0, NULL, NULL, NULL, "Validation",              \
+            "Or a file of its own, of the kinds that --data takes."),                                \
+    SHL_ROWS_EVAL
 
 #define SHL_ROWS_DEVICE                                                                              \
     SHL_ROW("threads", SHL_OPT_INT, threads, 1, 1024, NULL, NULL, "per rank", "Run",                 \

@@ -123,6 +123,17 @@ shl_output_step(shl_output *out, const shl_session_config *cfg, const shl_step_r
     return emit_json(out, fields, n, &record);
 }
 
+shl_code
+shl_output_eval(shl_output *out, const shl_session_config *cfg, const shl_eval_report *report,
+                bool predicted)
+{
+    shl_eval_record record;
+    size_t n;
+    const shl_field *fields = shl_eval_fields(&n);
+    shl_eval_record_fill(&record, cfg, report, predicted);
+    return emit_json(out, fields, n, &record);
+}
+
 static void
 free_row(shl_output_row *row)
 {

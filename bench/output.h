@@ -45,9 +45,11 @@ shl_code shl_output_form(const shl_run_options *o, shl_form *out) SHL_MUST_USE;
 shl_code shl_output_open(const shl_run_options *o, const shl_cli *cli,
                          shl_output *out) SHL_MUST_USE;
 
-/* One step, one run. run takes *result over (it is zeroed), whatever happens. */
+/* One step, one evaluation, one run. run takes *result over (it is zeroed), whatever happens. */
 shl_code shl_output_step(shl_output *out, const shl_session_config *cfg,
                          const shl_step_report *report, bool predicted) SHL_MUST_USE;
+shl_code shl_output_eval(shl_output *out, const shl_session_config *cfg,
+                         const shl_eval_report *report, bool predicted) SHL_MUST_USE;
 shl_code shl_output_run(shl_output *out, const shl_session_config *cfg, shl_session_result *result,
                         size_t limit_bytes) SHL_MUST_USE;
 

@@ -12,6 +12,10 @@
     {                                                                                              \
         path, SHL_FIELD_##type, offsetof(shl_step_record, member), NULL, SHL_LOOK_PLAIN, help      \
     }
+#define EVAL(path, type, member, help)                                                             \
+    {                                                                                              \
+        path, SHL_FIELD_##type, offsetof(shl_eval_record, member), NULL, SHL_LOOK_PLAIN, help      \
+    }
 #define EVENT(path, type, member, help)                                                            \
     {                                                                                              \
         path, SHL_FIELD_##type, offsetof(shl_event_record, member), NULL, SHL_LOOK_PLAIN, help     \
@@ -34,6 +38,19 @@ static const shl_field step_fields[] = {
     STEP("lr", REAL, lr, "learning rate of this update"),
     STEP("tokens", INT, tokens, "positions of the global batch"),
     STEP("step_ns", INT, step_ns, "nanoseconds of the device's clock"),
+};
+
+static const shl_field eval_fields[] = {
+    EVAL("kind", TEXT, kind, "\"eval\""),
+    EVAL("schema", INT, schema, "version of this layout; fields are only ever added"),
+    EVAL("strategy", TEXT, strategy, "strategy of the run"),
+    EVAL("ranks", INT, ranks, "ranks of the run"),
+    EVAL("step", INT, step, "updates done"),
+    EVAL("loss", REAL, loss, "mean over all validation targets; null on virtual"),
+    EVAL("loss_bits", BITS, loss, "its 64 bits, the same for any number of ranks at one batch"),
+    EVAL("perplexity", REAL, perplexity, "e to the loss"),
+    EVAL("tokens", INT, tokens, "targets"),
+    EVAL("ns", INT, ns, "nanoseconds of the device's clock"),
 };
 
 #define HELD(tag, name)                                                                            \
@@ -84,6 +101,9 @@ static const shl_field event_fields[] = {
         TAG(object, array, tier, tier_name, WORK, "work"),                                         \
         TAG(object, array, tier, tier_name, CKPT, "ckpt")
 
+#define EVAL_PEAK(tag, name)                                                                       \
+    RUN("eval_peak." name, INT, eval_peak.tags[SHL_TAG_##tag], NULL, PLAIN,                        \
+        "its own largest meanwhile, device tier")
 #define PEAK(member, name, heading, help)                                                          \
     RUN("peak_bytes.device." name, INT, peak[SHL_TIER_DEVICE].member, heading, MIB, help)
 
@@ -110,11 +130,16 @@ static const shl_field run_fields[] = {
     RUN("steps", INT, steps, NULL, PLAIN, "the step number to reach"),
     RUN("steps_done", INT, steps_done, NULL, PLAIN, "steps of this run; fewer after an interrupt"),
     RUN("seed", INT, seed, "seed", VARIES, "initial parameters and order of the data"),
+    RUN("data_seed", INT, data_seed, "data seed", VARIES, "order of the data"),
     RUN("params", INT, params, NULL, PLAIN, "parameters of the model, ties once"),
     RUN("dtypes", JSON, dtypes, NULL, PLAIN, "dtype policy by role"),
     RUN("loss", REAL, loss, "loss", SHORT, "of the last step; null on virtual"),
     RUN("loss_bits", BITS, loss, NULL, PLAIN, "its 64 bits"),
     RUN("grad_norm", REAL, grad_norm, "norm", SHORT, "of the last step, before clipping"),
+    RUN("val_loss", REAL, val_loss, "val loss", SHORT,
+        "of the last evaluation; null without one and on virtual"),
+    RUN("val_loss_bits", BITS, val_loss, NULL, PLAIN, "its 64 bits"),
+    RUN("val_perplexity", REAL, val_perplexity, NULL, PLAIN, "e to it"),
     PEAK(total, "total", "peak MiB", "worst rank's largest total"),
     PEAK(tags[SHL_TAG_PARAM], "param", "param", "resident parameters or shards"),
     PEAK(tags[SHL_TAG_GATHER], "gather", "gather", "temporary unsharded parameters"),
@@ -131,6 +156,18 @@ static const shl_field run_fields[] = {
     TIER("at_peak", at_peak, DEVICE, "device"),
     TIER("at_peak", at_peak, HOST, "host"),
     TIER("at_peak", at_peak, NVME, "nvme"),
+    RUN("eval_peak.total", INT, eval_peak.total, "eval MiB", MIB,
+        "that rank's largest total while evaluating; 0 without an evaluation"),
+    EVAL_PEAK(PARAM, "param"),
+    EVAL_PEAK(GATHER, "gather"),
+    EVAL_PEAK(GRAD, "grad"),
+    EVAL_PEAK(MASTER, "master"),
+    EVAL_PEAK(OPTIM, "optim"),
+    EVAL_PEAK(ACT, "act"),
+    EVAL_PEAK(BUCKET, "bucket"),
+    EVAL_PEAK(STAGING, "staging"),
+    EVAL_PEAK(WORK, "work"),
+    EVAL_PEAK(CKPT, "ckpt"),
     RUN("peak_phase", TEXT, peak_phase, "at", PLAIN, "phase of the first moment at the peak"),
     RUN("peak_owner", TEXT, peak_owner, NULL, PLAIN, "who asked for the bytes that reached it"),
     RUN("padding_bytes", INT, padding_bytes, NULL, PLAIN, "resident bytes that layouts add"),
@@ -177,6 +214,13 @@ shl_step_fields(size_t *n)
 }
 
 const shl_field *
+shl_eval_fields(size_t *n)
+{
+    *n = SHL_ARRAY_LEN(eval_fields);
+    return eval_fields;
+}
+
+const shl_field *
 shl_event_fields(size_t *n)
 {
     *n = SHL_ARRAY_LEN(event_fields);
@@ -205,6 +249,23 @@ shl_step_record_fill(shl_step_record *out, const shl_session_config *cfg,
         .lr = report->lr,
         .tokens = report->tokens,
         .step_ns = report->step_ns,
+    };
+}
+
+void
+shl_eval_record_fill(shl_eval_record *out, const shl_session_config *cfg,
+                     const shl_eval_report *report, bool predicted)
+{
+    *out = (shl_eval_record){
+        .kind = "eval",
+        .schema = SHL_RECORD_SCHEMA,
+        .strategy = shl_strategy_name(cfg->engine.strategy),
+        .ranks = cfg->ranks,
+        .step = report->step,
+        .loss = predicted ? (double)NAN : report->loss,
+        .perplexity = predicted ? (double)NAN : exp(report->loss),
+        .tokens = report->tokens,
+        .ns = report->ns,
     };
 }
 
@@ -252,6 +313,11 @@ fill_peaks(shl_run_record *out, const shl_ledger_tier *tiers)
             out->at_peak[t].tags[g] = (int64_t)tiers[t].at_peak_tag_bytes[g];
         }
     }
+    const shl_ledger_tier *device = &tiers[SHL_TIER_DEVICE];
+    out->eval_peak.total = (int64_t)device->phase_peak_bytes[SHL_MARK_EVAL];
+    for (int g = 0; g < SHL_TAG_COUNT; g++) {
+        out->eval_peak.tags[g] = (int64_t)device->phase_tag_bytes[SHL_MARK_EVAL][g];
+    }
     out->peak_phase = shl_mark_name(tiers[SHL_TIER_DEVICE].peak_mark);
     out->peak_owner = tiers[SHL_TIER_DEVICE].peak_owner;
 }
@@ -292,9 +358,13 @@ shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
     out->steps = cfg->steps;
     out->steps_done = result->n_steps;
     out->seed = (int64_t)e->seed;
+    out->data_seed = (int64_t)cfg->data_seed;
     out->params = result->params;
     out->loss = last ? last->loss : (double)NAN;
     out->grad_norm = last ? last->grad_norm : (double)NAN;
+    bool has_eval = has_loss && result->n_evals > 0;
+    out->val_loss = has_eval ? result->evals[result->n_evals - 1].loss : (double)NAN;
+    out->val_perplexity = exp(out->val_loss);
     out->padding_bytes = (int64_t)result->info.padding_bytes;
     out->comm = result->comm_step;
     out->comm_uniform = result->comm_uniform;

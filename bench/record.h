@@ -48,6 +48,13 @@ typedef struct shl_step_record {
     double loss, grad_norm, lr;
 } shl_step_record;
 
+/* One evaluation. */
+typedef struct shl_eval_record {
+    const char *kind, *strategy;
+    int64_t schema, ranks, step, tokens, ns;
+    double loss, perplexity;
+} shl_eval_record;
+
 /* The memory of a tier behind one event. The first record of a tier has `at` 0 and no event: it says what
  * was held when the step began. */
 typedef struct shl_event_record {
@@ -62,14 +69,16 @@ typedef struct shl_record_tier {
 
 typedef struct shl_run_record {
     const char *kind, *model, *strategy, *layout, *device, *peak_phase, *peak_owner, *time;
-    int64_t schema, ranks, threads, batch, seq, accum, steps, seed, params;
+    int64_t schema, ranks, threads, batch, seq, accum, steps, seed, data_seed, params;
     struct json_t *dtypes, *config, *fingerprint, *argv;
     shl_record_tier peak[SHL_TIER_COUNT], at_peak[SHL_TIER_COUNT];
+    shl_record_tier eval_peak; /* device tier, while evaluating */
     int64_t padding_bytes, limit_bytes, margin_bytes;
     const char *fits; /* "yes", "no"; NULL without a limit */
     shl_comm_stats comm;
     bool comm_uniform;
     double loss, grad_norm; /* of the last step */
+    double val_loss, val_perplexity;
     double tokens_per_s;
     int64_t steps_done, cpu_ns_per_step, reserved_bytes, rss_bytes, residual_bytes;
     int64_t save_ns, save_bytes;
@@ -78,6 +87,7 @@ typedef struct shl_run_record {
 } shl_run_record;
 
 const shl_field *shl_step_fields(size_t *n);
+const shl_field *shl_eval_fields(size_t *n);
 const shl_field *shl_event_fields(size_t *n);
 const shl_field *shl_run_fields(size_t *n);
 
@@ -85,6 +95,8 @@ const shl_field *shl_run_fields(size_t *n);
  * compare the peak with limit_bytes (0: none). On a device without data loss and norm are NaN. */
 void shl_step_record_fill(shl_step_record *out, const shl_session_config *cfg,
                           const shl_step_report *report, bool predicted);
+void shl_eval_record_fill(shl_eval_record *out, const shl_session_config *cfg,
+                          const shl_eval_report *report, bool predicted);
 /* The first record of a tier; the record behind the one that *out holds. */
 void shl_event_record_begin(shl_event_record *out, const shl_session_config *cfg,
                             const shl_session_timeline *timeline, shl_tier tier);

@@ -344,13 +344,16 @@ shl_record_document(shl_str *out)
         "own largest.\n"
         "- `comm` is per rank and step.\n"
         "- A value that a run cannot have is null in JSON and empty in CSV.\n"
-        "- `--csv` writes run records; JSON forms write step records, then with --timeline\n"
+        "- `--csv` writes run records; JSON forms write step and eval records, then with "
+        "--timeline\n"
         "  event records, then the run's record.\n"
         "- Event records are of one step of rank 0, the second of the run (the first when there is "
         "no second):\n  what the ledger of a tier held after each allocation and release, in "
         "order. They are the same on\n  cpu and virtual. One with `at` 0 begins each tier.\n");
     const shl_field *fields = shl_step_fields(&n);
     add_rows(out, "Step records", fields, n);
+    fields = shl_eval_fields(&n);
+    add_rows(out, "Eval records", fields, n);
     fields = shl_event_fields(&n);
     add_rows(out, "Event records", fields, n);
     fields = shl_run_fields(&n);

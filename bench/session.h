@@ -25,12 +25,18 @@ typedef struct shl_session_config {
     shl_model_config shape;
     shl_engine_config engine;
     int ranks;
-    int threads;                        /* compute threads per rank */
-    const char *device;                 /* "cpu", "virtual" */
-    const char *as;                     /* what a virtual device stands for */
-    bool processes;                     /* ranks as processes instead of threads */
-    size_t device_memory_bytes;         /* limit per rank; 0: none */
-    const char *data;                   /* as shl_tokens_open; not opened on virtual */
+    int threads;                /* compute threads per rank */
+    const char *device;         /* "cpu", "virtual" */
+    const char *as;             /* what a virtual device stands for */
+    bool processes;             /* ranks as processes instead of threads */
+    size_t device_memory_bytes; /* limit per rank; 0: none */
+    const char *data;           /* as shl_tokens_open; not opened on virtual */
+    uint64_t data_seed;         /* of the order of the data, and of synthetic data */
+    bool in_order;              /* epochs in the order of the file, not shuffled */
+    double val_split;           /* last fraction of the data, never trained on; 0: none */
+    const char *val_data;       /* instead: a source of its own; or NULL */
+    int64_t eval_every;         /* steps between evaluations; 0: none. The last step has one */
+    int64_t eval_batches;       /* of `batch` sequences, all ranks together; 0: all there are */
     const shl_session_batches *batches; /* instead of data; or NULL */
     int64_t steps;                      /* the step number to reach */
     const char *ckpt_dir;               /* NULL: no checkpoints */
@@ -48,11 +54,20 @@ typedef struct shl_session_config {
     atomic_int *stop;             /* not NULL: a run ends after the step in which it is set */
 } shl_session_config;
 
+/* One evaluation: forward only, over the validation data. */
+typedef struct shl_eval_report {
+    int64_t step;   /* updates done */
+    double loss;    /* mean over all targets; the same bits for any number of ranks */
+    int64_t tokens; /* targets */
+    int64_t ns;     /* of the device's clock */
+} shl_eval_report;
+
 /* Who is told what while it runs; each may be NULL. on_step: once per step, by one thread, in order;
- * in processes it runs in the parent. on_open (after resume) and on_close (after the last step and
+ * on_eval: once per evaluation, in between; in processes they run in the parent. on_open (after resume) and on_close (after the last step and
  * save): on every rank's own thread; not available to processes. A failure ends the run. */
 typedef struct shl_session_sink {
     shl_code (*on_step)(void *ctx, const shl_step_report *r);
+    shl_code (*on_eval)(void *ctx, const shl_eval_report *r);
     shl_code (*on_open)(void *ctx, int rank, shl_engine *e);
     shl_code (*on_close)(void *ctx, int rank, shl_engine *e);
     void *ctx;
@@ -69,14 +84,16 @@ typedef struct shl_session_timeline {
 typedef struct shl_session_result {
     shl_step_report *steps; /* n_steps of them; owned, shl_session_result_fini */
     int64_t n_steps;        /* done in this run */
-    int64_t first_step;     /* updates done before it */
-    bool predicted;         /* times are the virtual clock's; there is no loss */
+    shl_eval_report *evals; /* n_evals of them; owned likewise */
+    int64_t n_evals;
+    int64_t first_step; /* updates done before it */
+    bool predicted;     /* times are the virtual clock's; there is no loss */
     int64_t params;
     shl_engine_info info; /* of rank 0; layout points into layout_name */
     char layout_name[48];
     int worst_rank; /* largest peak on the device tier; the lowest of equals */
     shl_ledger_tier tiers[SHL_TIER_COUNT]; /* of that rank, at the end of steps and saves */
-    shl_comm_stats comm; /* of rank 0 from the first step to the last; saves and set-up left out */
+    shl_comm_stats comm;      /* of rank 0 in the steps; evaluations, saves and set-up left out */
     shl_comm_stats comm_step; /* comm / n_steps */
     bool comm_uniform;        /* that division left no remainder anywhere */
     uint64_t trace_hash;      /* ledger trace of rank 0 */

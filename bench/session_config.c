@@ -83,12 +83,42 @@ check_checkpoints(const shl_session_config *c)
     return SHL_OK;
 }
 
+static shl_code
+check_validation(const shl_session_config *c)
+{
+    bool has_data = strcmp(c->device, "virtual") != 0;
+    if (!(c->val_split >= 0.0 && c->val_split < 1.0) || c->eval_every < 0 || c->eval_batches < 0) {
+        SHL_RAISE(SHL_E_USAGE, "validation on %g of the data every %lld steps, %lld batches",
+                  c->val_split, (long long)c->eval_every, (long long)c->eval_batches);
+        return shl_err_because("the split is from 0 to below 1, the others are 0 or more");
+    }
+    if (c->val_split > 0.0 && c->val_data) {
+        SHL_RAISE(SHL_E_USAGE, "two kinds of validation data");
+        shl_err_because("--val-split holds out a part of --data, --val-data is a file of its own");
+        return shl_err_advice("one of them");
+    }
+    if (c->eval_every == 0 && (c->val_data || c->eval_batches > 0)) {
+        SHL_RAISE(SHL_E_USAGE, "%s without an evaluation",
+                  c->val_data ? "validation data" : "evaluation batches");
+        shl_err_because("nothing says when to evaluate");
+        return shl_err_advice("--eval-every N");
+    }
+    bool has_split = c->val_split > 0.0 && !c->batches;
+    if (c->eval_every > 0 && has_data && !has_split && !c->val_data) {
+        SHL_RAISE(SHL_E_USAGE, "an evaluation without validation data");
+        shl_err_because("nothing is held out of the training data");
+        return shl_err_advice("--val-split 0.1, or --val-data FILE");
+    }
+    return SHL_OK;
+}
+
 shl_code
 shl_session_config_check(const shl_session_config *c)
 {
     SHL_TRY(shl_engine_config_check(&c->engine));
     SHL_TRY(check_device(c));
     SHL_TRY(check_checkpoints(c));
+    SHL_TRY(check_validation(c));
     if (c->steps < 1 || c->steps > INT64_MAX / 4) {
         SHL_RAISE(SHL_E_USAGE, "%lld steps", (long long)c->steps);
         return shl_err_because("the step number to reach is at least 1");
@@ -190,24 +220,42 @@ optim_json(const shl_optim_config *o)
                      "warmup", (json_int_t)o->warmup_steps, "min-lr-ratio", o->min_lr_ratio);
 }
 
+/* The keys of a configuration that say what is trained on and what is validated with. */
+static json_t *
+data_json(const shl_session_config *c)
+{
+    return json_pack("{ss? sI ss sf ss? sI sI}", "data", c->data, "data-seed",
+                     (json_int_t)c->data_seed, "shuffle", c->in_order ? "off" : "on", "val-split",
+                     c->val_split, "val-data", c->val_data, "eval-every", (json_int_t)c->eval_every,
+                     "eval-batches", (json_int_t)c->eval_batches);
+}
+
 shl_code
 shl_session_config_json(const shl_session_config *c, json_t **out)
 {
     const shl_engine_config *e = &c->engine;
     json_t *shape = shape_json(&c->shape), *optim = optim_json(&e->optim);
     /* "s?" gives null for NULL; the inner objects are stolen, also on failure. */
-    *out = json_pack(
-        "{ss so ss sI sI sI sI sI so sI ss? ss sI sI sI ss ss ss sI ss? sI sb sb sI ss?}", "model",
-        c->model, "shape", shape, "strategy", shl_strategy_name(e->strategy), "ranks",
-        (json_int_t)c->ranks, "batch", (json_int_t)e->batch, "seq", (json_int_t)e->seq, "accum",
-        (json_int_t)e->accum, "steps", (json_int_t)c->steps, "optim", optim, "seed",
-        (json_int_t)e->seed, "data", c->data, "reduce-every",
-        e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary", "bucket",
-        (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch, "threads",
-        (json_int_t)c->threads, "device", c->device, "as", c->as, "launch",
-        c->processes ? "processes" : "threads", "device-memory", (json_int_t)c->device_memory_bytes,
-        "ckpt-dir", c->ckpt_dir, "save-every", (json_int_t)c->save_every, "resume",
-        c->resume ? 1 : 0, "timeline", c->timeline ? 1 : 0, "timeout-ms", (json_int_t)c->timeout_ms,
-        "init-from", c->init_from);
-    return *out ? SHL_OK : SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");
+    *out = json_pack("{ss so ss sI sI sI sI sI so sI ss sI sI sI ss ss ss sI ss? sI sb sb sI ss?}",
+                     "model", c->model, "shape", shape, "strategy", shl_strategy_name(e->strategy),
+                     "ranks", (json_int_t)c->ranks, "batch", (json_int_t)e->batch, "seq",
+                     (json_int_t)e->seq, "accum", (json_int_t)e->accum, "steps",
+                     (json_int_t)c->steps, "optim", optim, "seed", (json_int_t)e->seed,
+                     "reduce-every", e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary",
+                     "bucket", (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch,
+                     "threads", (json_int_t)c->threads, "device", c->device, "as", c->as, "launch",
+                     c->processes ? "processes" : "threads", "device-memory",
+                     (json_int_t)c->device_memory_bytes, "ckpt-dir", c->ckpt_dir, "save-every",
+                     (json_int_t)c->save_every, "resume", c->resume ? 1 : 0, "timeline",
+                     c->timeline ? 1 : 0, "timeout-ms", (json_int_t)c->timeout_ms, "init-from",
+                     c->init_from);
+    json_t *data = data_json(c);
+    bool whole = *out && data && json_object_update(*out, data) == 0;
+    json_decref(data);
+    if (!whole) {
+        json_decref(*out);
+        *out = NULL;
+        return SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");
+    }
+    return SHL_OK;
 }

@@ -18,9 +18,10 @@ typedef struct shl_session_rank {
     shl_model *model;
     shl_engine *engine;
     shl_tokens *tokens;
+    shl_tokens *val_tokens; /* NULL: what tokens holds out */
     int32_t *ids, *targets; /* one micro-batch each */
     int64_t data_sample;    /* global sample of the next step's first row */
-    int64_t steps_cap;
+    int64_t steps_cap, evals_cap;
     int64_t cpu_ns;
 } shl_session_rank;
 
@@ -33,6 +34,11 @@ shl_code shl_session_agree(shl_session_rank *r, shl_code mine, const char *where
 /* What a rank of a session asks the API for. Strings borrowed from c. */
 shl_code shl_session_lab_options(const shl_session_config *c, int rank,
                                  shl_lab_options *out) SHL_MUST_USE;
+
+/* Validation (bench/session_eval.c). open: the data, after r->tokens. run: an evaluation, when one is due
+ * behind this step; COLLECTIVE. */
+shl_code shl_session_eval_open(shl_session_rank *r) SHL_MUST_USE;
+shl_code shl_session_eval_run(shl_session_rank *r) SHL_MUST_USE;
 
 /* Checkpoints (bench/session_state.c). save: at r->engine->step. resume: fills
  * the engine, its step and r->data_sample. COLLECTIVE. */
@@ -48,9 +54,12 @@ shl_code shl_session_collect(shl_session_rank *r) SHL_MUST_USE;
 shl_code shl_session_timeline_begin(shl_session_rank *r) SHL_MUST_USE;
 shl_code shl_session_timeline_end(shl_session_rank *r) SHL_MUST_USE;
 
-/* A finished step goes into out->steps. */
+/* A finished step goes into out->steps, an evaluation into out->evals. */
 shl_code shl_session_keep_step(shl_session_result *out, int64_t *cap,
                                const shl_step_report *report) SHL_MUST_USE;
+
+shl_code shl_session_keep_eval(shl_session_result *out, int64_t *cap,
+                               const shl_eval_report *report) SHL_MUST_USE;
 
 /* Ranks as processes (bench/session_process.c). */
 shl_code shl_session_run_processes(const shl_session_config *cfg, const shl_session_sink *sink,

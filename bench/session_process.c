@@ -14,12 +14,13 @@
 #include "kernels/base/str.h"
 #include "kernels/base/types.h"
 
-typedef enum frame_kind { FRAME_STEP = 1, FRAME_EVENT, FRAME_RESULT } frame_kind;
+typedef enum frame_kind { FRAME_STEP = 1, FRAME_EVAL, FRAME_EVENT, FRAME_RESULT } frame_kind;
 
 typedef struct frame {
     int64_t kind;
     union {
         shl_step_report step;
+        shl_eval_report eval;
         shl_ledger_event event;
         shl_session_result result; /* pointers in it mean nothing here */
     } u;
@@ -78,6 +79,16 @@ send_step(void *ctx, const shl_step_report *report)
 }
 
 static shl_code
+send_eval(void *ctx, const shl_eval_report *report)
+{
+    frame f;
+    memset(&f, 0, sizeof(f));
+    f.kind = FRAME_EVAL;
+    f.u.eval = *report;
+    return send_frame(*(const int *)ctx, &f);
+}
+
+static shl_code
 send_result(int fd, const shl_session_result *out)
 {
     frame f;
@@ -97,7 +108,7 @@ shl_code
 shl_session_run_rank(const shl_session_config *cfg, shl_world *world, int result_fd)
 {
     shl_session_result out = {0};
-    shl_session_sink sink = {.on_step = send_step, .ctx = &result_fd};
+    shl_session_sink sink = {.on_step = send_step, .on_eval = send_eval, .ctx = &result_fd};
     shl_session_rank r = {
         .cfg = cfg,
         .sink = &sink,
@@ -123,7 +134,7 @@ typedef struct reader {
     int fd; /* closed by the reader itself */
     const shl_session_sink *sink;
     shl_session_result *out;
-    int64_t steps_cap, events_cap;
+    int64_t steps_cap, evals_cap, events_cap;
     bool complete; /* the result has come */
     shl_err err;   /* of the first report that could not be kept or passed on */
 } reader;
@@ -134,6 +145,16 @@ take_step(reader *rd, const shl_step_report *report)
     SHL_TRY(shl_session_keep_step(rd->out, &rd->steps_cap, report));
     if (rd->sink && rd->sink->on_step) {
         SHL_TRY(rd->sink->on_step(rd->sink->ctx, report));
+    }
+    return SHL_OK;
+}
+
+static shl_code
+take_eval(reader *rd, const shl_eval_report *report)
+{
+    SHL_TRY(shl_session_keep_eval(rd->out, &rd->evals_cap, report));
+    if (rd->sink && rd->sink->on_eval) {
+        SHL_TRY(rd->sink->on_eval(rd->sink->ctx, report));
     }
     return SHL_OK;
 }
@@ -156,13 +177,31 @@ static void
 take_result(reader *rd, const shl_session_result *result)
 {
     shl_step_report *steps = rd->out->steps;
+    shl_eval_report *evals = rd->out->evals;
     shl_ledger_event *events = rd->out->timeline.events;
     int64_t n_events = rd->out->timeline.n_events;
     *rd->out = *result;
     rd->out->steps = steps;
+    rd->out->evals = evals;
     rd->out->timeline.events = events;
     rd->out->timeline.n_events = n_events; /* those that came: a failure to keep one ends the run */
     rd->complete = true;
+}
+
+static shl_code
+take_report(reader *rd, const frame *f)
+{
+    switch (f->kind) {
+    case FRAME_STEP:
+        return take_step(rd, &f->u.step);
+    case FRAME_EVAL:
+        return take_eval(rd, &f->u.eval);
+    case FRAME_EVENT:
+        return take_event(rd, &f->u.event);
+    default:
+        take_result(rd, &f->u.result);
+        return SHL_OK;
+    }
 }
 
 /* After a failure nobody listens any more: rank 0 meets a closed pipe, and the run ends. */
@@ -172,12 +211,8 @@ read_frames(void *arg)
     reader *rd = (reader *)arg;
     frame f;
     while (rd->err.code == SHL_OK && take_frame(rd->fd, &f)) {
-        if (f.kind == FRAME_RESULT) {
-            take_result(rd, &f.u.result);
-        } else {
-            bool is_event = f.kind == FRAME_EVENT;
-            shl_code code = is_event ? take_event(rd, &f.u.event) : take_step(rd, &f.u.step);
-            rd->err = code != SHL_OK ? *shl_err_get() : rd->err;
+        if (take_report(rd, &f) != SHL_OK) {
+            rd->err = *shl_err_get();
         }
     }
     (void)close(rd->fd);

@@ -31,9 +31,11 @@ open_data(shl_session_rank *r)
     SHL_TRY(shl_heap_alloc(positions, sizeof(int32_t), &r->ids));
     SHL_TRY(shl_heap_alloc(positions, sizeof(int32_t), &r->targets));
     if (c->batches) {
-        return SHL_OK;
+        return shl_session_eval_open(r);
     }
-    SHL_TRY(shl_tokens_open(c->data, c->shape.vocab, e->seq, e->seed, &r->tokens));
+    SHL_TRY(shl_tokens_open(c->data, c->shape.vocab, e->seq, c->data_seed, &r->tokens));
+    SHL_TRY(shl_tokens_hold_out(r->tokens, c->val_split));
+    shl_tokens_shuffle(r->tokens, !c->in_order);
     int64_t rows = shl_session_global_rows(c), samples = shl_tokens_samples(r->tokens);
     if (rows > samples) {
         SHL_RAISE(SHL_E_USAGE, "a global batch of %lld sequences needs more data", (long long)rows);
@@ -44,7 +46,7 @@ open_data(shl_session_rank *r)
             (long long)e->seq);
         return shl_err_advice("a smaller --batch, --accum or --ranks, or a larger --data file");
     }
-    return SHL_OK;
+    return shl_session_eval_open(r);
 }
 
 /* Data first: the ranks meet when the handle is opened, and one that fails before is missed there. */
@@ -173,6 +175,7 @@ run_steps(shl_session_rank *r)
     r->out->first_step = r->engine->step;
     while (r->engine->step < c->steps) {
         SHL_TRY(count_step(r));
+        SHL_TRY(shl_session_eval_run(r));
         bool last = r->engine->step >= c->steps;
         if (c->ckpt_dir && !last && c->save_every > 0 && r->engine->step % c->save_every == 0) {
             SHL_TRY(shl_session_save(r));
@@ -213,6 +216,7 @@ close_rank(shl_session_rank *r, shl_code code)
     shl_err failure = *shl_err_get();
     shl_code closed = (shl_code)shl_lab_close(&r->lab);
     shl_tokens_close(&r->tokens);
+    shl_tokens_close(&r->val_tokens);
     shl_heap_free(&r->ids);
     shl_heap_free(&r->targets);
     if (code != SHL_OK) {

@@ -20,10 +20,23 @@ shl_session_keep_step(shl_session_result *out, int64_t *cap, const shl_step_repo
     return SHL_OK;
 }
 
+shl_code
+shl_session_keep_eval(shl_session_result *out, int64_t *cap, const shl_eval_report *report)
+{
+    if (out->n_evals == *cap) {
+        int64_t more = *cap > 0 ? 2 * *cap : 16;
+        SHL_TRY(shl_heap_grow(&out->evals, (size_t)*cap, (size_t)more, sizeof(*out->evals)));
+        *cap = more;
+    }
+    out->evals[out->n_evals++] = *report;
+    return SHL_OK;
+}
+
 void
 shl_session_result_fini(shl_session_result *r)
 {
     shl_heap_free(&r->steps);
+    shl_heap_free(&r->evals);
     shl_heap_free(&r->timeline.events);
     memset(r, 0, sizeof(*r));
 }

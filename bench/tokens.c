@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <math.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -27,7 +28,10 @@ struct shl_tokens {
     const unsigned char *first; /* first token */
     size_t width;               /* bytes of a token: 1, 2, 4 */
     int64_t n_tokens;
-    int64_t samples, seq, vocab;
+    int64_t samples, held_out, seq, vocab; /* samples: windows that are not held out */
+    bool in_order;                         /* not shuffled */
+    dev_t device;                          /* of the file, with inode: which one it is */
+    ino_t inode;
     uint64_t seed, order_stream, text_stream;
     int half_bits; /* the permutation works on numbers of 2 * half_bits bits */
     char path[PATH_MAX];
@@ -118,6 +122,8 @@ map_file(shl_tokens *t)
             code = raise_io(t->path, errno);
         } else {
             t->map = map;
+            t->device = info.st_dev;
+            t->inode = info.st_ino;
             t->map_bytes = bytes;
         }
     }
@@ -283,10 +289,56 @@ shl_tokens_close(shl_tokens **t)
     shl_heap_free(t);
 }
 
+shl_code
+shl_tokens_hold_out(shl_tokens *t, double fraction)
+{
+    int64_t windows = t->samples + t->held_out, held_out = 0;
+    if (!(fraction >= 0.0 && fraction < 1.0)) {
+        (void)SHL_RAISE(SHL_E_USAGE, "a validation split of %g", fraction);
+        return shl_err_because("it is a fraction of the data, from 0 to below 1");
+    }
+    if (fraction > 0.0) {
+        held_out = llround(fraction * (double)windows);
+        held_out = held_out > 0 ? held_out : 1;
+    }
+    if (held_out >= windows) {
+        (void)SHL_RAISE(SHL_E_USAGE, "a validation split of %g leaves nothing to train on",
+                        fraction);
+        (void)shl_err_because("the data has %" PRId64 " sequence%s of %" PRId64 " tokens", windows,
+                              windows == 1 ? "" : "s", t->seq);
+        return shl_err_advice("a smaller --val-split or --seq, or a longer --data file");
+    }
+    t->samples = windows - held_out;
+    t->held_out = held_out;
+    size_permutation(t);
+    return SHL_OK;
+}
+
+void
+shl_tokens_shuffle(shl_tokens *t, bool on)
+{
+    t->in_order = !on;
+}
+
 int64_t
 shl_tokens_samples(const shl_tokens *t)
 {
     return t->samples;
+}
+
+int64_t
+shl_tokens_held_out(const shl_tokens *t)
+{
+    return t->held_out;
+}
+
+bool
+shl_tokens_same_source(const shl_tokens *a, const shl_tokens *b)
+{
+    if (!a->map || !b->map) {
+        return !a->map && !b->map;
+    }
+    return a->device == b->device && a->inode == b->inode;
 }
 
 /* One pass of the network: a bijection on numbers of 2 * half_bits bits. */
@@ -310,6 +362,9 @@ window_of(const shl_tokens *t, int64_t sample)
 {
     uint64_t epoch = (uint64_t)(sample / t->samples);
     uint64_t value = (uint64_t)(sample % t->samples);
+    if (t->in_order) {
+        return (int64_t)value;
+    }
     do {
         value = feistel(t, epoch, value);
     } while (value >= (uint64_t)t->samples);
@@ -338,7 +393,16 @@ shl_tokens_row(const shl_tokens *t, int64_t sample, int32_t *tokens, int32_t *ta
     if (sample < 0) {
         return SHL_RAISE(SHL_E_BUG, "sample %" PRId64 " of the data order is negative", sample);
     }
-    int64_t window = window_of(t, sample);
+    return shl_tokens_window(t, window_of(t, sample), tokens, targets);
+}
+
+shl_code
+shl_tokens_window(const shl_tokens *t, int64_t window, int32_t *tokens, int32_t *targets)
+{
+    if (window < 0 || window >= t->samples + t->held_out) {
+        return SHL_RAISE(SHL_E_BUG, "window %" PRId64 " of %" PRId64, window,
+                         t->samples + t->held_out);
+    }
     if (!t->map) {
         synthesise(t, window, tokens, targets);
         return SHL_OK;

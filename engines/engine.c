@@ -133,10 +133,10 @@ upload_inputs(shl_engine *e, const int32_t *tokens, const int32_t *targets)
 }
 
 static shl_code
-forward(shl_engine *e, const int32_t *tokens, const int32_t *targets, bool want_grad)
+forward(shl_engine *e, const int32_t *tokens, const int32_t *targets, shl_mark mark)
 {
     int64_t rows = e->config.batch * e->config.seq;
-    shl_ledger_set_mark(e->device->ledger, SHL_MARK_FORWARD);
+    shl_ledger_set_mark(e->device->ledger, mark);
     SHL_TRY(e->ops->begin_micro(e, e->micro == 0, e->micro + 1 == e->config.accum));
     SHL_TRY(upload_inputs(e, tokens, targets));
     e->run = (shl_run){.device = e->device,
@@ -150,7 +150,7 @@ forward(shl_engine *e, const int32_t *tokens, const int32_t *targets, bool want_
                        .targets = shl_tensor_1d(e->targets.data, SHL_I32, rows),
                        .loss_sum = shl_tensor_1d(e->loss_sum.data, SHL_F64, 1),
                        .dloss = (float)e->dloss,
-                       .want_grad = want_grad};
+                       .want_grad = mark == SHL_MARK_FORWARD};
     return shl_model_forward(e->model, &e->run);
 }
 
@@ -159,7 +159,7 @@ shl_engine_forward(shl_engine *e, const int32_t *tokens, const int32_t *targets)
 {
     int64_t start = now(e);
     SHL_ASSERT(e->micro < e->config.accum);
-    SHL_TRY(give_up(e, forward(e, tokens, targets, true), "forward"));
+    SHL_TRY(give_up(e, forward(e, tokens, targets, SHL_MARK_FORWARD), "forward"));
     e->report.forward_ns += now(e) - start;
     return SHL_OK;
 }
@@ -168,7 +168,7 @@ static shl_code
 eval(shl_engine *e, const int32_t *tokens, const int32_t *targets, double *loss_sum)
 {
     SHL_TRY(shl_device_fill(e->device, e->loss_sum.data, 0, sizeof(double), NULL));
-    SHL_TRY(forward(e, tokens, targets, false));
+    SHL_TRY(forward(e, tokens, targets, SHL_MARK_EVAL));
     e->ops->end_eval(e);
     SHL_TRY(shl_device_sync(e->device));
     return shl_device_download(e->device, loss_sum, e->loss_sum.data, sizeof(*loss_sum));

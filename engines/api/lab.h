@@ -48,6 +48,9 @@ struct shl_lab {
     char run_id[33]; /* of the run that checkpoints belong to; "" until the first save or load */
     int64_t save_ns, save_bytes; /* of the last save */
     int64_t weight_bytes;        /* this rank read for its parameters from init_from */
+    /* Borrowed, or NULL: what else a checkpoint's configuration must say for a load. A key that it does not
+     * have is passed over. */
+    const struct json_t *must_match;
     shl_err err;
 };
 
@@ -91,6 +94,11 @@ shl_code shl_lab_agree_code(shl_lab *lab, shl_code mine, const char *where) SHL_
  * model's; moments stay. On a device without data all is checked and nothing moves. Errors:
  * SHL_E_CONFIG another model (first difference), and what the reader says. COLLECTIVE. */
 shl_code shl_lab_load_weights(shl_lab *lab, const char *path) SHL_MUST_USE;
+/* The local half of shl_lab_eval: the sum of the losses of this rank's targets, without asking the other
+ * ranks for theirs. Who adds them up decides the order. COLLECTIVE all the same: parameters may be
+ * gathered. */
+shl_code shl_lab_eval_sum(shl_lab *lab, const int32_t *tokens, const int32_t *targets,
+                          double *loss_sum) SHL_MUST_USE;
 
 /* Sums words over the ranks, in pieces that fit a control call. With one rank's words and zeros from
  * all others this hands those words to everybody. COLLECTIVE. */

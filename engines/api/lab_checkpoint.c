@@ -310,6 +310,22 @@ compare_config(const json_t *theirs, const json_t *ours)
     return SHL_OK;
 }
 
+/* The program's own keys, such as the order of its data. An older checkpoint may not have them. */
+static shl_code
+compare_extra(const json_t *theirs, const json_t *must_match)
+{
+    const char *key;
+    json_t *value;
+    /* jansson iterates over objects that it takes as not const, and changes nothing. */
+    json_object_foreach((json_t *)(uintptr_t)must_match, key, value)
+    {
+        if (json_object_get(theirs, key)) {
+            SHL_TRY(compare_key(theirs, must_match, key));
+        }
+    }
+    return SHL_OK;
+}
+
 static shl_code
 check_meta(const shl_lab *lab, const shl_ckpt_meta *meta)
 {
@@ -329,6 +345,9 @@ check_meta(const shl_lab *lab, const shl_ckpt_meta *meta)
                            : SHL_RAISE(SHL_E_VERIFY, "the checkpoint's configuration is not JSON");
     if (code == SHL_OK) {
         code = compare_config(theirs, ours);
+    }
+    if (code == SHL_OK && lab->must_match) {
+        code = compare_extra(theirs, lab->must_match);
     }
     json_decref(theirs);
     json_decref(ours);

@@ -223,6 +223,16 @@ check_eval(const shl_lab *lab, const int32_t *tokens, const int32_t *targets, co
     return check_batch(lab, tokens, targets, valid);
 }
 
+shl_code
+shl_lab_eval_sum(shl_lab *lab, const int32_t *tokens, const int32_t *targets, double *loss_sum)
+{
+    int64_t valid = 0;
+    *loss_sum = 0.0;
+    SHL_TRY(check_eval(lab, tokens, targets, loss_sum, &valid));
+    lab->agreed = false;
+    return shl_engine_eval(lab->engine, tokens, targets, loss_sum);
+}
+
 int
 shl_lab_eval(shl_lab *lab, const int32_t *tokens, const int32_t *targets, double *loss)
 {

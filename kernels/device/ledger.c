@@ -54,8 +54,8 @@ shl_tag_name(shl_tag tag)
 const char *
 shl_mark_name(shl_mark mark)
 {
-    static const char *const names[SHL_MARK_COUNT] = {"init", "forward", "backward", "step",
-                                                      "save"};
+    static const char *const names[SHL_MARK_COUNT] = {"init", "forward", "backward",
+                                                      "step", "save",    "eval"};
     SHL_ASSERT((unsigned)mark < SHL_MARK_COUNT);
     return names[mark];
 }
@@ -168,6 +168,12 @@ shl_ledger_fail_at(shl_ledger *l, int64_t n)
     l->fail_in = n;
 }
 
+static void
+raise_to(size_t *peak, size_t bytes)
+{
+    *peak = bytes > *peak ? bytes : *peak;
+}
+
 void
 shl_ledger_set_mark(shl_ledger *l, shl_mark mark)
 {
@@ -178,8 +184,9 @@ shl_ledger_set_mark(shl_ledger *l, shl_mark mark)
     }
     for (int t = 0; t < SHL_TIER_COUNT; t++) {
         shl_ledger_tier *tier = &l->tiers[t];
-        if (tier->now_bytes > tier->phase_peak_bytes[mark]) {
-            tier->phase_peak_bytes[mark] = tier->now_bytes;
+        raise_to(&tier->phase_peak_bytes[mark], tier->now_bytes);
+        for (int g = 0; g < SHL_TAG_COUNT; g++) {
+            raise_to(&tier->phase_tag_bytes[mark][g], tier->now_tag_bytes[g]);
         }
     }
 }
@@ -276,12 +283,9 @@ static void
 raise_peaks(shl_ledger *l, const entry *e)
 {
     shl_ledger_tier *t = &l->tiers[e->tier];
-    if (t->now_tag_bytes[e->tag] > t->peak_tag_bytes[e->tag]) {
-        t->peak_tag_bytes[e->tag] = t->now_tag_bytes[e->tag];
-    }
-    if (t->now_bytes > t->phase_peak_bytes[l->mark]) {
-        t->phase_peak_bytes[l->mark] = t->now_bytes;
-    }
+    raise_to(&t->peak_tag_bytes[e->tag], t->now_tag_bytes[e->tag]);
+    raise_to(&t->phase_peak_bytes[l->mark], t->now_bytes);
+    raise_to(&t->phase_tag_bytes[l->mark][e->tag], t->now_tag_bytes[e->tag]);
     /* Strictly greater: the snapshot is of the first moment of the maximum. */
     if (t->now_bytes > t->peak_bytes) {
         t->peak_bytes = t->now_bytes;
@@ -348,6 +352,8 @@ shl_ledger_reset_peaks(shl_ledger *l)
         memcpy(t->at_peak_tag_bytes, t->now_tag_bytes, sizeof(t->at_peak_tag_bytes));
         memset(t->phase_peak_bytes, 0, sizeof(t->phase_peak_bytes));
         t->phase_peak_bytes[l->mark] = t->now_bytes;
+        memset(t->phase_tag_bytes, 0, sizeof(t->phase_tag_bytes));
+        memcpy(t->phase_tag_bytes[l->mark], t->now_tag_bytes, sizeof(t->now_tag_bytes));
         t->peak_mark = l->mark;
         t->peak_owner[0] = '\0';
     }

@@ -42,6 +42,7 @@ typedef enum shl_mark {
     SHL_MARK_BACKWARD,
     SHL_MARK_STEP,
     SHL_MARK_SAVE,
+    SHL_MARK_EVAL,
     SHL_MARK_COUNT
 } shl_mark;
 
@@ -58,9 +59,10 @@ typedef struct shl_ledger_tier {
     size_t peak_tag_bytes[SHL_TAG_COUNT];    /* each tag's own largest */
     size_t at_peak_tag_bytes[SHL_TAG_COUNT]; /* the tags at the moment of peak_bytes; sum to it */
     size_t phase_peak_bytes[SHL_MARK_COUNT]; /* largest total inside each phase */
-    shl_mark peak_mark;                      /* phase of the first moment that reached peak_bytes */
-    char peak_owner[96];                     /* owner of the allocation that reached it */
-    size_t limit_bytes;                      /* 0: none */
+    size_t phase_tag_bytes[SHL_MARK_COUNT][SHL_TAG_COUNT]; /* each tag's own largest inside it */
+    shl_mark peak_mark;  /* phase of the first moment that reached peak_bytes */
+    char peak_owner[96]; /* owner of the allocation that reached it */
+    size_t limit_bytes;  /* 0: none */
 } shl_ledger_tier;
 
 /* One event of the memory time line. `at` counts events from 0. delta > 0 allocates. */

@@ -31,6 +31,7 @@ typedef struct model {
     size_t peak_tag[SHL_TIER_COUNT][SHL_TAG_COUNT];
     size_t at_peak[SHL_TIER_COUNT][SHL_TAG_COUNT];
     size_t phase_peak[SHL_TIER_COUNT][SHL_MARK_COUNT];
+    size_t phase_tag[SHL_TIER_COUNT][SHL_MARK_COUNT][SHL_TAG_COUNT];
     shl_mark peak_mark[SHL_TIER_COUNT];
     const char *peak_owner[SHL_TIER_COUNT];
 } model;
@@ -47,7 +48,9 @@ model_look(model *m, shl_mark mark, const char *owner)
             }
         }
         for (int g = 0; g < SHL_TAG_COUNT; g++) {
+            size_t *in_phase = &m->phase_tag[t][mark][g];
             m->peak_tag[t][g] = tags[g] > m->peak_tag[t][g] ? tags[g] : m->peak_tag[t][g];
+            *in_phase = tags[g] > *in_phase ? tags[g] : *in_phase;
         }
         if (total > m->phase_peak[t][mark]) {
             m->phase_peak[t][mark] = total;
@@ -71,6 +74,7 @@ assert_equals_model(const shl_ledger *l, const model *m)
         assert_memory_equal(got->peak_tag_bytes, m->peak_tag[t], sizeof(m->peak_tag[t]));
         assert_memory_equal(got->at_peak_tag_bytes, m->at_peak[t], sizeof(m->at_peak[t]));
         assert_memory_equal(got->phase_peak_bytes, m->phase_peak[t], sizeof(m->phase_peak[t]));
+        assert_memory_equal(got->phase_tag_bytes, m->phase_tag[t], sizeof(m->phase_tag[t]));
         for (int g = 0; g < SHL_TAG_COUNT; g++) {
             sum += got->at_peak_tag_bytes[g];
         }
