@@ -74,8 +74,8 @@ LDFLAGS_ALL := -fopenmp $(LINK_$(PROFILE)) $(LDFLAGS)
 ISAS := base $(if $(IS_X86),avx2 avx512)
 KERNEL_FLAGS := $(if $(filter debug cov,$(PROFILE)),,-O3) -fno-math-errno -fno-trapping-math
 ISA_base   := -DSHL_ISA=base
-ISA_avx2   := -DSHL_ISA=avx2 -mavx2 -mfma
-ISA_avx512 := -DSHL_ISA=avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma \
+ISA_avx2   := -DSHL_ISA=avx2 -mavx2 -mfma -mf16c
+ISA_avx512 := -DSHL_ISA=avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c \
   -mprefer-vector-width=512
 
 # ---- sources -----------------------------------------------------------------------------------

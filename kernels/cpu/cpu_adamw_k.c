@@ -1,7 +1,7 @@
 /* kernels/cpu: AdamW (Loshchilov & Hutter 2019), formulas as torch.optim.AdamW; a memory-bound
  * sweep over four arrays. An element's bits depend on its own four values only. */
-#include "kernels/cpu/cpu_simd.h"
 #include "kernels/cpu/cpu_slots.h"
+#include "kernels/cpu/cpu_typed.h"
 
 typedef struct adamw_constants {
     vf grad_scale, keep, one_minus_b1, b2, one_minus_b2, step_size, inv_sqrt_c2, eps;
@@ -29,6 +29,21 @@ adamw_p(const adamw_constants *k, vf p, vf m, vf v)
 
 enum { AHEAD = 512, BLOCK = 64, LINE = 64 / 4 }; /* elements: 2 KiB ahead, a cache line */
 
+/* One block of each array in turn. */
+static inline void
+adamw_lanes(const adamw_constants *k, float *p, const float *g, float *m, float *v)
+{
+    for (int j = 0; j < BLOCK; j += VL) {
+        vstore(m + j, adamw_m(k, vload(g + j), vload(m + j)));
+    }
+    for (int j = 0; j < BLOCK; j += VL) {
+        vstore(v + j, adamw_v(k, vload(g + j), vload(v + j)));
+    }
+    for (int j = 0; j < BLOCK; j += VL) {
+        vstore(p + j, adamw_p(k, vload(p + j), vload(m + j), vload(v + j)));
+    }
+}
+
 /* One array after the other: loads from arrays that start at the same place of a page would
  * otherwise wait for each other's stores, which halves the speed. */
 static inline void
@@ -40,15 +55,7 @@ adamw_block(const adamw_constants *k, float *p, const float *g, float *m, float 
         __builtin_prefetch(m + j, 1);
         __builtin_prefetch(v + j, 1);
     }
-    for (int j = 0; j < BLOCK; j += VL) {
-        vstore(m + j, adamw_m(k, vload(g + j), vload(m + j)));
-    }
-    for (int j = 0; j < BLOCK; j += VL) {
-        vstore(v + j, adamw_v(k, vload(g + j), vload(v + j)));
-    }
-    for (int j = 0; j < BLOCK; j += VL) {
-        vstore(p + j, adamw_p(k, vload(p + j), vload(m + j), vload(v + j)));
-    }
+    adamw_lanes(k, p, g, m, v);
 }
 
 static void
@@ -70,12 +77,62 @@ adamw_range(const adamw_constants *k, float *p, const float *g, float *m, float 
     }
 }
 
+/* Where a block is updated: in place where it is fp32 and whole, else in room. */
+static float *
+adamw_in(const shl_tensor *t, int64_t i, int64_t n, float *room)
+{
+    if (t->dtype == SHL_F32 && n == BLOCK) {
+        float *x = (float *)t->data + i;
+        for (int j = AHEAD; j < AHEAD + BLOCK; j += LINE) {
+            __builtin_prefetch(x + j, 1);
+        }
+        return x;
+    }
+    cpu_widen(t->dtype, t->data, i, n, room);
+    return room;
+}
+
+static void
+adamw_out(const shl_tensor *t, int64_t i, int64_t n, const float *x, const float *room)
+{
+    if (x == room) {
+        cpu_narrow(t->dtype, x, t->data, i, n);
+    }
+}
+
+/* The same for any types; what lies behind the end of a part-filled room is of no interest. */
+static void
+adamw_mixed(const adamw_constants *k, const shl_adamw_args *a, int64_t begin, int64_t end)
+{
+    float room[4][BLOCK] = {{0}};
+    for (int64_t i = begin; i < end; i += BLOCK) {
+        int64_t n = end - i < BLOCK ? end - i : BLOCK;
+        const float *g = adamw_in(&a->grad, i, n, room[0]);
+        float *p = adamw_in(&a->param, i, n, room[1]);
+        float *m = adamw_in(&a->m, i, n, room[2]), *v = adamw_in(&a->v, i, n, room[3]);
+        adamw_lanes(k, p, g, m, v);
+        adamw_out(&a->param, i, n, p, room[1]);
+        adamw_out(&a->m, i, n, m, room[2]);
+        adamw_out(&a->v, i, n, v, room[3]);
+        if (a->rounded.data != NULL) {
+            cpu_narrow(a->rounded.dtype, p, a->rounded.data, i, n);
+        }
+    }
+}
+
+static bool
+adamw_is_f32(const shl_adamw_args *a)
+{
+    return a->param.dtype == SHL_F32 && a->grad.dtype == SHL_F32 && a->m.dtype == SHL_F32 &&
+           a->v.dtype == SHL_F32 && a->rounded.data == NULL;
+}
+
 shl_code
 SHL_K(shl_cpu_adamw)(shl_stream *s, const void *args, void *work)
 {
     const shl_adamw_args *a = args;
     SHL_UNUSED(work);
-    SHL_TRY(cpu_need_f32(a->param.dtype, SHL_OP_ADAMW));
+    bool f32 = adamw_is_f32(a);
     double c1 = 1.0 - pow(a->beta1, (double)a->step);
     double c2 = 1.0 - pow(a->beta2, (double)a->step);
     const adamw_constants k = {
@@ -94,7 +151,11 @@ SHL_K(shl_cpu_adamw)(shl_stream *s, const void *args, void *work)
     SHL_PARALLEL_FOR(threads)
     for (int64_t begin = 0; begin < n; begin += part) {
         int64_t end = n - begin < part ? n : begin + part;
-        adamw_range(&k, a->param.data, a->grad.data, a->m.data, a->v.data, begin, end);
+        if (f32) {
+            adamw_range(&k, a->param.data, a->grad.data, a->m.data, a->v.data, begin, end);
+        } else {
+            adamw_mixed(&k, a, begin, end);
+        }
     }
     return SHL_OK;
 }

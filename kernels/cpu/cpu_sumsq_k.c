@@ -1,7 +1,7 @@
 /* kernels/cpu: the order-independent squared norm: squares are rounded to whole multiples of one
  * quantum and added as integers, so that any partition in any order gives the same sum. */
-#include "kernels/cpu/cpu_simd.h"
 #include "kernels/cpu/cpu_slots.h"
+#include "kernels/cpu/cpu_typed.h"
 
 __extension__ typedef __int128 i128;
 typedef int32_t i32_any __attribute__((may_alias));
@@ -31,13 +31,27 @@ max_bits(const float *x, int64_t n)
     return best;
 }
 
+static int32_t
+range_max(const shl_tensor *x, int64_t begin, int64_t n)
+{
+    float room[BLOCK];
+    int32_t best = 0;
+    if (x->dtype == SHL_F32) {
+        return max_bits((const float *)x->data + begin, n);
+    }
+    for (int64_t i = 0; i < n; i += BLOCK) {
+        int64_t m = n - i < BLOCK ? n - i : BLOCK;
+        int32_t b = max_bits(cpu_floats(x->dtype, x->data, begin + i, m, room), m);
+        best = b > best ? b : best;
+    }
+    return best;
+}
+
 shl_code
 SHL_K(shl_cpu_norm_max)(shl_stream *s, const void *args, void *work)
 {
     const shl_norm_args *a = args;
     SHL_UNUSED(work);
-    SHL_TRY(cpu_need_f32(a->x.dtype, SHL_OP_NORM_MAX));
-    const float *x = a->x.data;
     int64_t n = shl_tensor_elems(&a->x);
     if (n == 0) {
         return SHL_OK;
@@ -48,7 +62,7 @@ SHL_K(shl_cpu_norm_max)(shl_stream *s, const void *args, void *work)
     SHL_PARALLEL_FOR(parts)
     for (int i = 0; i < parts; i++) {
         int64_t begin = i * part;
-        best[i] = max_bits(x + begin, n - begin < part ? n - begin : part);
+        best[i] = range_max(&a->x, begin, n - begin < part ? n - begin : part);
     }
     int32_t *out = a->out_max.data;
     for (int i = 0; i < parts; i++) {
@@ -166,18 +180,20 @@ limit_bits(int log2, int quantum_log2)
 }
 
 static i128
-range_sum(const float *x, int64_t n, int quantum_log2)
+range_sum(const shl_tensor *x, int64_t begin, int64_t n, int quantum_log2)
 {
+    float room[BLOCK];
     double scale = ldexp(1.0, -quantum_log2);
     int32_t small = limit_bits(51, quantum_log2), fast = limit_bits(83, quantum_log2);
     i128 sum = 0;
     for (int64_t i = 0; i < n; i += BLOCK) {
         int64_t m = n - i < BLOCK ? n - i : BLOCK;
-        int32_t top = max_bits(x + i, m);
+        const float *at = cpu_floats(x->dtype, x->data, begin + i, m, room);
+        int32_t top = max_bits(at, m);
         if (top < small) {
-            sum += small_sum(x + i, m, scale);
+            sum += small_sum(at, m, scale);
         } else {
-            sum += top < fast ? block_sum(x + i, m, scale) : slow_sum(x + i, m, scale);
+            sum += top < fast ? block_sum(at, m, scale) : slow_sum(at, m, scale);
         }
     }
     return sum;
@@ -188,8 +204,6 @@ SHL_K(shl_cpu_norm_sum)(shl_stream *s, const void *args, void *work)
 {
     const shl_norm_args *a = args;
     SHL_UNUSED(work);
-    SHL_TRY(cpu_need_f32(a->x.dtype, SHL_OP_NORM_SUM));
-    const float *x = a->x.data;
     int64_t n = shl_tensor_elems(&a->x);
     if (n == 0) {
         return SHL_OK;
@@ -200,7 +214,7 @@ SHL_K(shl_cpu_norm_sum)(shl_stream *s, const void *args, void *work)
     SHL_PARALLEL_FOR(parts)
     for (int p = 0; p < parts; p++) {
         int64_t begin = p * part;
-        sums[p] = range_sum(x + begin, n - begin < part ? n - begin : part, a->quantum_log2);
+        sums[p] = range_sum(&a->x, begin, n - begin < part ? n - begin : part, a->quantum_log2);
     }
     i128 total = 0;
     memcpy(&total, a->out_sum.data, sizeof(total));

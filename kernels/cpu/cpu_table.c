@@ -4,6 +4,18 @@
 #include <string.h>
 
 #if defined(SHL_HAVE_X86_ISA)
+#include <cpuid.h>
+
+/* Not every compiler's __builtin_cpu_supports knows the word. */
+static bool
+has_f16c(void)
+{
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & (unsigned)bit_F16C) != 0;
+}
+#endif
+
+#if defined(SHL_HAVE_X86_ISA)
 static const char *const isas[] = {"avx512", "avx2", "base", NULL};
 #else
 static const char *const isas[] = {"base", NULL};
@@ -19,7 +31,7 @@ const shl_op_table *
 shl_cpu_op_table_isa(const char *isa)
 {
 #if defined(SHL_HAVE_X86_ISA)
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (strcmp(isa, "avx512") == 0) {

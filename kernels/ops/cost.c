@@ -158,6 +158,9 @@ elementwise_cost(shl_op op, const void *args)
         const shl_init_args *a = args;
         c.flops = a->kind == SHL_INIT_NORMAL ? 60.0 * (double)shl_tensor_elems(&a->dst) : 0.0;
         c.bytes = bytes_of(&a->dst);
+    } else if (op == SHL_OP_CAST) {
+        const shl_cast_args *a = args;
+        c.bytes = bytes_of(&a->src) + bytes_of(&a->dst);
     } else {
         const shl_gelu_args *a = args;
         bool backward = op == SHL_OP_GELU_BACKWARD;
@@ -179,7 +182,9 @@ loss_cost(const shl_cross_entropy_args *a)
 static shl_cost
 adamw_cost(const shl_adamw_args *a)
 {
-    shl_cost c = {15.0 * (double)shl_tensor_elems(&a->param), 7.0 * bytes_of(&a->param)};
+    double bytes = 2.0 * (bytes_of(&a->param) + bytes_of(&a->m) + bytes_of(&a->v)) +
+                   bytes_of(&a->grad) + bytes_of(&a->rounded);
+    shl_cost c = {15.0 * (double)shl_tensor_elems(&a->param), bytes};
     return c;
 }
 
@@ -220,6 +225,7 @@ shl_op_cost(shl_op op, const void *args)
     case SHL_OP_SCALE:
     case SHL_OP_SUM_RANKS:
     case SHL_OP_INIT:
+    case SHL_OP_CAST:
         return elementwise_cost(op, args);
     case SHL_OP_RMSNORM_FORWARD:
     case SHL_OP_RMSNORM_BACKWARD:

@@ -8,14 +8,19 @@
 #define SHL_CASE_OI 1u         /* weight order [O, I] */
 #define SHL_CASE_ACCUMULATE 2u /* adds to what the gradients hold */
 #define SHL_CASE_PLAIN                                                                             \
-    4u                     /* linear: no bias; embedding: no positions; loss: no gradient; rmsnorm:
-                                * no dw; rope: the inverse; silu_mul: separate tensors, in place */
+    4u                     /* linear: no bias; embedding: no positions; loss: no gradient;
+                                  rmsnorm: no dw; rope: the inverse; silu_mul: separate, in place */
 #define SHL_CASE_LARGE 8u  /* great inputs: offsets of 1e4, scores of hundreds, far positions */
 #define SHL_CASE_SPEED 16u /* sized for timing: no reference is computed */
+#define SHL_CASE_BF16 32u  /* activations and weights in bf16 instead of fp32 */
+#define SHL_CASE_F16 64u   /* the same in fp16 */
+#define SHL_CASE_MIXED                                                                             \
+    128u /* gradients of parameters in that type too; add: three types; adamw: a
+                                  parameter, and moments in bf16; cast: from 16 bits */
 
-/* size by op: linear R I O; layernorm R C; gelu, add, scale, adamw, norms, init N; embedding B T C
- * V; attention B T NH NK D; cross-entropy R V; sum_ranks N ranks; rmsnorm R C; rope B T NH NK D; silu_mul R I; dropout
- * R C. */
+/* size by op: linear R I O; layernorm R C; gelu, add, scale, adamw, norms, init, cast N; embedding B
+ * T C V; attention B T NH NK D; cross-entropy R V; sum_ranks N ranks; rmsnorm R C; rope B T NH NK D;
+ * silu_mul R I; dropout R C. */
 typedef struct shl_op_case {
     const char *name;
     shl_op op;
@@ -29,7 +34,9 @@ const shl_op_case *shl_op_cases(size_t *n);
 typedef enum shl_op_role { SHL_ROLE_IN = 0, SHL_ROLE_OUT, SHL_ROLE_INOUT } shl_op_role;
 
 /* One tensor of a case. An output may differ from `want` by abs_tol times the tensor's largest
- * |want| plus rel_tol times the element's own. */
+ * |want| plus rel_tol times the element's own, before it is rounded to its type: a 16-bit output may
+ * be off by half a unit in the last place more, and where both tolerances are 0 must be the rounded
+ * `want`. */
 typedef struct shl_op_operand {
     const char *name;
     shl_op_role role;
@@ -60,6 +67,7 @@ typedef union shl_op_any_args {
     shl_rope_args rope;
     shl_silu_mul_args silu;
     shl_dropout_args dropout;
+    shl_cast_args cast;
 } shl_op_any_args;
 
 typedef struct shl_op_run {

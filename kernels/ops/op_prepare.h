@@ -12,21 +12,49 @@ shl_op_operand *shl_op_run_add(shl_op_run *run, shl_code *code, const char *name
 /* ---- small words of the prepare functions ---- */
 
 static inline shl_tensor
+vec_as(shl_dtype dtype, int64_t n)
+{
+    return shl_tensor_1d(NULL, dtype, n);
+}
+
+static inline shl_tensor
+mat_as(shl_dtype dtype, int64_t rows, int64_t cols)
+{
+    return shl_tensor_2d(NULL, dtype, rows, cols);
+}
+
+static inline shl_tensor
 vec(int64_t n)
 {
-    return shl_tensor_1d(NULL, SHL_F32, n);
+    return vec_as(SHL_F32, n);
 }
 
 static inline shl_tensor
 mat(int64_t rows, int64_t cols)
 {
-    return shl_tensor_2d(NULL, SHL_F32, rows, cols);
+    return mat_as(SHL_F32, rows, cols);
 }
 
 static inline bool
 has(const shl_op_run *run, unsigned flag)
 {
     return (run->c->flags & flag) != 0;
+}
+
+/* Type of a case's activations and weights; of its gradients of parameters. */
+static inline shl_dtype
+case_dtype(const shl_op_run *run)
+{
+    if (has(run, SHL_CASE_BF16)) {
+        return SHL_BF16;
+    }
+    return has(run, SHL_CASE_F16) ? SHL_F16 : SHL_F32;
+}
+
+static inline shl_dtype
+case_grad_dtype(const shl_op_run *run)
+{
+    return has(run, SHL_CASE_MIXED) ? case_dtype(run) : SHL_F32;
 }
 
 /* Role of a gradient that the case may add to. */
@@ -49,7 +77,18 @@ shl_code shl_op_prepare_rope(shl_op_run *run) SHL_MUST_USE;
 shl_code shl_op_prepare_silu_mul(shl_op_run *run) SHL_MUST_USE;
 shl_code shl_op_prepare_dropout(shl_op_run *run) SHL_MUST_USE;
 
+/* x as o's type holds it; 0 for types that are no floats. */
+double shl_op_run_round(const shl_op_operand *o, double x);
+
 /* Adds the tensors of run's case, sets its args and computes the reference. */
 shl_code shl_op_run_prepare(shl_op_run *run) SHL_MUST_USE;
+
+/* kernels/ops/op_prepare_stream: the ops that stream over flat arrays. */
+shl_code shl_op_prepare_adamw(shl_op_run *run) SHL_MUST_USE;
+shl_code shl_op_prepare_norm(shl_op_run *run) SHL_MUST_USE;
+shl_code shl_op_prepare_sum_ranks(shl_op_run *run) SHL_MUST_USE;
+shl_code shl_op_prepare_elementwise(shl_op_run *run) SHL_MUST_USE;
+shl_code shl_op_prepare_init(shl_op_run *run) SHL_MUST_USE;
+shl_code shl_op_prepare_cast(shl_op_run *run) SHL_MUST_USE;
 
 #endif

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/base/half.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/rng.h"
 #include "kernels/ops/op_prepare.h"
@@ -13,6 +14,13 @@
 /* What an output holds before the op: an element left alone shows. */
 #define POISON 1e30
 
+double
+shl_op_run_round(const shl_op_operand *o, double x)
+{
+    shl_dtype dtype = o->tensor.dtype;
+    return shl_dtype_is_float(dtype) ? (double)shl_float_round(dtype, (float)x) : 0.0;
+}
+
 static void
 fill_values(const shl_op_run *run, const shl_op_operand *o, double std, double *value)
 {
@@ -21,9 +29,7 @@ fill_values(const shl_op_run *run, const shl_op_operand *o, double std, double *
     for (int64_t i = 0; i < n; i++) {
         float z = shl_rng_normal(run->seed, stream, (uint64_t)i);
         value[i] = o->role == SHL_ROLE_OUT ? POISON : (double)((float)std * z);
-        if (o->tensor.dtype != SHL_F32) {
-            value[i] = 0.0;
-        }
+        value[i] = shl_op_run_round(o, value[i]);
     }
 }
 
@@ -66,10 +72,10 @@ make_block(const shl_op_operand *o, int64_t begin, int64_t n, void *block)
     shl_dtype dtype = o->tensor.dtype;
     for (int64_t i = 0; i < n; i++) {
         double v = o->value != NULL ? o->value[begin + i] : 0.0;
-        double cheap = dtype == SHL_F32 ? (double)((i * 7919) % 2003 - 1001) * 2e-3 : 0.0;
+        double cheap = shl_dtype_is_float(dtype) ? (double)((i * 7919) % 2003 - 1001) * 2e-3 : 0.0;
         v = o->value != NULL ? v : cheap;
-        if (dtype == SHL_F32) {
-            ((float *)block)[i] = (float)v;
+        if (shl_dtype_is_float(dtype)) {
+            shl_float_put(dtype, block, i, (float)v);
         } else if (dtype == SHL_F64) {
             ((double *)block)[i] = v;
         } else if (dtype == SHL_I32) {
@@ -196,6 +202,8 @@ shl_op_run_call(shl_op_run *run)
         return shl_op_silu_mul_backward(s, &a->silu);
     case SHL_OP_DROPOUT:
         return shl_op_dropout(s, &a->dropout);
+    case SHL_OP_CAST:
+        return shl_op_cast(s, &a->cast.dst, &a->cast.src);
     case SHL_OP_COUNT:
         break;
     }
@@ -205,14 +213,25 @@ shl_op_run_call(shl_op_run *run)
 static double
 element(const void *data, shl_dtype dtype, int64_t i)
 {
-    if (dtype == SHL_F32) {
-        return (double)((const float *)data)[i];
+    if (shl_dtype_is_float(dtype)) {
+        return (double)shl_float_at(dtype, data, i);
     }
     if (dtype == SHL_F64) {
         return ((const double *)data)[i];
     }
     return dtype == SHL_I32 ? (double)((const int32_t *)data)[i]
                             : (double)((const int64_t *)data)[i];
+}
+
+/* Half a unit in the last place of x in dtype: what its rounding may add; fp32 has it in abs_tol. */
+static double
+rounding_of(shl_dtype dtype, double x)
+{
+    if (dtype == SHL_BF16 || dtype == SHL_F16) {
+        int exponent = ilogb(fmax(fabs(x), dtype == SHL_BF16 ? 0x1p-126 : 0x1p-14));
+        return ldexp(0.5, exponent - (dtype == SHL_BF16 ? 7 : 10));
+    }
+    return 0.0;
 }
 
 /* Compares n downloaded elements of o; raises *worst. */
@@ -226,7 +245,10 @@ compare(const shl_op_run *run, const shl_op_operand *o, const void *got, double 
     }
     for (int64_t i = 0; i < n; i++) {
         double g = element(got, o->tensor.dtype, i), want = o->want[i];
+        bool exact = o->abs_tol <= 0.0 && o->rel_tol <= 0.0;
+        want = exact && shl_dtype_is_float(o->tensor.dtype) ? shl_op_run_round(o, want) : want;
         double allowed = o->abs_tol * largest + o->rel_tol * fabs(want);
+        allowed += exact ? 0.0 : rounding_of(o->tensor.dtype, fmax(fabs(g), fabs(want)));
         double part = g == want ? 0.0 : fabs(g - want) / allowed;
         *worst = fmax(*worst, part);
         if (!(part <= 1.0)) {

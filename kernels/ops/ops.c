@@ -1,6 +1,8 @@
 /* kernels/ops: the dispatchers: check shapes and dtypes, take scratch, call the device's slot. */
 #include "kernels/ops/ops.h"
 
+#include "kernels/base/half.h"
+
 static const char *const op_names[SHL_OP_COUNT] = {
     [SHL_OP_LINEAR_FORWARD] = "linear_forward",
     [SHL_OP_LINEAR_BACKWARD_INPUT] = "linear_backward_input",
@@ -27,6 +29,7 @@ static const char *const op_names[SHL_OP_COUNT] = {
     [SHL_OP_SILU_MUL_FORWARD] = "silu_mul_forward",
     [SHL_OP_SILU_MUL_BACKWARD] = "silu_mul_backward",
     [SHL_OP_DROPOUT] = "dropout",
+    [SHL_OP_CAST] = "cast",
 };
 
 const char *
@@ -67,12 +70,6 @@ call(shl_stream *s, shl_op op, const void *args)
 }
 
 static bool
-is_float(shl_dtype dtype)
-{
-    return dtype == SHL_F32 || dtype == SHL_BF16 || dtype == SHL_F16;
-}
-
-static bool
 has_data(const shl_tensor *t)
 {
     return t->data != NULL;
@@ -93,6 +90,13 @@ is_flat(const shl_tensor *t, shl_dtype dtype, int64_t n)
     return t->dtype == dtype && shl_tensor_elems(t) == n && (has_data(t) || n == 0);
 }
 
+/* The same of fp32, bf16 or fp16. */
+static bool
+is_floats(const shl_tensor *t, int64_t n)
+{
+    return shl_dtype_is_float(t->dtype) && is_flat(t, t->dtype, n);
+}
+
 /* W of a layer from `in` to `out` features. */
 static bool
 is_weight(const shl_tensor *t, shl_dtype dtype, shl_weight_order order, int64_t in, int64_t out)
@@ -105,7 +109,7 @@ shl_op_linear_forward(shl_stream *s, const shl_linear_args *a)
 {
     const shl_op op = SHL_OP_LINEAR_FORWARD;
     shl_dtype dt = a->x.dtype;
-    NEED(op, is_float(dt) && has_data(&a->x) && a->x.n_dims == 2 && a->y.n_dims == 2);
+    NEED(op, shl_dtype_is_float(dt) && has_data(&a->x) && a->x.n_dims == 2 && a->y.n_dims == 2);
     int64_t rows = a->x.dims[0], in = a->x.dims[1], out = a->y.dims[1];
     NEED(op, rows > 0 && in > 0 && out > 0);
     NEED(op, is_2d(&a->y, dt, rows, out));
@@ -119,7 +123,7 @@ shl_op_linear_backward_input(shl_stream *s, const shl_linear_args *a)
 {
     const shl_op op = SHL_OP_LINEAR_BACKWARD_INPUT;
     shl_dtype dt = a->dy.dtype;
-    NEED(op, is_float(dt) && has_data(&a->dy) && a->dy.n_dims == 2 && a->dx.n_dims == 2);
+    NEED(op, shl_dtype_is_float(dt) && has_data(&a->dy) && a->dy.n_dims == 2 && a->dx.n_dims == 2);
     int64_t rows = a->dy.dims[0], out = a->dy.dims[1], in = a->dx.dims[1];
     NEED(op, rows > 0 && in > 0 && out > 0);
     NEED(op, is_2d(&a->dx, dt, rows, in));
@@ -132,7 +136,7 @@ shl_op_linear_backward_weight(shl_stream *s, const shl_linear_args *a)
 {
     const shl_op op = SHL_OP_LINEAR_BACKWARD_WEIGHT;
     shl_dtype dt = a->dy.dtype;
-    NEED(op, is_float(dt) && has_data(&a->dy) && a->dy.n_dims == 2 && a->x.n_dims == 2);
+    NEED(op, shl_dtype_is_float(dt) && has_data(&a->dy) && a->dy.n_dims == 2 && a->x.n_dims == 2);
     int64_t rows = a->dy.dims[0], out = a->dy.dims[1], in = a->x.dims[1];
     NEED(op, rows > 0 && in > 0 && out > 0);
     NEED(op, has_data(&a->dw) || has_data(&a->db));
@@ -146,7 +150,7 @@ static shl_code
 check_layernorm(shl_op op, const shl_layernorm_args *a)
 {
     shl_dtype dt = a->x.dtype;
-    NEED(op, is_float(dt) && has_data(&a->x) && a->x.n_dims == 2);
+    NEED(op, shl_dtype_is_float(dt) && has_data(&a->x) && a->x.n_dims == 2);
     int64_t rows = a->x.dims[0], cols = a->x.dims[1];
     NEED(op, rows > 0 && cols > 0);
     NEED(op, has_data(&a->w) && is_flat(&a->w, dt, cols));
@@ -184,7 +188,7 @@ shl_op_gelu_forward(shl_stream *s, const shl_gelu_args *a)
 {
     const shl_op op = SHL_OP_GELU_FORWARD;
     int64_t n = shl_tensor_elems(&a->x);
-    NEED(op, is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, n));
+    NEED(op, shl_dtype_is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, n));
     NEED(op, is_flat(&a->y, a->x.dtype, n));
     return call(s, op, a);
 }
@@ -194,7 +198,7 @@ shl_op_gelu_backward(shl_stream *s, const shl_gelu_args *a)
 {
     const shl_op op = SHL_OP_GELU_BACKWARD;
     int64_t n = shl_tensor_elems(&a->x);
-    NEED(op, is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, n));
+    NEED(op, shl_dtype_is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, n));
     NEED(op, is_flat(&a->dy, a->x.dtype, n) && is_flat(&a->dx, a->x.dtype, n));
     return call(s, op, a);
 }
@@ -206,7 +210,7 @@ shl_op_embedding_forward(shl_stream *s, const shl_embedding_args *a)
     shl_dtype dt = a->wte.dtype;
     int64_t rows = shl_tensor_elems(&a->tokens);
     NEED(op, rows > 0 && has_data(&a->tokens) && a->tokens.dtype == SHL_I32);
-    NEED(op, is_float(dt) && a->wte.n_dims == 2 && has_data(&a->wte));
+    NEED(op, shl_dtype_is_float(dt) && a->wte.n_dims == 2 && has_data(&a->wte));
     NEED(op, is_2d(&a->y, dt, rows, a->wte.dims[1]));
     if (has_data(&a->wpe)) {
         NEED(op, a->wpe.n_dims == 2 && is_2d(&a->wpe, dt, a->wpe.dims[0], a->wte.dims[1]));
@@ -221,7 +225,7 @@ shl_op_embedding_backward(shl_stream *s, const shl_embedding_args *a)
     const shl_op op = SHL_OP_EMBEDDING_BACKWARD;
     int64_t rows = shl_tensor_elems(&a->tokens);
     NEED(op, rows > 0 && has_data(&a->tokens) && a->tokens.dtype == SHL_I32);
-    NEED(op, is_float(a->dy.dtype) && a->dy.n_dims == 2);
+    NEED(op, shl_dtype_is_float(a->dy.dtype) && a->dy.n_dims == 2);
     int64_t width = a->dy.dims[1];
     NEED(op, is_2d(&a->dy, a->dy.dtype, rows, width));
     NEED(op, has_data(&a->dwte) || has_data(&a->dwpe));
@@ -236,7 +240,7 @@ shl_op_embedding_backward(shl_stream *s, const shl_embedding_args *a)
 static shl_code
 check_attention(shl_op op, const shl_attention_args *a)
 {
-    NEED(op, is_float(a->dtype));
+    NEED(op, shl_dtype_is_float(a->dtype));
     NEED(op, a->batch > 0 && a->seq > 0 && a->heads > 0 && a->head_dim > 0);
     NEED(op, a->kv_heads > 0 && a->heads % a->kv_heads == 0);
     NEED(op, a->q_stride >= a->heads * a->head_dim && a->kv_stride >= a->kv_heads * a->head_dim);
@@ -265,8 +269,7 @@ shl_op_add(shl_stream *s, const shl_add_args *a)
 {
     const shl_op op = SHL_OP_ADD;
     int64_t n = shl_tensor_elems(&a->x1);
-    NEED(op, is_float(a->x1.dtype) && is_flat(&a->x1, a->x1.dtype, n));
-    NEED(op, is_flat(&a->x2, a->x1.dtype, n) && is_flat(&a->y, a->x1.dtype, n));
+    NEED(op, is_floats(&a->x1, n) && is_floats(&a->x2, n) && is_floats(&a->y, n));
     return call(s, op, a);
 }
 
@@ -274,7 +277,7 @@ shl_code
 shl_op_scale(shl_stream *s, const shl_scale_args *a)
 {
     const shl_op op = SHL_OP_SCALE;
-    NEED(op, is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, shl_tensor_elems(&a->x)));
+    NEED(op, is_floats(&a->x, shl_tensor_elems(&a->x)));
     return call(s, op, a);
 }
 
@@ -282,7 +285,7 @@ shl_code
 shl_op_cross_entropy(shl_stream *s, const shl_cross_entropy_args *a)
 {
     const shl_op op = SHL_OP_CROSS_ENTROPY;
-    NEED(op, is_float(a->logits.dtype) && a->logits.n_dims == 2 && has_data(&a->logits));
+    NEED(op, shl_dtype_is_float(a->logits.dtype) && a->logits.n_dims == 2 && has_data(&a->logits));
     NEED(op, a->logits.dims[0] > 0 && a->logits.dims[1] > 0);
     NEED(op, has_data(&a->targets) && is_flat(&a->targets, SHL_I32, a->logits.dims[0]));
     NEED(op, has_data(&a->loss_sum) && is_flat(&a->loss_sum, SHL_F64, 1));
@@ -294,8 +297,10 @@ shl_op_adamw(shl_stream *s, const shl_adamw_args *a)
 {
     const shl_op op = SHL_OP_ADAMW;
     int64_t n = shl_tensor_elems(&a->param);
-    NEED(op, is_flat(&a->param, SHL_F32, n) && is_flat(&a->grad, SHL_F32, n));
-    NEED(op, is_flat(&a->m, SHL_F32, n) && is_flat(&a->v, SHL_F32, n));
+    NEED(op, is_floats(&a->param, n) && is_floats(&a->grad, n));
+    NEED(op, is_floats(&a->m, n) && a->m.dtype != SHL_F16);
+    NEED(op, is_floats(&a->v, n) && a->v.dtype != SHL_F16);
+    NEED(op, !has_data(&a->rounded) || is_floats(&a->rounded, n));
     NEED(op, a->step >= 1);
     NEED(op, a->beta1 >= 0.0 && a->beta1 < 1.0 && a->beta2 >= 0.0 && a->beta2 < 1.0);
     return n == 0 ? SHL_OK : call(s, op, a);
@@ -305,7 +310,7 @@ shl_code
 shl_op_norm_max(shl_stream *s, const shl_norm_args *a)
 {
     const shl_op op = SHL_OP_NORM_MAX;
-    NEED(op, is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, shl_tensor_elems(&a->x)));
+    NEED(op, is_floats(&a->x, shl_tensor_elems(&a->x)));
     NEED(op, has_data(&a->out_max) && is_flat(&a->out_max, SHL_I32, 1));
     return call(s, op, a);
 }
@@ -314,7 +319,7 @@ shl_code
 shl_op_norm_sum(shl_stream *s, const shl_norm_args *a)
 {
     const shl_op op = SHL_OP_NORM_SUM;
-    NEED(op, is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, shl_tensor_elems(&a->x)));
+    NEED(op, is_floats(&a->x, shl_tensor_elems(&a->x)));
     NEED(op, has_data(&a->out_sum) && is_flat(&a->out_sum, SHL_I64, 2));
     NEED(op, a->quantum_log2 >= -700 && a->quantum_log2 <= 700);
     return call(s, op, a);
@@ -324,7 +329,7 @@ shl_code
 shl_op_sum_ranks(shl_stream *s, const shl_sum_ranks_args *a)
 {
     const shl_op op = SHL_OP_SUM_RANKS;
-    NEED(op, is_float(a->dst.dtype) && is_flat(&a->dst, a->dst.dtype, shl_tensor_elems(&a->dst)));
+    NEED(op, is_floats(&a->dst, shl_tensor_elems(&a->dst)));
     NEED(op, a->n >= 1 && a->srcs != NULL);
     for (int i = 0; i < a->n; i++) {
         NEED(op, a->srcs[i] != NULL);
@@ -336,7 +341,7 @@ shl_code
 shl_op_init(shl_stream *s, const shl_init_args *a)
 {
     const shl_op op = SHL_OP_INIT;
-    NEED(op, is_float(a->dst.dtype) && is_flat(&a->dst, a->dst.dtype, shl_tensor_elems(&a->dst)));
+    NEED(op, is_floats(&a->dst, shl_tensor_elems(&a->dst)));
     NEED(op, a->kind == SHL_INIT_CONST || a->kind == SHL_INIT_NORMAL);
     NEED(op, a->begin >= 0);
     return call(s, op, a);
@@ -346,7 +351,7 @@ static shl_code
 check_rmsnorm(shl_op op, const shl_rmsnorm_args *a)
 {
     shl_dtype dt = a->x.dtype;
-    NEED(op, is_float(dt) && has_data(&a->x) && a->x.n_dims == 2);
+    NEED(op, shl_dtype_is_float(dt) && has_data(&a->x) && a->x.n_dims == 2);
     NEED(op, a->x.dims[0] > 0 && a->x.dims[1] > 0);
     NEED(op, has_data(&a->w) && is_flat(&a->w, dt, a->x.dims[1]));
     NEED(op, has_data(&a->rstd) && is_flat(&a->rstd, SHL_F32, a->x.dims[0]));
@@ -379,7 +384,7 @@ shl_code
 shl_op_rope(shl_stream *s, const shl_rope_args *a)
 {
     const shl_op op = SHL_OP_ROPE;
-    NEED(op, is_float(a->dtype) && a->q != NULL);
+    NEED(op, shl_dtype_is_float(a->dtype) && a->q != NULL);
     NEED(op, a->rows > 0 && a->seq > 0 && a->rows % a->seq == 0 && a->first_position >= 0);
     NEED(op, a->heads > 0 && a->head_dim > 0 && a->head_dim % 2 == 0);
     NEED(op, a->q_stride >= a->heads * a->head_dim);
@@ -392,7 +397,7 @@ shl_op_rope(shl_stream *s, const shl_rope_args *a)
 static shl_code
 check_silu_mul(shl_op op, const shl_silu_mul_args *a)
 {
-    NEED(op, is_float(a->dtype) && a->gate != NULL && a->up != NULL);
+    NEED(op, shl_dtype_is_float(a->dtype) && a->gate != NULL && a->up != NULL);
     NEED(op, a->rows > 0 && a->cols > 0 && a->stride >= a->cols);
     return SHL_OK;
 }
@@ -420,7 +425,7 @@ shl_op_dropout(shl_stream *s, const shl_dropout_args *a)
 {
     const shl_op op = SHL_OP_DROPOUT;
     int64_t n = shl_tensor_elems(&a->x);
-    NEED(op, is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, n));
+    NEED(op, shl_dtype_is_float(a->x.dtype) && is_flat(&a->x, a->x.dtype, n));
     NEED(op, is_flat(&a->y, a->x.dtype, n));
     NEED(op, a->p >= 0.0 && a->p < 1.0 && a->first >= 0);
     return call(s, op, a);
@@ -446,7 +451,14 @@ shl_op_copy(shl_stream *s, const shl_tensor *dst, const shl_tensor *src)
 shl_code
 shl_op_cast(shl_stream *s, const shl_tensor *dst, const shl_tensor *src)
 {
-    return shl_op_copy(s, dst, src);
+    const shl_op op = SHL_OP_CAST;
+    int64_t n = shl_tensor_elems(dst);
+    if (dst->dtype == src->dtype) {
+        return shl_op_copy(s, dst, src);
+    }
+    NEED(op, is_floats(dst, n) && is_floats(src, n));
+    shl_cast_args a = {.dst = *dst, .src = *src};
+    return n == 0 ? SHL_OK : call(s, op, &a);
 }
 
 shl_code

@@ -40,6 +40,7 @@ typedef enum shl_op {
     SHL_OP_SILU_MUL_FORWARD,
     SHL_OP_SILU_MUL_BACKWARD,
     SHL_OP_DROPOUT,
+    SHL_OP_CAST,
     SHL_OP_COUNT
 } shl_op;
 
@@ -116,13 +117,14 @@ typedef struct shl_attention_args {
 shl_code shl_op_attention_forward(shl_stream *s, const shl_attention_args *a) SHL_MUST_USE;
 shl_code shl_op_attention_backward(shl_stream *s, const shl_attention_args *a) SHL_MUST_USE;
 
-/* y = x1 + x2 elementwise; y may be x1 or x2. */
+/* y = x1 + x2 elementwise, each of fp32, bf16 or fp16: added in fp32, rounded to y's type; y may be
+ * x1 or x2 where it has their type. */
 typedef struct shl_add_args {
     shl_tensor x1, x2, y;
 } shl_add_args;
 shl_code shl_op_add(shl_stream *s, const shl_add_args *a) SHL_MUST_USE;
 
-/* x *= factor. */
+/* x *= factor, in fp32, rounded to x's type. */
 typedef struct shl_scale_args {
     shl_tensor x;
     float factor;
@@ -144,18 +146,21 @@ shl_code shl_op_cross_entropy(shl_stream *s, const shl_cross_entropy_args *a) SH
 
 /* AdamW (Loshchilov & Hutter 2019) as torch.optim.AdamW: g = grad * grad_scale;
  * p *= 1 - lr wd; m += (1-b1)(g-m); v = b2 v + (1-b2) g g;
- * p -= lr / (1-b1^t) * m / (sqrt(v) / sqrt(1-b2^t) + eps). step t counts from 1. All f32 [n]. The
- * bits of an element do not depend on its place or on n. */
+ * p -= lr / (1-b1^t) * m / (sqrt(v) / sqrt(1-b2^t) + eps). step t counts from 1. All [n], in fp32:
+ * param and grad may be of any float type, m and v fp32 or bf16: read as fp32, the new values rounded
+ * to their type at the end (m and v enter p unrounded). The bits of an element depend on its own
+ * values only, not on its place or on n. */
 typedef struct shl_adamw_args {
     shl_tensor param, grad, m, v;
-    shl_tensor rounded; /* not NULL data: gets the new parameters too, in its own type */
+    shl_tensor rounded; /* not NULL data: gets the new parameters too, from fp32 to its type */
     double lr, beta1, beta2, eps, weight_decay;
     double grad_scale;
     int64_t step;
 } shl_adamw_args;
 shl_code shl_op_adamw(shl_stream *s, const shl_adamw_args *a) SHL_MUST_USE;
 
-/* Order-independent squared norm, in two passes over any partition of the data:
+/* Order-independent squared norm of fp32, bf16 or fp16, widened to fp32 where it is not, in two
+ * passes over any partition of the data:
  * norm_max: *out_max (u32 in device memory as SHL_I32 [1]) = max of itself and the bit pattern of
  *   max |x| (inf and NaN give larger patterns and so win);
  * norm_sum: each x*x (exact in double) is rounded to an integer multiple of 2^quantum_log2 and the
@@ -172,7 +177,8 @@ shl_code shl_op_norm_max(shl_stream *s, const shl_norm_args *a) SHL_MUST_USE;
 shl_code shl_op_norm_sum(shl_stream *s, const shl_norm_args *a) SHL_MUST_USE;
 
 /* dst[i] = srcs[0][i] + srcs[1][i] + ... + srcs[n-1][i], added in that order in f32; with add_to_dst
- * the total is then added to dst (dst + total). dst may be one of the srcs. May run on any thread
+ * the total is then added to dst (dst + total). All of dst's type; rounded once, at the end. dst may
+ * be one of the srcs. May run on any thread
  * (a communicator's worker): one thread of compute, no scratch. */
 typedef struct shl_sum_ranks_args {
     shl_tensor dst;
@@ -182,7 +188,8 @@ typedef struct shl_sum_ranks_args {
 } shl_sum_ranks_args;
 shl_code shl_op_sum_ranks(shl_stream *s, const shl_sum_ranks_args *a) SHL_MUST_USE;
 
-/* Fills dst with elements [begin, begin + n) of a tensor's initial value: kind NORMAL draws
+/* Fills dst with elements [begin, begin + n) of a tensor's initial value, in fp32, then rounded to
+ * dst's type: kind NORMAL draws
  * mean 0, std by shl_rng_normal(seed, stream, index); CONST gives `value`. */
 typedef enum shl_init_kind { SHL_INIT_CONST = 0, SHL_INIT_NORMAL } shl_init_kind;
 typedef struct shl_init_args {
@@ -268,9 +275,12 @@ shl_code shl_op_dropout(shl_stream *s, const shl_dropout_args *a) SHL_MUST_USE;
 uint32_t shl_op_dropout_word(uint64_t seed, uint64_t stream, uint64_t index);
 uint32_t shl_op_dropout_bound(double p);
 
-/* dst = src in dst's type: fp32, bf16, fp16 from any of them, rounded to nearest even; a NaN stays a
- * NaN (quiet), what is too large for fp16 becomes infinite. Equal types: a copy. May run on any
- * thread. */
+/* dst = src in dst's type: fp32, bf16, fp16 from any of them, rounded to nearest even, subnormals
+ * kept; a NaN stays a NaN (quiet), what is too large becomes infinite. Equal types: a copy. The two
+ * do not overlap. May run on any thread (off the compute stream: one thread). */
+typedef struct shl_cast_args {
+    shl_tensor dst, src;
+} shl_cast_args;
 shl_code shl_op_cast(shl_stream *s, const shl_tensor *dst, const shl_tensor *src) SHL_MUST_USE;
 
 /* Copy and zero fill of tensors of equal size (shl_device_copy / fill with shapes checked). */

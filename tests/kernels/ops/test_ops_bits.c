@@ -114,6 +114,13 @@ static const shl_op_case shared_work[] = {
     {"silu-mul", SHL_OP_SILU_MUL_FORWARD, {300, 201}, SHL_CASE_SPEED},
     {"silu-mul back", SHL_OP_SILU_MUL_BACKWARD, {300, 201}, SHL_CASE_SPEED},
     {"dropout", SHL_OP_DROPOUT, {300, 301}, SHL_CASE_SPEED},
+    {"cast", SHL_OP_CAST, {70001}, SHL_CASE_SPEED | SHL_CASE_BF16},
+    {"add bf16", SHL_OP_ADD, {70001}, SHL_CASE_SPEED | SHL_CASE_BF16 | SHL_CASE_MIXED},
+    {"scale fp16", SHL_OP_SCALE, {70001}, SHL_CASE_SPEED | SHL_CASE_F16},
+    {"adamw bf16", SHL_OP_ADAMW, {70001}, SHL_CASE_SPEED | SHL_CASE_BF16},
+    {"adamw in bf16", SHL_OP_ADAMW, {70001}, SHL_CASE_SPEED | SHL_CASE_BF16 | SHL_CASE_MIXED},
+    {"norm sum bf16", SHL_OP_NORM_SUM, {70001}, SHL_CASE_SPEED | SHL_CASE_BF16},
+    {"init bf16", SHL_OP_INIT, {70001}, SHL_CASE_SPEED | SHL_CASE_BF16},
 };
 
 static void

@@ -49,6 +49,7 @@ spoil(shl_op op, shl_op_any_args *a)
         a->attention.dk = NULL;
         break;
     case SHL_OP_ADD:
+    case SHL_OP_CAST: /* begins with two tensors too */
         a->add.x2.dims[0]++;
         break;
     case SHL_OP_SCALE:
