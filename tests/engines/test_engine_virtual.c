@@ -1,6 +1,6 @@
 /* tests/engines: one code path: peaks per tag, what stood at the peak, phase, owner, event order, calls
  * and bytes of the virtual device equal those of the cpu, exactly, for every rank. */
-#include "tests/support/engine_world.h"
+#include "tests/support/engine_twin.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,57 +13,6 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/option.h"
 #include "kernels/base/rng.h"
-
-static void
-expect_equal_tier(const char *label, const shl_ledger_tier *v, const shl_ledger_tier *r)
-{
-    if (memcmp(v->peak_tag_bytes, r->peak_tag_bytes, sizeof(v->peak_tag_bytes)) != 0 ||
-        memcmp(v->at_peak_tag_bytes, r->at_peak_tag_bytes, sizeof(v->at_peak_tag_bytes)) != 0 ||
-        memcmp(v->now_tag_bytes, r->now_tag_bytes, sizeof(v->now_tag_bytes)) != 0 ||
-        memcmp(v->phase_peak_bytes, r->phase_peak_bytes, sizeof(v->phase_peak_bytes)) != 0 ||
-        v->peak_bytes != r->peak_bytes || v->peak_mark != r->peak_mark ||
-        strcmp(v->peak_owner, r->peak_owner) != 0) {
-        for (int t = 0; t < SHL_TAG_COUNT; ++t) {
-            print_error("%-8s virtual %zu (at peak %zu), cpu %zu (at peak %zu)\n",
-                        shl_tag_name((shl_tag)t), v->peak_tag_bytes[t], v->at_peak_tag_bytes[t],
-                        r->peak_tag_bytes[t], r->at_peak_tag_bytes[t]);
-        }
-        fail_msg("%s: virtual peak %zu in %s by %s, cpu %zu in %s by %s", label, v->peak_bytes,
-                 shl_mark_name(v->peak_mark), v->peak_owner, r->peak_bytes,
-                 shl_mark_name(r->peak_mark), r->peak_owner);
-    }
-}
-
-static void
-expect_same_run(ew_config *c)
-{
-    char label[160];
-    ew_result cpu, virt;
-    snprintf(label, sizeof(label), "%s ranks %d accum %lld clip %g bucket %lld prefetch %d%s",
-             shl_strategy_name(c->engine.strategy), c->ranks, (long long)c->engine.accum,
-             c->engine.optim.clip, (long long)c->engine.bucket_elems, c->engine.prefetch,
-             c->model.tied ? "" : " untied");
-    c->device = "cpu";
-    ew_run(c, &cpu);
-    if (cpu.code != SHL_OK) {
-        fail_msg("%s: %s", label, cpu.what);
-    }
-    for (int rank = 0; rank < c->ranks; ++rank) {
-        c->device = "virtual";
-        c->virtual_rank = rank;
-        ew_run(c, &virt);
-        if (virt.code != SHL_OK) {
-            fail_msg("%s: virtual: %s", label, virt.what);
-        }
-        expect_equal_tier(label, &virt.device[0], &cpu.device[rank]);
-        if (virt.trace_hash[0] != cpu.trace_hash[rank]) {
-            fail_msg("%s: same peaks, another order of events", label);
-        }
-        if (memcmp(&virt.comm[0], &cpu.comm[rank], sizeof(virt.comm[0])) != 0) {
-            fail_msg("%s: collectives differ", label);
-        }
-    }
-}
 
 static void
 set_case(ew_config *c, shl_strategy s, int ranks, int variant)
@@ -99,7 +48,7 @@ test_engine_virtual_equals_cpu(void **state)
                 }
                 ew_config c;
                 set_case(&c, (shl_strategy)s, worlds[w], variant);
-                expect_same_run(&c);
+                et_expect_same_run(&c);
                 n++;
             }
         }
@@ -115,7 +64,7 @@ test_engine_virtual_equals_cpu_for_every_strategy(void **state)
     for (int s = 0; s < SHL_STRATEGY_COUNT; ++s) {
         ew_config c;
         set_case(&c, (shl_strategy)s, 2, 3);
-        expect_same_run(&c);
+        et_expect_same_run(&c);
     }
 }
 

@@ -136,6 +136,7 @@ run_engine(const ew_job *job, shl_device *d, shl_comm *comm, int rank)
     shl_mesh mesh;
     shl_code code;
     SHL_TRY_TO(code, out, shl_model_new(&c->model, &model));
+    SHL_TRY_TO(code, out, shl_model_tune(model, &c->tune));
     shl_mesh_of(c->engine.strategy, comm, &mesh);
     if (c->fail_rank == rank) {
         shl_ledger_fail_at(d->ledger, c->fail_alloc);
@@ -219,6 +220,7 @@ make_tensors(const ew_config *c, ew_result *r)
     shl_model *model = NULL;
     shl_code code;
     SHL_TRY(shl_model_new(&c->model, &model));
+    SHL_TRY_TO(code, out, shl_model_tune(model, &c->tune));
     SHL_TRY_TO(code, out,
                shl_heap_alloc(3 * (size_t)model->n_params, sizeof(ew_tensor), &r->tensors));
     for (int k = 0; k < 3; ++k) {

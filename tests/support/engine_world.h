@@ -12,6 +12,7 @@
 
 typedef struct ew_config {
     shl_model_config model;
+    shl_tune_config tune;
     shl_engine_config engine;
     int ranks, threads, steps;
     const char *device; /* "cpu" or "virtual" (one rank of `ranks` is run) */
