@@ -240,6 +240,9 @@ check: deps ## build and run the tests (TEST, SKIP: words in names of programs)
 	@+$(MAKE) --no-print-directory run-tests
 check-all: deps ## the same, exhaustive
 	@+SHL_TEST_ALL=1 SHL_TEST_TIMEOUT=3600 $(MAKE) --no-print-directory run-tests
+	$(if $(filter release,$(PROFILE)),$(if $(TEST),,@+$(FUZZ_ASAN)))
+# Files from outside are fuzzed with the sanitizers on, whatever else runs without them.
+FUZZ_ASAN = SHL_TEST_ALL=1 SHL_TEST_TIMEOUT=3600 $(MAKE) --no-print-directory PROFILE=asan TEST=fuzz run-tests
 check-golden: deps ## only the comparisons with golden values (SHL_GOLDEN_DIR=...)
 	@+$(MAKE) --no-print-directory run-tests TEST=golden
 named = $(strip $(foreach t,$2,$(if $(strip $(foreach w,$1,$(findstring $w,$(notdir $t)))),$t)))

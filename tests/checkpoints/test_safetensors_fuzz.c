@@ -112,8 +112,8 @@ mutate_number(text *t, size_t at, size_t cap)
     }
     memcpy(old, t->bytes + from, to - from);
     old[to - from] = '\0';
-    long long value = strtoll(old, NULL, 10), by = (long long)draw(9) - 4;
-    shl_strf(number, sizeof number, "%lld", draw(4) == 0 ? value * 2 : value + by);
+    uint64_t value = (uint64_t)strtoll(old, NULL, 10), by = draw(9) - 4; /* both may wrap */
+    shl_strf(number, sizeof number, "%lld", (long long)(draw(4) == 0 ? value * 2 : value + by));
     splice(t, from, to - from, number, strlen(number), cap);
 }
 
