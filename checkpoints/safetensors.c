@@ -14,6 +14,7 @@
 
 #include "checkpoints/ckpt_room.h"
 #include "checkpoints/safetensors_room.h"
+#include "kernels/base/half.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/str.h"
 
@@ -130,34 +131,12 @@ switch_to(shl_safetensors *r, int file)
                            now.bytes == f->bytes ? " of another file" : "");
 }
 
-/* fp16 to fp32, exactly: subnormals become normal, infinities and NaNs keep their meaning. */
-static uint32_t
-widen_f16(uint16_t half)
-{
-    uint32_t sign = (uint32_t)(half & 0x8000u) << 16, mantissa = half & 0x3ffu;
-    uint32_t exponent = (half >> 10) & 0x1fu;
-    if (exponent == 0x1f) {
-        return sign | 0x7f800000u | mantissa << 13;
-    }
-    if (exponent != 0) {
-        return sign | (exponent + 112) << 23 | mantissa << 13;
-    }
-    if (mantissa == 0) {
-        return sign;
-    }
-    exponent = 113;
-    while ((mantissa & 0x400u) == 0) {
-        mantissa <<= 1;
-        exponent--;
-    }
-    return sign | exponent << 23 | (mantissa & 0x3ffu) << 13;
-}
-
+/* Widening is exact, narrowing rounds to the nearest even. */
 static void
-widen(const uint16_t *src, bool bf16, int64_t n, uint32_t *dst)
+convert(shl_dtype from, const void *src, shl_dtype to, void *dst, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
-        dst[i] = bf16 ? (uint32_t)src[i] << 16 : widen_f16(src[i]);
+        shl_float_put(to, dst, i, shl_float_at(from, src, i));
     }
 }
 
@@ -176,7 +155,7 @@ shl_safetensors_read(shl_safetensors *r, int i, int64_t begin, int64_t end, shl_
 {
     SHL_ASSERT(i >= 0 && i < r->n_entries);
     const shl_safetensors_entry *e = &r->entries[i];
-    if (begin < 0 || begin > end || end > e->elems || dtype != SHL_F32) {
+    if (begin < 0 || begin > end || end > e->elems || !shl_dtype_is_float(dtype)) {
         SHL_RAISE(SHL_E_BUG, "a range of %.200s is out of bounds", e->name);
         return shl_err_because("elements [%" PRId64 ", %" PRId64 ") of %" PRId64 " as %s", begin,
                                end, e->elems, shl_dtype_name(dtype));
@@ -186,14 +165,16 @@ shl_safetensors_read(shl_safetensors *r, int i, int64_t begin, int64_t end, shl_
                   e->dtype->name);
         return shl_err_because("parameters are read as F32, BF16 or F16");
     }
-    if (e->dtype->own == SHL_F32) {
-        return read_bytes(r, e, begin * 4, (end - begin) * 4, out);
+    shl_dtype from = (shl_dtype)e->dtype->own;
+    int64_t size = (int64_t)shl_dtype_bytes(from);
+    if (from == dtype) {
+        return read_bytes(r, e, begin * size, (end - begin) * size, out);
     }
-    uint32_t *dst = out;
     for (int64_t at = begin; at < end; at += CHUNK_ELEMS) {
         int64_t n = end - at < CHUNK_ELEMS ? end - at : CHUNK_ELEMS;
-        SHL_TRY(read_bytes(r, e, at * 2, n * 2, r->chunk));
-        widen(r->chunk, e->dtype->own == SHL_BF16, n, dst + (at - begin));
+        SHL_TRY(read_bytes(r, e, at * size, n * size, r->chunk));
+        convert(from, r->chunk, dtype, (char *)out + (size_t)(at - begin) * shl_dtype_bytes(dtype),
+                n);
     }
     return SHL_OK;
 }
@@ -231,7 +212,7 @@ sort_entries(shl_safetensors *r)
 static shl_code
 open_reader(shl_safetensors *r, const char *path)
 {
-    SHL_TRY(shl_heap_alloc(CHUNK_ELEMS, sizeof(uint16_t), &r->chunk));
+    SHL_TRY(shl_heap_alloc(CHUNK_ELEMS, sizeof(float), &r->chunk));
     SHL_TRY(shl_safetensors_find_files(r, path));
     for (int i = 0; i < r->n_files; i++) {
         SHL_TRY(shl_safetensors_add_file(r, i));

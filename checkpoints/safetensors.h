@@ -38,9 +38,10 @@ shl_safetensor shl_safetensors_at(const shl_safetensors *r, int i);
 /* Number of the tensor by name, with or without "transformer." or "model." on either side; -1. */
 int shl_safetensors_find(const shl_safetensors *r, const char *name);
 
-/* Elements [begin, end) of tensor i into host memory as dtype (fp32). F32, BF16 and F16 are read; 16 bits
- * widen exactly. Errors: SHL_E_CONFIG another dtype in the file, SHL_E_BUG a range that is not in the
- * tensor, SHL_E_VERIFY the file has changed since open, SHL_E_IO. */
+/* Elements [begin, end) of tensor i into host memory as dtype (fp32, bf16, fp16). F32, BF16 and F16 are
+ * read; 16 bits widen exactly, narrowing rounds to the nearest even. Errors: SHL_E_CONFIG another dtype
+ * in the file, SHL_E_BUG a range that is not in the tensor, SHL_E_VERIFY the file has changed since
+ * open, SHL_E_IO. */
 shl_code shl_safetensors_read(shl_safetensors *r, int i, int64_t begin, int64_t end,
                               shl_dtype dtype, void *out) SHL_MUST_USE;
 

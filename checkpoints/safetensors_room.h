@@ -42,7 +42,7 @@ struct shl_safetensors {
     shl_safetensors_entry *entries; /* by key once open is done */
     int n_entries, entries_cap;
     int fd, fd_file;      /* the file that is open, -1 */
-    void *chunk;          /* 16-bit values on their way */
+    void *chunk;          /* values that change their type */
     struct json_t *index; /* of several files; or NULL */
     int64_t bytes_read;
 };

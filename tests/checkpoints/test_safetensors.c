@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "kernels/base/half.h"
 #include "kernels/base/rng.h"
 #include "tests/checkpoints/weight_files.h"
 #include "tests/support/golden.h"
@@ -155,6 +156,22 @@ test_safetensors_names_are_found_with_and_without_prefix(void **state)
     shl_safetensors_close(&r);
 }
 
+/* The same tensor as bf16 and fp16, of the fp32 values that it has. */
+static void
+check_sixteen_bits(shl_safetensors *r, int at, const float *values)
+{
+    static const shl_dtype types[] = {SHL_BF16, SHL_F16};
+    static uint16_t got[65536];
+    for (int k = 0; k < 2; k++) {
+        assert_int_equal(shl_safetensors_read(r, at, 3, 65536, types[k], got), SHL_OK);
+        for (int i = 3; i < 65536; i++) {
+            uint16_t want = k == 0 ? shl_bf16_from_f32(values[i]) : shl_f16_from_f32(values[i]);
+            assert_true(got[i - 3] == want || isnan(values[i]));
+        }
+    }
+    assert_int_equal(shl_safetensors_read(r, at, 0, 1, SHL_I32, got), SHL_E_BUG);
+}
+
 /* All 65536 values of both 16-bit types against the definition, through a range longer than a chunk. */
 static void
 test_safetensors_widening_is_exact(void **state)
@@ -187,6 +204,7 @@ test_safetensors_widening_is_exact(void **state)
             assert_true((double)got[i] == (i & 0x8000 ? -want : want));
             assert_int_equal(signbit(got[i]) != 0, i >> 15);
         }
+        check_sixteen_bits(r, at, got);
     }
     shl_safetensors_close(&r);
 }
