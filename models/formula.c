@@ -30,14 +30,21 @@ shl_model_formula_params(const shl_model_config *cfg)
  * section 2.1); biases, norms and GELU are not counted. Attention over causal pairs (query,
  * key <= query), B T (T + 1) / 2 of them per layer: q.k and p v are 2C each forward; dP, dV, dQ and
  * dK are 2C each backward (Dao et al. 2022, algorithm 4, without its recomputation of q.k). */
-double
-shl_model_formula_step_flops(const shl_model_config *cfg, int64_t batch, int64_t seq)
+static double
+gpt_step_flops(const shl_model_config *cfg, int64_t batch, int64_t seq)
 {
     double c = (double)cfg->width, inner = (double)inner_width(cfg);
     double layers = (double)cfg->layers, tokens = (double)batch * (double)seq;
     double matrices = layers * (4.0 * c * c + 2.0 * c * inner) + (double)cfg->vocab * c;
     double pairs = (double)batch * (double)seq * ((double)seq + 1.0) / 2.0;
     return 6.0 * matrices * tokens + layers * pairs * (4.0 + 8.0) * c;
+}
+
+double
+shl_model_formula_step_flops(const shl_model_config *cfg, int64_t batch, int64_t seq)
+{
+    return cfg->family == SHL_FAMILY_LLAMA ? shl_llama_formula_step_flops(cfg, batch, seq)
+                                           : gpt_step_flops(cfg, batch, seq);
 }
 
 /* Per token. The attention branch keeps its input (C), the norm's output (C) and statistics (2 floats),
@@ -63,6 +70,13 @@ gpt_act(const shl_model_config *cfg, shl_dtype dtype)
                            .backward = 5 * c,
                            .end = 2 * c + e * (size_t)cfg->vocab + 2 * f,
                            .end_backward = 3 * c + 2 * f};
+}
+
+static shl_act_terms
+act_terms(const shl_model_config *cfg, shl_dtype dtype)
+{
+    return cfg->family == SHL_FAMILY_LLAMA ? shl_llama_formula_act(cfg, dtype)
+                                           : gpt_act(cfg, dtype);
 }
 
 static bool
@@ -91,7 +105,7 @@ max_bytes(size_t a, size_t b)
 size_t
 shl_model_formula_saved_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec)
 {
-    shl_act_terms t = gpt_act(cfg, spec->dtype);
+    shl_act_terms t = act_terms(cfg, spec->dtype);
     size_t saved = t.end;
     for (int64_t block = 0; block < cfg->layers; block++) {
         saved += block_bytes(&t, spec, block);
@@ -106,12 +120,12 @@ shl_model_formula_saved_act_bytes(const shl_model_config *cfg, const shl_act_spe
 size_t
 shl_model_formula_peak_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec)
 {
-    shl_act_terms t = gpt_act(cfg, spec->dtype);
+    shl_act_terms t = act_terms(cfg, spec->dtype);
     size_t before = 0, peak = 0;
     for (int64_t block = 0; block < cfg->layers; block++) {
         size_t own = block_bytes(&t, spec, block);
         size_t start = is_recomputed(spec, block) ? t.attention + t.mlp : own;
-        peak = max_bytes(peak, before + start + t.stream);
+        peak = max_bytes(peak, before + start + t.stream + t.mlp_backward);
         peak = max_bytes(peak, before + t.attention + t.backward);
         if (is_recomputed(spec, block)) {
             peak = max_bytes(peak, before + t.stream + t.forward);

@@ -12,11 +12,14 @@ typedef struct shl_act_terms {
     size_t refilled;       /* of attention's: what selective recomputation drops */
     size_t forward;        /* largest moment of a block's forward that keeps nothing but x */
     size_t backward;       /* gradients beside attention's bytes when most of them are there */
+    size_t mlp_backward;   /* MLP's backward at its largest, beyond its start */
     size_t end;            /* what the last norm and the head keep */
     size_t end_backward;   /* the last norm's input and all gradients during its backward */
 } shl_act_terms;
 
 /* models/formula_llama.c */
 int64_t shl_llama_formula_params(const shl_model_config *cfg);
+double shl_llama_formula_step_flops(const shl_model_config *cfg, int64_t batch, int64_t seq);
+shl_act_terms shl_llama_formula_act(const shl_model_config *cfg, shl_dtype dtype);
 
 #endif

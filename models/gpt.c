@@ -8,36 +8,21 @@
 #include "models/mod.h"
 
 #define INIT_STD 0.02
-#define MAX_LAYERS 10000
-/* Token ids are 32-bit. */
-#define MAX_INDEX INT32_MAX
-/* fp32 parameters with gradient and moments must still be counted in signed 64-bit bytes. */
-#define MAX_ELEMS (INT64_MAX / 64)
-
-static shl_code
-check_range(const char *what, int64_t value, int64_t max)
-{
-    if (value >= 1 && value <= max) {
-        return SHL_OK;
-    }
-    SHL_RAISE(SHL_E_USAGE, "a GPT cannot have %s %lld", what, (long long)value);
-    return shl_err_because("it must lie in 1..%lld", (long long)max);
-}
 
 /* Defaults filled in; sizes that make no model are refused. */
 static shl_code
 resolve(const shl_model_config *cfg, shl_model_config *out)
 {
     *out = *cfg;
-    SHL_TRY(check_range("vocabulary", out->vocab, MAX_INDEX));
-    SHL_TRY(check_range("context", out->context, MAX_INDEX));
-    SHL_TRY(check_range("layers", out->layers, MAX_LAYERS));
-    SHL_TRY(check_range("width", out->width, MAX_INDEX));
-    SHL_TRY(check_range("heads", out->heads, out->width));
+    SHL_TRY(shl_check_size("GPT", "vocabulary", out->vocab, SHL_MAX_INDEX));
+    SHL_TRY(shl_check_size("GPT", "context", out->context, SHL_MAX_INDEX));
+    SHL_TRY(shl_check_size("GPT", "layers", out->layers, SHL_MAX_LAYERS));
+    SHL_TRY(shl_check_size("GPT", "width", out->width, SHL_MAX_INDEX));
+    SHL_TRY(shl_check_size("GPT", "heads", out->heads, out->width));
     if (out->inner == 0) {
         out->inner = 4 * out->width;
     }
-    SHL_TRY(check_range("inner width", out->inner, 4 * (int64_t)MAX_INDEX));
+    SHL_TRY(shl_check_size("GPT", "inner width", out->inner, 4 * (int64_t)SHL_MAX_INDEX));
     if (out->width % out->heads != 0) {
         SHL_RAISE(SHL_E_USAGE, "%lld heads do not divide the width %lld", (long long)out->heads,
                   (long long)out->width);
@@ -52,7 +37,7 @@ resolve(const shl_model_config *cfg, shl_model_config *out)
     return SHL_OK;
 }
 
-/* The largest pieces one by one, in checked arithmetic: (rows, cols, how many). */
+/* The largest pieces: rows, cols, how many. */
 static shl_code
 check_total(const shl_model_config *c)
 {
@@ -61,24 +46,14 @@ check_total(const shl_model_config *c)
         {4 * c->width, c->width, c->layers},      {2 * c->inner, c->width, c->layers},
         {13 * c->width + c->inner, 1, c->layers},
     };
-    int64_t total = 0;
-    for (size_t i = 0; i < SHL_ARRAY_LEN(pieces); i++) {
-        int64_t elems = 0;
-        if (!shl_mul_elems(pieces[i][0], pieces[i][1], &elems) ||
-            !shl_mul_elems(elems, pieces[i][2], &elems) || !shl_add_elems(total, elems, &total) ||
-            total > MAX_ELEMS) {
-            SHL_RAISE(SHL_E_USAGE, "the model is too large to be counted");
-            return shl_err_because("more than %lld parameters", (long long)MAX_ELEMS);
-        }
-    }
-    return SHL_OK;
+    return shl_check_total(pieces, (int)SHL_ARRAY_LEN(pieces));
 }
 
 static shl_code
 add_linear(shl_model *m, shl_module *block, const char *path, int64_t in, int64_t out, double std,
            bool owns_input)
 {
-    shl_linear_spec spec = {in, out, std, owns_input};
+    shl_linear_spec spec = {.in = in, .out = out, .std = std, .owns_input = owns_input};
     return shl_mod_linear(m, block, path, &spec);
 }
 
@@ -96,11 +71,13 @@ add_block(shl_model *m, const shl_model_config *c, int64_t layer)
     /* Two projections per layer write into the residual stream: GPT-2 scales them by 1/sqrt(2L). */
     double proj_std = INIT_STD / sqrt(2.0 * (double)c->layers);
     int64_t width = c->width;
+    shl_attention_spec heads = {
+        .heads = c->heads, .kv_heads = c->heads, .head_dim = width / c->heads};
     shl_module *b = NULL;
     SHL_TRY(shl_mod_block(m, m->root, path[0], &b));
     SHL_TRY(shl_mod_layernorm(m, b, path[1], width, c->norm_eps));
     SHL_TRY(add_linear(m, b, path[2], width, 3 * width, INIT_STD, true));
-    SHL_TRY(shl_mod_attention(m, b, path[3], width, c->heads));
+    SHL_TRY(shl_mod_attention(m, b, path[3], &heads));
     SHL_TRY(add_linear(m, b, path[4], width, width, proj_std, false));
     SHL_TRY(shl_mod_layernorm(m, b, path[5], width, c->norm_eps));
     SHL_TRY(add_linear(m, b, path[6], width, c->inner, INIT_STD, true));
@@ -115,7 +92,7 @@ build(shl_model *m, const shl_model_config *c)
     m->context = c->context;
     shl_module *root = NULL, *final = NULL;
     SHL_TRY(shl_mod_chain(m, NULL, "model", SHL_WRAP_NONE, &root));
-    SHL_TRY(shl_mod_embed(m, root, "embed", c->width, INIT_STD));
+    SHL_TRY(shl_mod_embed(m, root, "embed", "wte", "wpe", c->width, INIT_STD));
     shl_param *wte = m->params[0];
     for (int64_t layer = 0; layer < c->layers; layer++) {
         SHL_TRY(add_block(m, c, layer));

@@ -6,6 +6,18 @@
 
 #include "models/module.h"
 
+/* ---- sizes (model_sizes.c) ---- */
+
+#define SHL_MAX_LAYERS 10000
+#define SHL_MAX_INDEX INT32_MAX /* token ids are 32-bit */
+
+/* 1 <= value <= max, or SHL_E_USAGE: "a <family> cannot have <what> <value>". */
+shl_code shl_check_size(const char *family, const char *what, int64_t value,
+                        int64_t max) SHL_MUST_USE;
+
+/* The sum of rows * cols * count over n pieces can still be counted in bytes, or SHL_E_USAGE. */
+shl_code shl_check_total(const int64_t (*pieces)[3], int n) SHL_MUST_USE;
+
 /* ---- building (module_build.c). The model owns all of it, also after a failure. ---- */
 
 /* A model without modules. family borrowed (static storage). */
@@ -34,24 +46,50 @@ void shl_build_number_params(shl_model *model);
 
 /* ---- leaves and containers, each appended below `parent` ---- */
 
-/* y = x W + b, W [I, O]. owns_input false: x stays on the tape entry of the module before. */
+/* y = x W + b. owns_input false: x stays on the tape entry of the module before, or of the parent. In
+ * forward a *y with data and an empty *y_buf says where to write. */
 typedef struct shl_linear_spec {
     int64_t in, out;
     double std;
     bool owns_input;
+    bool no_bias;
+    shl_weight_order order; /* of the weight: [I, O] or [O, I] */
 } shl_linear_spec;
 shl_code shl_mod_linear(shl_model *model, shl_module *parent, const char *path,
                         const shl_linear_spec *spec) SHL_MUST_USE;
+
+/* n linear layers over one input, which is kept once; none owns it. Their outputs lie one behind the
+ * other: [R, O1], then [R, O2], ..., each dense. */
+#define SHL_FAN_MAX 3
+shl_code shl_mod_fan(shl_model *model, shl_module *parent, const char *path, int n,
+                     const char *const *child_paths, const shl_linear_spec *specs) SHL_MUST_USE;
 
 /* Leaves and one container over rows of `width`; each names its parameters "<path>.<suffix>". */
 shl_code shl_mod_layernorm(shl_model *model, shl_module *parent, const char *path, int64_t width,
                            double eps) SHL_MUST_USE;
 shl_code shl_mod_gelu(shl_model *model, shl_module *parent, const char *path,
                       int64_t width) SHL_MUST_USE;
-shl_code shl_mod_attention(shl_model *model, shl_module *parent, const char *path, int64_t width,
-                           int64_t heads) SHL_MUST_USE;
-/* Token and position embedding; params wte [V, C], wpe [T, C]. */
-shl_code shl_mod_embed(shl_model *model, shl_module *parent, const char *path, int64_t width,
+shl_code shl_mod_rmsnorm(shl_model *model, shl_module *parent, const char *path, int64_t width,
+                         double eps) SHL_MUST_USE;
+/* y[R,I] = silu(gate) * up of what a fan of two leaves. */
+shl_code shl_mod_silu_mul(shl_model *model, shl_module *parent, const char *path,
+                          int64_t width) SHL_MUST_USE;
+
+/* Causal attention. x holds q, k and v side by side, [R, (NH + 2 NK) D]; or, stacked, one behind the
+ * other as a fan of three leaves them. rope_theta > 0: q and k are rotated first. */
+typedef struct shl_attention_spec {
+    int64_t heads, kv_heads, head_dim;
+    bool stacked;
+    double rope_theta;
+    shl_rope_scaling rope;
+} shl_attention_spec;
+shl_code shl_mod_attention(shl_model *model, shl_module *parent, const char *path,
+                           const shl_attention_spec *spec) SHL_MUST_USE;
+
+/* Token embedding "<token_stem>.weight" [V, C]; positions "<position_stem>.weight" [T, C] unless the
+ * stem is NULL. */
+shl_code shl_mod_embed(shl_model *model, shl_module *parent, const char *path,
+                       const char *token_stem, const char *position_stem, int64_t width,
                        double std) SHL_MUST_USE;
 /* Logits and loss. tied is listed as the weight [V, C]; NULL: an own "lm_head.weight". */
 shl_code shl_mod_head(shl_model *model, shl_module *parent, const char *path, int64_t width,

@@ -1,10 +1,17 @@
-/* models: token and position embedding, y[R,C] = wte[token] + wpe[position].
+/* models: token and position embedding, y[R,C] = wte[token] + wpe[position], or the first alone.
  * Leaves nothing on the tape: the tokens are the run's. */
 #include "models/mod.h"
 
 typedef struct embed_impl {
     int64_t width;
 } embed_impl;
+
+/* NULL: no positions are learned. */
+static shl_param *
+positions(const shl_module *m)
+{
+    return m->n_params > 1 ? m->params[1] : NULL;
+}
 
 static shl_code
 embed_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, shl_buf *y_buf,
@@ -13,13 +20,15 @@ embed_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, 
     SHL_UNUSED(x_buf);
     SHL_UNUSED(x);
     const embed_impl *impl = m->impl;
-    shl_param *wte = m->params[0], *wpe = m->params[1];
+    shl_param *wte = m->params[0], *wpe = positions(m);
     SHL_TRY(shl_act_alloc(m, run, wte->dtype, run->batch * run->seq, impl->width, y_buf, y));
     shl_embedding_args args = {.tokens = run->tokens, /* [R] */
                                .wte = shl_param_view(wte),
-                               .wpe = shl_param_view(wpe),
                                .y = *y,
                                .seq = run->seq};
+    if (wpe != NULL) {
+        args.wpe = shl_param_view(wpe);
+    }
     return shl_op_embedding_forward(run->stream, &args);
 }
 
@@ -30,19 +39,21 @@ embed_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *d
 {
     SHL_UNUSED(dx_buf);
     SHL_UNUSED(dx);
-    shl_param *wte = m->params[0], *wpe = m->params[1];
+    shl_param *wte = m->params[0], *wpe = positions(m);
     shl_embedding_args args = {.tokens = run->tokens,
-                               .wte = shl_param_view(wte),
-                               .wpe = shl_param_view(wpe),
                                .dy = *dy,
                                .dwte = shl_param_grad_view(wte),
-                               .dwpe = shl_param_grad_view(wpe),
                                .seq = run->seq,
-                               .accumulate_wte = wte->grad_accumulate,
-                               .accumulate_wpe = wpe->grad_accumulate};
+                               .accumulate_wte = wte->grad_accumulate};
+    if (wpe != NULL) {
+        args.dwpe = shl_param_grad_view(wpe);
+        args.accumulate_wpe = wpe->grad_accumulate;
+    }
     if (args.dwte.data != NULL || args.dwpe.data != NULL) {
         SHL_TRY(shl_op_embedding_backward(run->stream, &args));
         shl_param_wrote(wte);
+    }
+    if (args.dwpe.data != NULL) {
         shl_param_wrote(wpe);
     }
     shl_device_free(run->device, dy_buf);
@@ -66,7 +77,8 @@ static const shl_module_ops embed_ops = {
 };
 
 shl_code
-shl_mod_embed(shl_model *model, shl_module *parent, const char *path, int64_t width, double std)
+shl_mod_embed(shl_model *model, shl_module *parent, const char *path, const char *token_stem,
+              const char *position_stem, int64_t width, double std)
 {
     shl_module *m = NULL;
     SHL_TRY(
@@ -74,6 +86,7 @@ shl_mod_embed(shl_model *model, shl_module *parent, const char *path, int64_t wi
     *(embed_impl *)m->impl = (embed_impl){width};
     shl_param_spec wte = {.rows = model->vocab, .cols = width, .std = std};
     shl_param_spec wpe = {.rows = model->context, .cols = width, .std = std};
-    SHL_TRY(shl_build_param(model, m, "wte", "weight", &wte));
-    return shl_build_param(model, m, "wpe", "weight", &wpe);
+    SHL_TRY(shl_build_param(model, m, token_stem, "weight", &wte));
+    return position_stem == NULL ? SHL_OK
+                                 : shl_build_param(model, m, position_stem, "weight", &wpe);
 }

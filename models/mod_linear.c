@@ -1,5 +1,5 @@
-/* models: the linear layer, y[R,O] = x[R,I] W[I,O] + b[O], Hugging Face's Conv1D, with or without
- * low-rank adapters (Hu et al. 2021): y += s u B^T, u[R,r] = x A^T, A[r,I], B[O,r], s = alpha / r.
+/* models: the linear layer, y[R,O] = x[R,I] W + b[O], W [I,O] (Hugging Face's Conv1D) or [O,I], with
+ * or without a bias and low-rank adapters (Hu et al. 2021): y += s u B^T, u[R,r] = x A^T, A[r,I], B[O,r], s = alpha / r.
  * Tape: place 0 is x [R,I], unless the module before owns it or nobody needs it again, 1 s u [R,r]. */
 #include <math.h>
 
@@ -8,10 +8,19 @@
 
 typedef struct linear_impl {
     int64_t in, out;
-    bool owns_input;
+    bool owns_input, no_bias;
+    shl_weight_order order;
     int64_t rank; /* of adapters; 0: none */
     float scale;
 } linear_impl;
+
+/* NULL: none. */
+static shl_param *
+param_bias(const shl_module *m)
+{
+    const linear_impl *impl = m->impl;
+    return impl->no_bias ? NULL : m->params[1];
+}
 
 static shl_param *
 param_a(const shl_module *m)
@@ -67,12 +76,14 @@ linear_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x,
     shl_tape_entry *e = NULL;
     SHL_TRY(shl_leaf_enter(m, run, x_buf, x, &e));
     if (!run->tape_only) {
-        SHL_TRY(shl_act_alloc(m, run, x->dtype, x->dims[0], impl->out, y_buf, y));
-        shl_linear_args args = {.x = *x,
-                                .w = shl_param_view(m->params[0]),
-                                .b = shl_param_view(m->params[1]),
-                                .y = *y,
-                                .order = SHL_WEIGHT_IO};
+        if (y->data == NULL) {
+            SHL_TRY(shl_act_alloc(m, run, x->dtype, x->dims[0], impl->out, y_buf, y));
+        }
+        shl_linear_args args = {
+            .x = *x, .w = shl_param_view(m->params[0]), .y = *y, .order = impl->order};
+        if (!impl->no_bias) {
+            args.b = shl_param_view(param_bias(m));
+        }
         SHL_TRY(shl_op_linear_forward(run->stream, &args));
     }
     if (impl->rank > 0) {
@@ -104,19 +115,24 @@ find_input(shl_module *m, shl_run *run, shl_tape_entry *e)
 static shl_code
 weights_backward(shl_module *m, shl_run *run, const shl_tape_entry *e, const shl_tensor *dy)
 {
-    shl_param *w = m->params[0], *b = m->params[1];
+    const linear_impl *impl = m->impl;
+    shl_param *w = m->params[0], *b = param_bias(m);
     shl_linear_args args = {.x = e->saved[0], /* [R,I] */
                             .dy = *dy,
                             .dw = shl_param_grad_view(w),
-                            .db = shl_param_grad_view(b),
-                            .order = SHL_WEIGHT_IO};
+                            .order = impl->order};
+    if (b != NULL) {
+        args.db = shl_param_grad_view(b);
+    }
     if (args.dw.data == NULL && args.db.data == NULL) {
         return SHL_OK;
     }
     SHL_TRY(shl_param_pair_mode(run, w, b, &args.accumulate));
     SHL_TRY(shl_op_linear_backward_weight(run->stream, &args));
     shl_param_wrote(w);
-    shl_param_wrote(b);
+    if (b != NULL) {
+        shl_param_wrote(b);
+    }
     return SHL_OK;
 }
 
@@ -162,7 +178,7 @@ input_backward(shl_module *m, shl_run *run, const shl_tape_entry *e, const shl_t
     shl_linear_args base = {.dy = *dy,
                             .w = shl_param_view(m->params[0]),
                             .dx = *dx,
-                            .order = SHL_WEIGHT_IO,
+                            .order = impl->order,
                             .accumulate_dx = accumulate};
     SHL_TRY(shl_op_linear_backward_input(run->stream, &base));
     if (impl->rank == 0) {
@@ -240,10 +256,15 @@ shl_mod_linear(shl_model *model, shl_module *parent, const char *path, const shl
     shl_module *m = NULL;
     SHL_TRY(
         shl_build_module(model, parent, &linear_ops, path, SHL_WRAP_NONE, sizeof(linear_impl), &m));
-    *(linear_impl *)m->impl =
-        (linear_impl){.in = spec->in, .out = spec->out, .owns_input = spec->owns_input};
-    shl_param_spec w = {.rows = spec->in, .cols = spec->out, .std = spec->std};
+    *(linear_impl *)m->impl = (linear_impl){.in = spec->in,
+                                            .out = spec->out,
+                                            .owns_input = spec->owns_input,
+                                            .no_bias = spec->no_bias,
+                                            .order = spec->order};
+    bool io = spec->order == SHL_WEIGHT_IO;
+    shl_param_spec w = {
+        .rows = io ? spec->in : spec->out, .cols = io ? spec->out : spec->in, .std = spec->std};
     shl_param_spec b = {.rows = spec->out};
     SHL_TRY(shl_build_param(model, m, path, "weight", &w));
-    return shl_build_param(model, m, path, "bias", &b);
+    return spec->no_bias ? SHL_OK : shl_build_param(model, m, path, "bias", &b);
 }

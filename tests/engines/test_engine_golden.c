@@ -2,7 +2,7 @@
  * split over worlds and over accumulation, under every strategy. Every size, name and setting is
  * read from the file. */
 #include "tests/support/engine_world.h"
-#include "tests/support/golden.h"
+#include "tests/support/golden_model.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -63,14 +63,7 @@ golden_load(golden *g, const char *name)
     g->file = shl_golden_open(name);
     shl_golden_str(g->file, "/", "name_prefix", g->prefix, sizeof(g->prefix));
     ew_config_init(&g->c, SHL_DDP, 1);
-    g->c.model = (shl_model_config){.vocab = shl_golden_int(g->file, "/", "vocab_size"),
-                                    .context = shl_golden_int(g->file, "/", "n_positions"),
-                                    .layers = shl_golden_int(g->file, "/", "n_layer"),
-                                    .width = shl_golden_int(g->file, "/", "n_embd"),
-                                    .heads = shl_golden_int(g->file, "/", "n_head"),
-                                    .inner = shl_golden_int(g->file, "/", "n_inner"),
-                                    .norm_eps = shl_golden_real(g->file, "/", "layer_norm_epsilon"),
-                                    .tied = true};
+    g->c.model = shl_golden_model_config(g->file);
     g->c.steps = (int)shl_golden_int(g->file, "/", "steps");
     assert_true(g->c.steps <= EW_MAX_STEPS);
     g->sequences = shl_golden_int(g->file, "/", "sequences");
@@ -245,17 +238,30 @@ check_file(const char *name)
     golden_free(&g);
 }
 
-/* Whatever GPT-2 files the folder holds. */
+/* Whatever files of the type the folder holds. */
 static void
-test_engine_golden_gpt2(void **state)
+check_type(const char *type)
 {
-    (void)state;
     char names[16][64];
-    int n = shl_golden_models("gpt2", names, 16);
+    int n = shl_golden_models(type, names, 16);
     for (int i = 0; i < n; ++i) {
         print_message("%s\n", names[i]);
         check_file(names[i]);
     }
+}
+
+static void
+test_engine_golden_gpt2(void **state)
+{
+    (void)state;
+    check_type("gpt2");
+}
+
+static void
+test_engine_golden_llama(void **state)
+{
+    (void)state;
+    check_type("llama");
 }
 
 int
@@ -263,6 +269,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_engine_golden_gpt2),
+        cmocka_unit_test(test_engine_golden_llama),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,7 +12,7 @@
 
 #include "kernels/base/heap.h"
 #include "kernels/base/str.h"
-#include "tests/support/golden.h"
+#include "tests/support/golden_model.h"
 #include "tests/support/plain_model.h"
 
 #define LOSS_TOL 2e-6
@@ -56,13 +56,7 @@ bench_open(bench *b, const char *name)
 {
     hid_t f = shl_golden_open(name);
     *b = (bench){.file = f};
-    b->cfg = (shl_model_config){.vocab = shl_golden_int(f, "/", "vocab_size"),
-                                .context = shl_golden_int(f, "/", "n_positions"),
-                                .layers = shl_golden_int(f, "/", "n_layer"),
-                                .width = shl_golden_int(f, "/", "n_embd"),
-                                .heads = shl_golden_int(f, "/", "n_head"),
-                                .norm_eps = shl_golden_real(f, "/", "layer_norm_epsilon"),
-                                .tied = shl_golden_int(f, "/", "tie_word_embeddings") != 0};
+    b->cfg = shl_golden_model_config(f);
     b->sequences = shl_golden_int(f, "/", "sequences");
     size_t n = 0;
     b->tokens = shl_golden_i32(f, "/batch/tokens", &n);
@@ -217,17 +211,30 @@ check_file(const char *name)
     bench_close(&b);
 }
 
-/* Whatever GPT-2 files the folder holds. */
+/* Whatever files of the type the folder holds. */
 static void
-test_model_golden_gpt2(void **state)
+check_type(const char *type)
 {
-    SHL_UNUSED(state);
     char names[16][64];
-    int n = shl_golden_models("gpt2", names, 16);
+    int n = shl_golden_models(type, names, 16);
     for (int i = 0; i < n; i++) {
         print_message("%s\n", names[i]);
         check_file(names[i]);
     }
+}
+
+static void
+test_model_golden_gpt2(void **state)
+{
+    SHL_UNUSED(state);
+    check_type("gpt2");
+}
+
+static void
+test_model_golden_llama(void **state)
+{
+    SHL_UNUSED(state);
+    check_type("llama");
 }
 
 int
@@ -235,6 +242,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_model_golden_gpt2),
+        cmocka_unit_test(test_model_golden_llama),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
