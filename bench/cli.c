@@ -13,7 +13,7 @@
 #include "engines/config/config.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/types.h"
-#include "models/family.h"
+#include "models/presets.h"
 
 /* What every command takes. */
 typedef struct everywhere {
@@ -98,10 +98,9 @@ shl_command_values(const shl_option *row, shl_str *out)
         shl_str_add(out, "%s%s", i > 0 ? " " : "", row->choices[i]);
     }
     if (list && strcmp(row->name, "model") == 0) {
-        size_t n;
-        const shl_preset *table = shl_preset_table(&n);
-        for (size_t i = 0; i < n; i++) {
-            shl_str_add(out, "%s%s", i > 0 ? " " : "", table[i].name);
+        const shl_preset *p;
+        for (size_t i = 0; (p = shl_preset_at(i)) != NULL; i++) {
+            shl_str_add(out, "%s%s", i > 0 ? " " : "", p->name);
         }
     }
     if (list && strcmp(row->name, "strategy") == 0) {

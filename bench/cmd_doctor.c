@@ -9,7 +9,7 @@
 #include "bench/doctor.h"
 #include "bench/terminal.h"
 #include "kernels/base/types.h"
-#include "models/family.h"
+#include "models/named.h"
 
 typedef struct doctor_options {
     int64_t ranks;
@@ -86,24 +86,6 @@ add_json(const shl_doctor_ask *ask, const shl_doctor *d, shl_str *out)
     return SHL_OK;
 }
 
-static shl_code
-raise_unknown_model(const char *name)
-{
-    const char *names[32];
-    shl_str list = {0};
-    size_t n, n_names = 0;
-    const shl_preset *table = shl_preset_table(&n);
-    for (size_t i = 0; i < n && i < SHL_ARRAY_LEN(names); i++) {
-        names[n_names++] = table[i].name;
-        shl_str_add(&list, "%s%s", i > 0 ? ", " : "", table[i].name);
-    }
-    const char *near = shl_nearest(name, names, n_names);
-    SHL_RAISE(SHL_E_USAGE, "unknown model \"%s\"", name);
-    shl_err_because("the presets are %s", shl_str_get(&list));
-    shl_str_fini(&list);
-    return shl_err_advice("--model %s", near ? near : names[0]);
-}
-
 /* The first check that fails, as the error of the command. */
 static shl_code
 raise_failure(const shl_doctor *d)
@@ -127,12 +109,9 @@ run_doctor(const shl_cli *cli)
     if (help_shown) {
         return SHL_OK;
     }
-    const shl_preset *preset = shl_preset_find(o.model);
-    if (!preset) {
-        return raise_unknown_model(o.model);
-    }
-    shl_doctor_ask ask = {(int)o.ranks, preset->name, shl_model_formula_params(&preset->config),
-                          o.out};
+    shl_named_model model;
+    SHL_TRY(shl_model_find(o.model, &model));
+    shl_doctor_ask ask = {(int)o.ranks, model.name, shl_model_formula_params(&model.config), o.out};
     shl_doctor_facts facts;
     shl_doctor doctor;
     shl_doctor_gather(&ask, "", &facts);

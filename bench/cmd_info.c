@@ -6,18 +6,27 @@
 
 #include "bench/cli.h"
 #include "bench/fingerprint.h"
+#include "bench/info_models.h"
 #include "bench/record.h"
 #include "kernels/base/types.h"
 #include "kernels/device/device.h"
-#include "models/family.h"
 
 typedef struct info_options {
-    bool json;
+    const char *model;
+    bool json, csv, md;
 } info_options;
 
+#define ROW(name, type, field, group, help)                                                        \
+    {                                                                                              \
+        name, NULL, type, offsetof(info_options, field), 0, 0, NULL, NULL, NULL, group, help       \
+    }
+
 static const shl_option TABLE[] = {
-    {"json", NULL, SHL_OPT_BOOL, offsetof(info_options, json), 0, 0, NULL, NULL, NULL, "Output",
-     "As a JSON object."},
+    ROW("model", SHL_OPT_STRING, model, "Model",
+        "One model for info models: a preset, a size, or a path to a config.json."),
+    ROW("json", SHL_OPT_BOOL, json, "Output", "As JSON."),
+    ROW("csv", SHL_OPT_BOOL, csv, "Output", "The models as CSV."),
+    ROW("md", SHL_OPT_BOOL, md, "Output", "The models in Markdown."),
 };
 
 static shl_code
@@ -74,54 +83,41 @@ add_build(shl_str *out, json_t *fingerprint)
     add_devices(out);
 }
 
-static json_t *
-models_json(void)
+static shl_code
+print_models(const info_options *o)
 {
-    size_t n;
-    const shl_preset *table = shl_preset_table(&n);
-    json_t *list = json_array();
-    for (size_t i = 0; i < n; i++) {
-        const shl_model_config *c = &table[i].config;
-        json_t *row = json_pack("{ss ss sI sI sI sI sI sI}", "name", table[i].name, "note",
-                                table[i].note, "params", (json_int_t)shl_model_formula_params(c),
-                                "layers", (json_int_t)c->layers, "width", (json_int_t)c->width,
-                                "heads", (json_int_t)c->heads, "vocab", (json_int_t)c->vocab,
-                                "context", (json_int_t)c->context);
-        if (json_array_append_new(list, row) != 0) {
-            json_decref(list);
-            return NULL;
-        }
+    shl_str text = {0};
+    if ((int)o->json + (int)o->csv + (int)o->md > 1) {
+        SHL_RAISE(SHL_E_USAGE, "more than one form of output");
+        return shl_err_because("--json, --csv and --md exclude each other");
     }
-    return list;
-}
-
-static void
-add_models(shl_str *out)
-{
-    size_t n;
-    const shl_preset *table = shl_preset_table(&n);
-    shl_str_add(out, "%-12s %14s %7s %6s %6s %6s %8s  %s\n", "model", "parameters", "layers",
-                "width", "heads", "vocab", "context", "note");
-    for (size_t i = 0; i < n; i++) {
-        const shl_model_config *c = &table[i].config;
-        shl_str_add(out, "%-12s %14lld %7lld %6lld %6lld %6lld %8lld  %s\n", table[i].name,
-                    (long long)shl_model_formula_params(c), (long long)c->layers,
-                    (long long)c->width, (long long)c->heads, (long long)c->vocab,
-                    (long long)c->context, table[i].note);
+    shl_form form = o->json  ? SHL_FORM_JSON
+                    : o->csv ? SHL_FORM_CSV
+                    : o->md  ? SHL_FORM_MD
+                             : SHL_FORM_TABLE;
+    shl_code code = shl_info_models(o->model, form, &text);
+    if (code == SHL_OK) {
+        code = shl_cli_print(&text);
     }
+    shl_str_fini(&text);
+    return code;
 }
 
 static shl_code
-print_lines(bool models, json_t *fingerprint)
+print_build(bool as_json)
 {
+    json_t *json = NULL;
     shl_str text = {0};
-    if (models) {
-        add_models(&text);
+    SHL_TRY(shl_fingerprint(&json));
+    shl_code code;
+    if (as_json) {
+        code = print_json(json);
     } else {
-        add_build(&text, fingerprint);
+        add_build(&text, json);
+        code = shl_cli_print(&text);
     }
-    shl_code code = shl_cli_print(&text);
     shl_str_fini(&text);
+    json_decref(json);
     return code;
 }
 
@@ -155,26 +151,23 @@ run_info(const shl_cli *cli)
         shl_err_because("it takes nothing, models or records");
         return shl_err_advice("shardlab info models");
     }
-    json_t *json = NULL;
     if (models) {
-        json = models_json();
-    } else {
-        SHL_TRY(shl_fingerprint(&json));
+        return print_models(&o);
     }
-    if (!json) {
-        return SHL_RAISE(SHL_E_HEAP, "out of host memory for a list of models");
+    if (o.model || o.csv || o.md) {
+        SHL_RAISE(SHL_E_USAGE, "--%s without models", o.model ? "model" : o.csv ? "csv" : "md");
+        return shl_err_advice("shardlab info models");
     }
-    shl_code code = o.json ? print_json(json) : print_lines(models, json);
-    json_decref(json);
-    return code;
+    return print_build(o.json);
 }
 
 const shl_command shl_command_info = {
     .name = "info",
     .summary = "version, compiler, libraries, machine; info models: the presets",
-    .usage = "shardlab info [models | records] [--json]",
+    .usage = "shardlab info [models | records] [options]",
     .examples = "  shardlab info --json\n"
                 "  shardlab info models\n"
+                "  shardlab info models --model llama-3-8b --json\n"
                 "  shardlab info records   # what every field of a record means\n",
     .words = "models records",
     .options = TABLE,

@@ -83,20 +83,7 @@ resolve_model(const shl_run_options *o, const char *name, shl_session_config *c)
 {
     const shl_preset *preset = shl_preset_find(name);
     if (!preset) {
-        const char *names[32];
-        size_t n, n_names = 0;
-        shl_str list = {0};
-        const shl_preset *table = shl_preset_table(&n);
-        for (size_t i = 0; i < n && i < SHL_ARRAY_LEN(names); i++) {
-            names[n_names++] = table[i].name;
-            shl_str_add(&list, "%s%s", i > 0 ? ", " : "", table[i].name);
-        }
-        const char *near = shl_nearest(name, names, n_names);
-        SHL_RAISE(SHL_E_USAGE, "unknown model \"%s\"", name);
-        shl_err_because("the presets are %s", shl_str_get(&list));
-        shl_str_fini(&list);
-        return near ? shl_err_advice("--model %s", near)
-                    : shl_err_advice("a preset, and --layers --width --heads for another shape");
+        return shl_preset_raise_unknown(name);
     }
     c->shape = preset->config;
     shl_strf(c->model, sizeof(c->model), "%s", preset->name);

@@ -7,7 +7,7 @@
 #include <stdatomic.h>
 
 #include "engines/engine.h"
-#include "models/family.h"
+#include "models/named.h"
 
 struct json_t;
 

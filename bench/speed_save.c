@@ -17,7 +17,7 @@
 #include "kernels/base/heap.h"
 #include "kernels/base/str.h"
 #include "kernels/base/types.h"
-#include "models/family.h"
+#include "models/presets.h"
 
 enum { WRITERS = 2, QUEUE = 8, N_KINDS = 3 };
 #define BLOCK_BYTES ((int64_t)1 << 20)

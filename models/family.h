@@ -1,4 +1,4 @@
-/* models: what a model is made from: one flat configuration with the family as its tag, presets, and the
+/* models: what a model is made from: one flat configuration with the family as its tag, and the
  * closed forms that every family answers. Everything above this room builds models through here and
  * names no family. */
 #ifndef SHL_MODELS_FAMILY_H
@@ -25,16 +25,6 @@ typedef struct shl_model_config {
     shl_rope_scaling rope;
     bool qkv_bias; /* q, k and v have biases (Qwen2), the output projection has none */
 } shl_model_config;
-
-typedef struct shl_preset {
-    const char *name; /* "gpt2-124m" */
-    const char *note;
-    shl_model_config config;
-} shl_preset;
-
-/* All presets / one by name (NULL when unknown; shl_nearest over names for the message). */
-const shl_preset *shl_preset_table(size_t *n);
-const shl_preset *shl_preset_find(const char *name);
 
 /* Builds tree and parameters; no tensor memory is touched. Errors: SHL_E_USAGE on sizes that make no
  * model (heads do not divide width, a product overflows int64), SHL_E_HEAP. */

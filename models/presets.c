@@ -1,44 +1,95 @@
-/* models: named shapes. The GPT-2 sizes are those of Radford et al. 2019; counts are of parameters
- * with the head tied. */
+/* models: looking a shape up by its name or by its size, and the message when there is none. */
+#include "models/presets.h"
+
 #include <string.h>
+#include <strings.h>
 
-#include "models/family.h"
+#include "kernels/base/str.h"
 
-static const shl_preset presets[] = {
-    {"gpt2-tiny",
-     "byte-level text, 0.8M parameters",
-     {.vocab = 256, .context = 128, .layers = 4, .width = 128, .heads = 4, .tied = true}},
-    {"gpt2-124m",
-     "GPT-2 small",
-     {.vocab = 50257, .context = 1024, .layers = 12, .width = 768, .heads = 12, .tied = true}},
-    {"gpt2-355m",
-     "GPT-2 medium",
-     {.vocab = 50257, .context = 1024, .layers = 24, .width = 1024, .heads = 16, .tied = true}},
-    {"gpt2-774m",
-     "GPT-2 large",
-     {.vocab = 50257, .context = 1024, .layers = 36, .width = 1280, .heads = 20, .tied = true}},
-    {"gpt2-1.5b",
-     "GPT-2 XL",
-     {.vocab = 50257, .context = 1024, .layers = 48, .width = 1600, .heads = 25, .tied = true}},
-    {"gpt-7b",
-     "a GPT of 6.7B parameters, context 2048",
-     {.vocab = 50257, .context = 2048, .layers = 32, .width = 4096, .heads = 32, .tied = true}},
+#define MAX_NAMES 256
+
+static const struct {
+    const char *size, *name;
+} sizes[] = {
+    {"124m", "gpt2-124m"},  {"355m", "gpt2-355m"},      {"774m", "gpt2-774m"},
+    {"1.5b", "gpt2-1.5b"},  {"0.5b", "qwen2.5-0.5b"},   {"1.1b", "tinyllama-1.1b"},
+    {"1.3b", "gpt3-1.3b"},  {"2.7b", "gpt3-2.7b"},      {"3b", "qwen2.5-3b"},
+    {"6.7b", "gpt3-6.7b"},  {"7b", "llama-2-7b"},       {"8b", "llama-3-8b"},
+    {"13b", "llama-2-13b"}, {"14b", "qwen2.5-14b"},     {"20b", "gpt-neox-20b"},
+    {"30b", "llama-30b"},   {"32b", "qwen2.5-32b"},     {"65b", "llama-65b"},
+    {"70b", "llama-3-70b"}, {"72b", "qwen2.5-72b"},     {"175b", "gpt3-175b"},
+    {"176b", "bloom-176b"}, {"405b", "llama-3.1-405b"},
 };
 
 const shl_preset *
-shl_preset_table(size_t *n)
+shl_preset_at(size_t i)
 {
-    *n = SHL_ARRAY_LEN(presets);
-    return presets;
+    if (i < shl_presets_gpt_len) {
+        return &shl_presets_gpt[i];
+    }
+    i -= shl_presets_gpt_len;
+    return i < shl_presets_llama_len ? &shl_presets_llama[i] : NULL;
 }
 
 const shl_preset *
 shl_preset_find(const char *name)
 {
-    for (size_t i = 0; i < SHL_ARRAY_LEN(presets); i++) {
-        if (strcmp(presets[i].name, name) == 0) {
-            return &presets[i];
+    const shl_preset *p = NULL;
+    for (size_t i = 0; (p = shl_preset_at(i)) != NULL; i++) {
+        if (strcmp(p->name, name) == 0) {
+            break;
+        }
+    }
+    return p;
+}
+
+int64_t
+shl_preset_gap_elems(const shl_preset *p)
+{
+    int64_t sum = 0;
+    for (size_t i = 0; i < SHL_PRESET_GAPS; i++) {
+        sum += p->gaps[i].elems;
+    }
+    return sum;
+}
+
+const char *
+shl_preset_of_size(const char *size)
+{
+    for (size_t i = 0; i < SHL_ARRAY_LEN(sizes); i++) {
+        if (strcasecmp(sizes[i].size, size) == 0) {
+            return sizes[i].name;
         }
     }
     return NULL;
+}
+
+bool
+shl_preset_size_at(size_t i, const char **size, const char **name)
+{
+    if (i >= SHL_ARRAY_LEN(sizes)) {
+        return false;
+    }
+    *size = sizes[i].size;
+    *name = sizes[i].name;
+    return true;
+}
+
+shl_code
+shl_preset_raise_unknown(const char *name)
+{
+    const char *names[MAX_NAMES];
+    size_t n = 0;
+    const shl_preset *p;
+    while (n < MAX_NAMES && (p = shl_preset_at(n)) != NULL) {
+        names[n++] = p->name;
+    }
+    const char *near = shl_nearest(name, names, n);
+    SHL_RAISE(SHL_E_USAGE, "unknown model \"%s\"", name);
+    shl_err_because(
+        "it is none of the %zu presets (shardlab info models), no size alone such as 7b, "
+        "and no path to a config.json",
+        n);
+    return near ? shl_err_advice("--model %s", near)
+                : shl_err_advice("shardlab info models, or a preset with --layers --width --heads");
 }

@@ -15,7 +15,7 @@
 #include "kernels/base/heap.h"
 #include "kernels/base/option.h"
 #include "kernels/base/str.h"
-#include "models/family.h"
+#include "models/presets.h"
 
 #define PROBE_ELEMS (INT64_C(16) << 20)
 #define PROBE_REPEATS 5

@@ -6,7 +6,7 @@
 #include "checkpoints/ckpt.h"
 #include "engines/api/shardlab.h"
 #include "engines/engine.h"
-#include "models/family.h"
+#include "models/named.h"
 
 struct json_t;
 

@@ -71,33 +71,6 @@ static const json_key keys[] = {
 };
 _Static_assert(AT(beta2) == AT(beta1) + sizeof(double), "a pair is two doubles side by side");
 
-/* Where a key stands in the text: the parser does not keep it. The first "key" with a colon behind it;
- * 0 when an escaped spelling hides it. */
-static void
-locate(const char *text, const char *key, int *line, int *column)
-{
-    size_t len = strlen(key);
-    int at_line = 1;
-    const char *line_start = text;
-    *line = *column = 0;
-    for (const char *p = text; *p; p++) {
-        if (*p == '\n') {
-            at_line++;
-            line_start = p + 1;
-        }
-        if (*p != '"' || strncmp(p + 1, key, len) != 0 || p[1 + len] != '"') {
-            continue;
-        }
-        const char *behind = p + 2 + len;
-        behind += strspn(behind, " \t\r\n");
-        if (*behind == ':') {
-            *line = at_line;
-            *column = (int)(p - line_start) + 1;
-            return;
-        }
-    }
-}
-
 static const json_key *
 find_key(const char *group, const char *name)
 {
@@ -127,7 +100,7 @@ raise_unknown(const char *text, const char *group, const char *name)
         names[n++] = "shape";
         names[n++] = "optim";
     }
-    locate(text, name, &line, &column);
+    shl_text_locate_key(text, name, &line, &column);
     SHL_RAISE(SHL_E_USAGE, "unknown key \"%s\"%s%s%s", name, group[0] ? " in \"" : "", group,
               group[0] ? "\"" : "");
     shl_err_because("line %d, column %d", line, column);

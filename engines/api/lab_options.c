@@ -65,25 +65,6 @@ choose(const char *field, const char *text, const char *const *names, int *out)
 }
 
 static shl_code
-raise_unknown_model(const char *name)
-{
-    const char *names[32];
-    size_t n = 0, n_names = 0;
-    shl_str list = {0};
-    const shl_preset *table = shl_preset_table(&n);
-    for (size_t i = 0; i < n && i < SHL_ARRAY_LEN(names); i++) {
-        names[n_names++] = table[i].name;
-        shl_str_add(&list, "%s%s", i > 0 ? ", " : "", table[i].name);
-    }
-    const char *near = shl_nearest(name, names, n_names);
-    SHL_RAISE(SHL_E_USAGE, "unknown model \"%s\"", name);
-    shl_err_because("the presets are %s", shl_str_get(&list));
-    shl_str_fini(&list);
-    return near ? shl_err_advice("\"%s\"", near)
-                : shl_err_advice("a preset, or layers, width, heads, vocab and context as well");
-}
-
-static shl_code
 resolve_model(const shl_lab_options *o, shl_lab_setup *s)
 {
     if (!o->model || strlen(o->model) >= sizeof(s->model)) {
@@ -105,7 +86,7 @@ resolve_model(const shl_lab_options *o, shl_lab_setup *s)
         *fields[i] = asked[i] > 0 ? asked[i] : *fields[i];
     }
     if (!preset && !full) {
-        return raise_unknown_model(o->model);
+        return shl_preset_raise_unknown(o->model);
     }
     if (o->tied < -1 || o->tied > 1) {
         return SHL_RAISE(SHL_E_USAGE, "tied is %lld, and not -1, 0 or 1", (long long)o->tied);

@@ -316,3 +316,28 @@ shl_nearest(const char *text, const char *const *names, size_t n)
     }
     return best;
 }
+
+void
+shl_text_locate_key(const char *text, const char *key, int *line, int *column)
+{
+    size_t len = strlen(key);
+    int at_line = 1;
+    const char *line_start = text;
+    *line = *column = 0;
+    for (const char *p = text; *p; p++) {
+        if (*p == '\n') {
+            at_line++;
+            line_start = p + 1;
+        }
+        if (*p != '"' || strncmp(p + 1, key, len) != 0 || p[1 + len] != '"') {
+            continue;
+        }
+        const char *behind = p + 2 + len;
+        behind += strspn(behind, " \t\r\n");
+        if (*behind == ':') {
+            *line = at_line;
+            *column = (int)(p - line_start) + 1;
+            return;
+        }
+    }
+}

@@ -49,4 +49,8 @@ void shl_format_count(int64_t count, char *dst, size_t dst_bytes);
  * max(2, len / 3), or nothing in common). Borrowed from names. */
 const char *shl_nearest(const char *text, const char *const *names, size_t n);
 
+/* Where a key stands in a JSON text, which its parser does not keep: the first "key" with a colon behind
+ * it, from 1; 0 and 0 when there is none, or an escaped spelling hides it. */
+void shl_text_locate_key(const char *text, const char *key, int *line, int *column);
+
 #endif

@@ -285,7 +285,7 @@ test_help_bash_completes(void **state)
     assert_string_equal(bash_offers("shardlab train --device = v"), "virtual\n");
     assert_string_equal(bash_offers("shardlab train --strategy ddp,zero3,fsdp-"),
                         "ddp,zero3,fsdp-grad-op\n");
-    assert_string_equal(bash_offers("shardlab plan --model gpt-"), "gpt-7b\n");
+    assert_string_equal(bash_offers("shardlab plan --model gpt-7"), "gpt-7b\n");
     assert_string_equal(bash_offers("shardlab info rec"), "records\n");
     assert_string_equal(bash_offers("shardlab help doc"), "doctor\n");
     assert_string_equal(bash_offers("shardlab train --steps 1"), "\n");

@@ -1,5 +1,5 @@
 /* tests/models: closed forms against the ledger of a virtual device, byte for byte. */
-#include "models/family.h"
+#include "models/presets.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
