@@ -156,9 +156,9 @@ collective(shl_comm *c, shl_coll kind, const shl_comm_seg *segs, int n, shl_dtyp
     int64_t elems = 0;
     SHL_TRY(check_segs(c, kind, segs, n, root, &elems));
     bool sums = kind == SHL_COLL_REDUCE_SCATTER || kind == SHL_COLL_ALL_REDUCE;
-    if (sums && dtype != SHL_F32) {
-        return SHL_RAISE(SHL_E_USAGE, "%s of %s: sums are taken in fp32", shl_coll_name(kind),
-                         shl_dtype_name(dtype));
+    if (sums && dtype != SHL_F32 && dtype != SHL_BF16 && dtype != SHL_F16) {
+        return SHL_RAISE(SHL_E_USAGE, "%s of %s: sums are taken of fp32, bf16 and fp16",
+                         shl_coll_name(kind), shl_dtype_name(dtype));
     }
     if (s == NULL) {
         s = shl_device_stream(c->device, SHL_STREAM_COMPUTE);

@@ -9,8 +9,8 @@
  * (shl_comm_control, _barrier, _agree) block the caller and use a lane of their own, so that they
  * may run while a collective is in flight on a worker stream.
  *
- * Sums add contributions in rank order, fp32, whatever the chunking, so results do not depend on
- * bucket, unit or partition. Buffers from SHL_MEM_COMM memory are used in place; others are staged
+ * Sums add contributions in rank order, in fp32 whatever the type of the elements (16 bits are rounded
+ * once, at the end) and whatever the chunking, so results do not depend on bucket, unit or partition. Buffers from SHL_MEM_COMM memory are used in place; others are staged
  * through a fixed staging buffer (tag staging, shl_comm_staging_bytes) and counted. */
 #ifndef SHL_COMM_COMM_H
 #define SHL_COMM_COMM_H
@@ -61,7 +61,7 @@ typedef struct shl_comm_config {
  * all_gather: src = my elems, dst = world * elems in rank order (src may be dst's own piece).
  * reduce_scatter: src = world * elems, dst = my elems (dst may be src's own piece).
  * all_reduce: src and dst = elems in all, not per rank (src may be dst). broadcast: dst = elems in
- * all; src is read on the root only. Sums are fp32. */
+ * all; src is read on the root only. */
 typedef struct shl_comm_seg {
     const void *src;
     void *dst;
@@ -89,7 +89,7 @@ size_t shl_comm_staging_bytes(const char *kind, int world);
  * gather or scatter, twice that for an all-reduce or control, all of it for a broadcast. */
 int64_t shl_comm_wire_bytes(shl_coll c, int world, int64_t bytes);
 
-/* segs (n of them, at most SHL_COMM_MAX_SEGS) are copied; fp32 unless the name says otherwise.
+/* segs (n of them, at most SHL_COMM_MAX_SEGS) are copied. Sums: fp32, bf16, fp16.
  * *done (may be NULL) passes when this rank's result is complete AND no peer reads this rank's
  * src any more. World 1: the data is copied where src != dst, and the call is counted. */
 #define SHL_COMM_MAX_SEGS 4096

@@ -12,7 +12,7 @@
 #include "kernels/ops/ops.h"
 
 #define SUM_TILE_ELEMS 4096 /* 16 KiB of every source: the tile of the sum stays in L1 */
-#define PIECE_ELEMS 16      /* pieces of an all-reduce start at whole cache lines */
+#define PIECE_ELEMS 32      /* pieces of an all-reduce start at whole cache lines, in 16 bits too */
 #define TURN_SLICE_NS 20000000
 #define FORGET_BYTES ((size_t)4 << 20) /* of a peer's memory that stays mapped after it was read */
 
@@ -240,25 +240,28 @@ copy_from(const round_state *r, int q, char *dst, const char *src, size_t bytes)
     }
 }
 
-/* dst = sum of every member's input in rank order, fp32. skip: elements into the chunk. */
+/* dst = sum of every member's input in rank order, in fp32 and rounded once. skip: elements into the
+ * chunk. */
 static shl_code
-sum_inputs(const round_state *r, chunk c, int64_t skip, int64_t n, float *dst)
+sum_inputs(const round_state *r, chunk c, int64_t skip, int64_t n, char *dst)
 {
     const shl_shm_comm *m = r->m;
     const char *first[SHL_WORLD_MAX_RANKS];
     const void *srcs[SHL_WORLD_MAX_RANKS];
     for (int q = 0; q < m->size; q++) {
-        first[q] = input_of(r, q, c) + (size_t)skip * sizeof(float);
+        first[q] = input_of(r, q, c) + (size_t)skip * r->elem_bytes;
     }
     for (int64_t i = 0; i < n; i += SUM_TILE_ELEMS) {
         int64_t len = n - i < SUM_TILE_ELEMS ? n - i : SUM_TILE_ELEMS;
         for (int q = 0; q < m->size; q++) {
-            srcs[q] = first[q] + (size_t)i * sizeof(float);
+            srcs[q] = first[q] + (size_t)i * r->elem_bytes;
         }
         shl_sum_ranks_args args = {
-            .dst = shl_tensor_1d(dst + i, SHL_F32, len), .srcs = srcs, .n = m->size};
+            .dst = shl_tensor_1d(dst + (size_t)i * r->elem_bytes, r->op->dtype, len),
+            .srcs = srcs,
+            .n = m->size};
         SHL_TRY(shl_op_sum_ranks(r->op->stream, &args));
-        size_t done = (size_t)(i + len) * sizeof(float);
+        size_t done = (size_t)(i + len) * r->elem_bytes;
         if (done % FORGET_BYTES == 0 || i + len == n) {
             size_t from = (done - 1) / FORGET_BYTES * FORGET_BYTES;
             for (int q = 0; q < m->size; q++) {
@@ -284,9 +287,9 @@ static shl_code
 reduce_piece(const round_state *r, chunk c)
 {
     chunk mine = piece_of(r, c, r->m->rank);
-    float *out =
-        r->op->staged ? (float *)r->m->comm->staging.data : (float *)r->segs[c.seg].dst + c.off;
-    return sum_inputs(r, c, mine.off, mine.n, out + mine.off);
+    char *out = r->op->staged ? (char *)r->m->comm->staging.data
+                              : (char *)r->segs[c.seg].dst + (size_t)c.off * r->elem_bytes;
+    return sum_inputs(r, c, mine.off, mine.n, out + (size_t)mine.off * r->elem_bytes);
 }
 
 /* all_reduce, second half: everybody's pieces. */
@@ -294,20 +297,19 @@ static void
 gather_pieces(const round_state *r, chunk c)
 {
     const shl_shm_comm *m = r->m;
-    float *dst = (float *)r->segs[c.seg].dst + c.off;
+    const size_t to = (size_t)c.off * r->elem_bytes;
+    char *dst = (char *)r->segs[c.seg].dst + to;
     for (int i = 0; i < m->size; i++) {
         int q = (m->rank + i) % m->size;
         const shl_shm_call *call = call_of(m, q);
         chunk piece = piece_of(r, c, q);
-        size_t at = (size_t)piece.off * sizeof(float);
-        const char *from =
-            call->staged != 0
-                ? peer_memory(m, q, call->staging + at)
-                : peer_memory(m, q, call->segs[c.seg].dst + (size_t)c.off * sizeof(float) + at);
+        size_t at = (size_t)piece.off * r->elem_bytes;
+        const char *from = call->staged != 0 ? peer_memory(m, q, call->staging + at)
+                                             : peer_memory(m, q, call->segs[c.seg].dst + to + at);
         if (q == m->rank && !r->op->staged) {
             continue; /* it lies there already */
         }
-        copy_from(r, q, (char *)(dst + piece.off), from, (size_t)piece.n * sizeof(float));
+        copy_from(r, q, dst + at, from, (size_t)piece.n * r->elem_bytes);
     }
 }
 
@@ -332,7 +334,7 @@ move_chunk(const round_state *r, chunk c)
         gather(r, c);
         return SHL_OK;
     case SHL_COLL_REDUCE_SCATTER:
-        return sum_inputs(r, c, 0, c.n, (float *)(void *)dst);
+        return sum_inputs(r, c, 0, c.n, dst);
     case SHL_COLL_ALL_REDUCE:
         return reduce_piece(r, c);
     case SHL_COLL_BROADCAST:

@@ -13,6 +13,7 @@ typedef struct shl_scaler {
     int64_t last_overflow; /* -1: none */
 } shl_scaler;
 
+/* Before the first step. */
 void shl_scaler_init(shl_scaler *s, const shl_scale_config *c);
 
 /* After a step: overflow tells whether its gradients were not finite. Only DYNAMIC changes the scale.
