@@ -68,11 +68,11 @@ shl_code shl_ckpt_save_prepare(const char *dir, const shl_ckpt_meta *meta) SHL_M
 shl_code shl_ckpt_save_begin(const char *dir, const shl_ckpt_meta *meta, int rank, int world,
                              shl_ckpt_writer **out) SHL_MUST_USE;
 
-/* Writes this rank's part of an fp32 shard (other types: SHL_E_USAGE): with n_replicas > 1 the
+/* Writes this rank's part of a shard, as fp32 (bf16 and fp16 are widened; other types: SHL_E_USAGE): with n_replicas > 1 the
  * range is cut into equal slices and slice `replica` is written, so that every element is written
  * once. Empty ranges are fine. The bytes must be complete: the caller has waited for their writers.
- * They are taken straight from memory, on an asynchronous device through staging of at most 8 MiB
- * (host tier, tag ckpt). Errors: SHL_E_IO (disk full: bytes needed and free), SHL_E_OOM; the
+ * They are taken straight from memory; on an asynchronous device, and to be widened, through staging of
+ * at most 8 MiB (host tier, tag ckpt). Errors: SHL_E_IO (disk full: bytes needed and free), SHL_E_OOM; the
  * writer can only be ended after one. */
 shl_code shl_ckpt_put(shl_ckpt_writer *w, shl_device *d, const shl_shard *shard) SHL_MUST_USE;
 
@@ -104,12 +104,12 @@ const shl_ckpt_meta *shl_ckpt_reader_meta(const shl_ckpt_reader *r);
 /* The same from COMMIT and manifest alone: the other files are opened when they are wanted. */
 shl_code shl_ckpt_open_manifest(const char *path, shl_ckpt_reader **out) SHL_MUST_USE;
 
-/* Errors: SHL_E_CONFIG naming the first tensor that is missing, extra or of another shape. */
+/* Errors: SHL_E_CONFIG naming the first tensor that is missing, of another shape or, with `all`, extra. */
 shl_code shl_ckpt_check_tensors(const shl_ckpt_reader *r, const shl_ckpt_tensor *tensors,
-                                int n_tensors) SHL_MUST_USE;
+                                int n_tensors, bool all) SHL_MUST_USE;
 
-/* Fills shard->local with elements [begin, end) of the tensor, from whatever files hold them. The
- * whole range is filled whatever the replicas. Errors: SHL_E_VERIFY / SHL_E_IO; d as in put. */
+/* Fills shard->local with elements [begin, end) of the tensor, from whatever files hold them, rounded to
+ * nearest even in 16 bits, which gives back what was widened. The whole range is filled whatever the replicas. Errors: SHL_E_VERIFY / SHL_E_IO; d as in put. */
 shl_code shl_ckpt_get(shl_ckpt_reader *r, shl_device *d, const shl_shard *shard) SHL_MUST_USE;
 
 /* --- looking at checkpoints ------------------------------------------------------------------- */

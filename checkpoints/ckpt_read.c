@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "checkpoints/ckpt_room.h"
+#include "kernels/base/half.h"
 #include "kernels/base/heap.h"
 
 #define OPEN_FILES_MAX 64
@@ -387,7 +388,8 @@ match(const shl_ckpt_reader *r, const char *kind, const char *name, int n_dims, 
 }
 
 shl_code
-shl_ckpt_check_tensors(const shl_ckpt_reader *r, const shl_ckpt_tensor *tensors, int n_tensors)
+shl_ckpt_check_tensors(const shl_ckpt_reader *r, const shl_ckpt_tensor *tensors, int n_tensors,
+                       bool all)
 {
     bool *seen = NULL;
     shl_code code = SHL_OK;
@@ -399,7 +401,7 @@ shl_ckpt_check_tensors(const shl_ckpt_reader *r, const shl_ckpt_tensor *tensors,
             match(r, tensors[i].kind, tensors[i].name, tensors[i].n_dims, tensors[i].dims, &at));
         seen[at] = true;
     }
-    for (int i = 0; i < r->index.n_tensors; i++) {
+    for (int i = 0; all && i < r->index.n_tensors; i++) {
         if (!seen[i]) {
             code = SHL_RAISE(SHL_E_CONFIG, "%s holds another model: tensor %s/%s is extra", r->path,
                              r->index.tensors[i].kind, r->index.tensors[i].name);
@@ -450,6 +452,19 @@ shl_ckpt_read(shl_ckpt_reader *r, int tensor, int64_t begin, int64_t end, void *
     return SHL_OK;
 }
 
+/* n elements of the stage to the device, rounded in place to its type: a number is read before its place
+ * is written. What was widened comes back as it was. */
+static shl_code
+send(shl_device *d, void *dst, shl_dtype dtype, float *stage, int64_t n)
+{
+    for (int64_t i = 0; dtype != SHL_F32 && i < n; i++) {
+        float wide;
+        memcpy(&wide, (const char *)stage + (size_t)i * sizeof wide, sizeof wide);
+        shl_float_put(dtype, stage, i, wide);
+    }
+    return shl_device_upload(d, dst, stage, (size_t)n * shl_dtype_bytes(dtype));
+}
+
 /* The same allocations on a device without bytes as on the one it stands for. */
 static shl_code
 read_staged(shl_ckpt_reader *r, shl_device *d, int tensor, const shl_shard *s)
@@ -464,8 +479,8 @@ read_staged(shl_ckpt_reader *r, shl_device *d, int tensor, const shl_shard *s)
         int64_t stop = s->end - at < chunk ? s->end : at + chunk;
         SHL_TRY_TO(code, out, shl_ckpt_read(r, tensor, at, stop, stage.data));
         SHL_TRY_TO(code, out,
-                   shl_device_upload(d, shl_elem_ptr(s->local.data, SHL_F32, at - s->begin),
-                                     stage.data, (size_t)(stop - at) * sizeof(float)));
+                   send(d, shl_elem_ptr(s->local.data, s->local.dtype, at - s->begin),
+                        s->local.dtype, stage.data, stop - at));
     }
 out:
     shl_device_free(d, &stage);
@@ -478,7 +493,7 @@ shl_ckpt_get(shl_ckpt_reader *r, shl_device *d, const shl_shard *s)
     int tensor = -1;
     SHL_TRY(match(r, s->kind, s->name, s->n_dims, s->dims, &tensor));
     if (s->begin < 0 || s->begin > s->end || s->end > r->index.tensors[tensor].elems ||
-        s->local.dtype != SHL_F32 || shl_tensor_elems(&s->local) != s->end - s->begin) {
+        !shl_dtype_is_float(s->local.dtype) || shl_tensor_elems(&s->local) != s->end - s->begin) {
         (void)SHL_RAISE(SHL_E_BUG, "the shard of %s to be loaded is out of bounds", s->name);
         return shl_err_because("elements [%lld, %lld) as %s", (long long)s->begin,
                                (long long)s->end, shl_dtype_name(s->local.dtype));
@@ -486,7 +501,7 @@ shl_ckpt_get(shl_ckpt_reader *r, shl_device *d, const shl_shard *s)
     if (s->begin == s->end) {
         return SHL_OK;
     }
-    if (d->caps.async) {
+    if (d->caps.async || s->local.dtype != SHL_F32) {
         return read_staged(r, d, tensor, s);
     }
     return d->caps.has_bytes ? shl_ckpt_read(r, tensor, s->begin, s->end, s->local.data) : SHL_OK;

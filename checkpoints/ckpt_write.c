@@ -8,6 +8,7 @@
 
 #include "checkpoints/ckpt_room.h"
 #include "checkpoints/h5.h"
+#include "kernels/base/half.h"
 #include "kernels/base/heap.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "elements are stored as they lie");
@@ -123,26 +124,50 @@ check_shard(const shl_shard *s, shl_ckpt_entry *e)
                                (long long)s->begin, (long long)s->end, (long long)e->elems,
                                s->replica, s->n_replicas);
     }
-    if (s->local.dtype != SHL_F32) {
+    if (!shl_dtype_is_float(s->local.dtype)) {
         (void)SHL_RAISE(SHL_E_USAGE, "a checkpoint cannot hold %s as %s", s->name,
                         shl_dtype_name(s->local.dtype));
-        return shl_err_because("its elements are fp32");
+        return shl_err_because("its elements are fp32, or widened to it from bf16 or fp16");
+    }
+    return SHL_OK;
+}
+
+/* n elements from the device into the stage, as fp32. Those of 16 bits are fetched into the upper half and
+ * widened from the front on: what is overwritten has been read. */
+static shl_code
+fetch(shl_device *d, float *stage, const void *src, shl_dtype dtype, int64_t n)
+{
+    const size_t bytes = (size_t)n * shl_dtype_bytes(dtype);
+    if (dtype == SHL_F32) {
+        return shl_device_download(d, stage, src, bytes);
+    }
+    uint16_t *narrow = (uint16_t *)stage + n;
+    SHL_TRY(shl_device_download(d, narrow, src, bytes));
+    for (int64_t i = 0; i < n; i++) {
+        float wide = shl_float_at(dtype, narrow, i);
+        memcpy((char *)stage + (size_t)i * sizeof wide, &wide, sizeof wide);
     }
     return SHL_OK;
 }
 
 /* The same allocations on a device without bytes as on the one it stands for. */
 static shl_code
-write_staged(shl_ckpt_writer *w, shl_device *d, const char *src, size_t bytes, int64_t at)
+write_staged(shl_ckpt_writer *w, shl_device *d, const void *src, shl_dtype dtype, int64_t elems,
+             int64_t at)
 {
     shl_buf stage;
-    size_t chunk = bytes < SHL_CKPT_CHUNK_BYTES ? bytes : SHL_CKPT_CHUNK_BYTES;
+    int64_t chunk = (int64_t)(SHL_CKPT_CHUNK_BYTES / sizeof(float));
+    chunk = elems < chunk ? elems : chunk;
     shl_code code = SHL_OK;
-    SHL_TRY(shl_device_alloc(d, chunk, SHL_TIER_HOST, SHL_TAG_CKPT, 0, "checkpoint", &stage));
-    for (size_t done = 0; d->caps.has_bytes && done < bytes; done += chunk) {
-        size_t n = bytes - done < chunk ? bytes - done : chunk;
-        SHL_TRY_TO(code, out, shl_device_download(d, stage.data, src + done, n));
-        SHL_TRY_TO(code, out, shl_ckpt_pwrite(w->fd, w->path, stage.data, n, at + (int64_t)done));
+    SHL_TRY(shl_device_alloc(d, (size_t)chunk * sizeof(float), SHL_TIER_HOST, SHL_TAG_CKPT, 0,
+                             "checkpoint", &stage));
+    for (int64_t done = 0; d->caps.has_bytes && done < elems; done += chunk) {
+        int64_t n = elems - done < chunk ? elems - done : chunk;
+        const char *from = (const char *)src + (size_t)done * shl_dtype_bytes(dtype);
+        SHL_TRY_TO(code, out, fetch(d, stage.data, from, dtype, n));
+        SHL_TRY_TO(code, out,
+                   shl_ckpt_pwrite(w->fd, w->path, stage.data, (size_t)n * sizeof(float),
+                                   at + done * (int64_t)sizeof(float)));
     }
 out:
     shl_device_free(d, &stage);
@@ -172,16 +197,17 @@ put_slice(shl_ckpt_writer *w, shl_device *d, const shl_shard *s, const shl_ckpt_
     if (range.begin == range.end) {
         return SHL_OK;
     }
+    const shl_dtype dtype = s->local.dtype;
     size_t bytes = (size_t)(range.end - range.begin) * sizeof(float);
     const char *src =
-        (const char *)s->local.data + (range.begin - s->begin) * (int64_t)sizeof(float);
+        (const char *)s->local.data + (size_t)(range.begin - s->begin) * shl_dtype_bytes(dtype);
     if (d->caps.has_bytes) {
         SHL_TRY(make_file(w));
         SHL_TRY(reserve(w, (int64_t)bytes));
         SHL_TRY(shl_h5_add(w->h5, &range, &at));
     }
-    if (d->caps.async) {
-        return write_staged(w, d, src, bytes, at);
+    if (d->caps.async || dtype != SHL_F32) {
+        return write_staged(w, d, src, dtype, range.end - range.begin, at);
     }
     return d->caps.has_bytes ? write_bytes(w, src, bytes, at) : SHL_OK;
 }

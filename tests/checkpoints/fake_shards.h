@@ -205,7 +205,7 @@ fake_load(const char *path, const fake_model *m, int world, uint64_t cut_seed, s
     uint32_t *data = NULL;
     SHL_TRY(shl_ckpt_open(path, true, &r));
     *meta = *shl_ckpt_reader_meta(r);
-    SHL_TRY_TO(code, out, shl_ckpt_check_tensors(r, m->tensors, (int)FAKE_N));
+    SHL_TRY_TO(code, out, shl_ckpt_check_tensors(r, m->tensors, (int)FAKE_N, true));
     for (size_t k = 0; k < FAKE_N * (size_t)world; k++) {
         shl_shard cuts[FAKE_CUTS_MAX];
         size_t t = k / (size_t)world;

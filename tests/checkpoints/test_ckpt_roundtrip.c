@@ -3,11 +3,13 @@
 #include "tests/checkpoints/fake_shards.h"
 
 #include <hdf5.h>
+#include <math.h>
 #include <pthread.h>
 #include <sys/wait.h>
 #include <time.h>
 
 #include "checkpoints/h5.h"
+#include "kernels/base/half.h"
 
 static uint64_t seed;
 
@@ -283,6 +285,86 @@ test_ckpt_roundtrip_staged(void **state)
     fake_remove_tree(dir);
 }
 
+#define NARROW_ELEMS ((int64_t)(SHL_CKPT_CHUNK_BYTES / sizeof(float)) + 12345)
+
+/* Every pattern of 16 bits but NaNs, whose payloads need not survive. */
+static void
+fill_narrow(shl_dtype dtype, uint16_t *x)
+{
+    for (int64_t i = 0; i < NARROW_ELEMS; i++) {
+        x[i] = (uint16_t)(i * 40503);
+        x[i] = isnan(shl_float_at(dtype, x, i)) ? 0 : x[i];
+    }
+}
+
+static void
+save_narrow(const char *dir, shl_device *d, const shl_shard *s)
+{
+    shl_ckpt_tensor t = {"w", "opt/m", 1, {NARROW_ELEMS, 0, 0, 0}};
+    shl_ckpt_meta meta = fake_meta(1, seed, 1);
+    shl_ckpt_writer *w = NULL;
+    shl_ckpt_file file;
+    if (d->caps.has_bytes) {
+        fake_ok(shl_ckpt_save_prepare(dir, &meta));
+    }
+    fake_ok(shl_ckpt_save_begin(dir, &meta, 0, 1, &w));
+    fake_ok(shl_ckpt_put(w, d, s));
+    fake_ok(shl_ckpt_save_finish(&w, &file));
+    if (d->caps.has_bytes) {
+        fake_ok(shl_ckpt_save_commit(dir, &meta, &t, 1, &file, 1));
+    }
+}
+
+/* In the file they are fp32, widened exactly; they come back as they were, in any type that holds them,
+ * through staging that a virtual device takes too. */
+static void
+test_ckpt_roundtrip_of_sixteen_bits(void **state)
+{
+    static const shl_dtype types[] = {SHL_BF16, SHL_F16};
+    int64_t dims = NARROW_ELEMS;
+    uint16_t *x = NULL;
+    float *wide = NULL;
+    (void)state;
+    fake_ok(shl_heap_alloc((size_t)NARROW_ELEMS, sizeof *x, &x));
+    fake_ok(shl_heap_alloc((size_t)NARROW_ELEMS, sizeof *wide, &wide));
+    for (size_t k = 0; k < SHL_ARRAY_LEN(types); k++) {
+        char dir[64];
+        shl_ckpt_reader *r = NULL;
+        shl_device *d = fake_device("cpu", NULL, 0), *v = fake_device("virtual", "cpu", 0);
+        shl_shard s = {.name = "w",
+                       .kind = "opt/m",
+                       .n_dims = 1,
+                       .dims = &dims,
+                       .end = NARROW_ELEMS,
+                       .n_replicas = 1,
+                       .local = shl_tensor_1d(x, types[k], NARROW_ELEMS)};
+        fake_folder(dir);
+        fill_narrow(types[k], x);
+        save_narrow(dir, d, &s);
+        save_narrow(dir, v, &s);
+        fake_ok(shl_ckpt_open(dir, true, &r));
+        fake_ok(shl_ckpt_read(r, 0, 0, NARROW_ELEMS, wide));
+        memset(x, 0xff, (size_t)NARROW_ELEMS * sizeof *x);
+        fake_ok(shl_ckpt_get(r, d, &s));
+        for (int64_t i = 0; i < NARROW_ELEMS; i++) {
+            uint16_t bits[2] = {(uint16_t)(i * 40503)}; /* room for any type */
+            bool nan = isnan(shl_float_at(types[k], bits, 0));
+            float value = nan ? 0.0f : shl_float_at(types[k], bits, 0);
+            assert_true(x[i] == (nan ? 0 : bits[0]) && wide[i] == value);
+        }
+        const size_t *peak = shl_ledger_get(d->ledger, SHL_TIER_HOST)->peak_tag_bytes;
+        assert_int_equal(peak[SHL_TAG_CKPT], SHL_CKPT_CHUNK_BYTES);
+        assert_int_equal(shl_ledger_get(v->ledger, SHL_TIER_HOST)->peak_tag_bytes[SHL_TAG_CKPT],
+                         SHL_CKPT_CHUNK_BYTES);
+        shl_ckpt_close(&r);
+        fake_ok(shl_device_close(&v));
+        fake_ok(shl_device_close(&d));
+        fake_remove_tree(dir);
+    }
+    shl_heap_free(&x);
+    shl_heap_free(&wide);
+}
+
 static void
 test_ckpt_roundtrip_commit_refuses_gap_and_overlap(void **state)
 {
@@ -329,6 +411,7 @@ main(void)
         cmocka_unit_test(test_ckpt_roundtrip_shards_are_plain_hdf5),
         cmocka_unit_test(test_ckpt_roundtrip_virtual_writes_nothing),
         cmocka_unit_test(test_ckpt_roundtrip_staged),
+        cmocka_unit_test(test_ckpt_roundtrip_of_sixteen_bits),
         cmocka_unit_test(test_ckpt_roundtrip_commit_refuses_gap_and_overlap),
     };
     seed = (uint64_t)time(NULL);
