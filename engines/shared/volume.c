@@ -1,56 +1,104 @@
-/* engines/shared: closed forms of model-state bytes (Rajbhandari et al., SC'20, section 5, in fp32: 4
- * bytes of parameter, 4 of gradient, 8 of AdamW moments) and of collective payloads. */
+/* engines/shared: closed forms of model-state bytes (Rajbhandari et al., SC'20, section 5, for any dtype
+ * per role) and of collective payloads. */
 #include "engines/shared/volume.h"
 
-double
-shl_formula_state_bytes(shl_strategy s, double params, int ranks)
+#include <math.h>
+
+/* Bytes per element of each role, and whether a strategy shards it. */
+typedef struct roles {
+    double param, grad, state; /* state: master weights that lie apart, and two moments */
+    bool param_shard, grad_shard, state_shard;
+} roles;
+
+static double
+bytes_of(shl_dtype dtype)
 {
-    double shard = params / (double)ranks;
-    switch (s) {
-    case SHL_DDP:
-        return 16.0 * params;
-    case SHL_ZERO1:
-        return 8.0 * params + 8.0 * shard;
-    case SHL_ZERO2:
-        return 4.0 * params + 12.0 * shard;
-    case SHL_ZERO3:
-    case SHL_FSDP:
-    case SHL_FSDP_GRAD_OP:
-        return 16.0 * shard;
-    case SHL_STRATEGY_COUNT:
-        break;
+    return (double)shl_dtype_bytes(dtype);
+}
+
+static void
+set_shards(shl_strategy s, roles *r)
+{
+    r->state_shard = s != SHL_DDP;
+    r->grad_shard = s != SHL_DDP && s != SHL_ZERO1;
+    r->param_shard = r->grad_shard && s != SHL_ZERO2;
+}
+
+/* FSDP's shards are the master weights, cast when they are gathered; the others hold both. */
+static roles
+roles_of(const shl_engine_config *c)
+{
+    bool fsdp = c->strategy == SHL_FSDP || c->strategy == SHL_FSDP_GRAD_OP;
+    roles r = {.param = bytes_of(fsdp ? c->master_dtype : c->compute_dtype),
+               .grad = bytes_of(c->grad_dtype),
+               .state = 2.0 * bytes_of(c->moment_dtype)};
+    if (!fsdp && c->master_dtype != c->compute_dtype) {
+        r.state += bytes_of(c->master_dtype);
     }
-    SHL_ASSERT(!"a strategy");
-    return 0.0;
+    set_shards(c->strategy, &r);
+    return r;
+}
+
+static double
+state_bytes(const roles *r, double frozen_param, const shl_formula_size *n)
+{
+    const double whole[] = {n->train, n->train / (double)n->ranks};
+    double frozen = n->frozen / (r->param_shard ? (double)n->ranks : 1.0);
+    return r->param * whole[r->param_shard] + r->grad * whole[r->grad_shard] +
+           r->state * whole[r->state_shard] + frozen_param * frozen;
+}
+
+double
+shl_formula_state_bytes(const shl_engine_config *c, const shl_formula_size *n)
+{
+    roles r = roles_of(c);
+    return state_bytes(&r, bytes_of(c->compute_dtype), n);
+}
+
+double
+shl_formula_held_bytes(const shl_engine_config *c, const shl_formula_size *n)
+{
+    bool fsdp = c->strategy == SHL_FSDP || c->strategy == SHL_FSDP_GRAD_OP;
+    bool held = fsdp && c->reduce_every == SHL_REDUCE_BOUNDARY && c->accum > 1;
+    return held ? bytes_of(c->grad_dtype) * n->train : 0.0;
+}
+
+double
+shl_formula_paper_bytes(const shl_engine_config *c, const shl_formula_size *n)
+{
+    roles r = {.param = 2.0, .grad = 2.0, .state = 12.0};
+    if (c->compute_dtype == SHL_F32) {
+        return (double)NAN;
+    }
+    set_shards(c->strategy, &r);
+    return state_bytes(&r, 2.0, n);
 }
 
 void
-shl_formula_comm_elems(shl_strategy s, shl_reduce_every every, double params, double root,
-                       int64_t micro_steps, shl_formula_comm *out)
+shl_formula_comm_bytes(const shl_engine_config *c, double params, double root,
+                       shl_formula_comm *out)
 {
-    double k = (double)micro_steps;
-    double reductions = every == SHL_REDUCE_MICRO ? k : 1.0;
-    *out = (shl_formula_comm){0.0, 0.0, 0.0};
-    switch (s) {
+    double k = (double)c->accum;
+    double gathered = bytes_of(c->compute_dtype);
+    double reduced =
+        (c->reduce_every == SHL_REDUCE_MICRO ? k : 1.0) * params * bytes_of(c->reduce_dtype);
+    *out = (shl_formula_comm){.reduce_scatter_bytes = reduced};
+    switch (c->strategy) {
     case SHL_DDP:
-        out->all_reduce_elems = reductions * params;
+        *out = (shl_formula_comm){.all_reduce_bytes = reduced};
         break;
     case SHL_ZERO1:
     case SHL_ZERO2:
-        out->reduce_scatter_elems = reductions * params;
-        out->all_gather_elems = params;
+        out->all_gather_bytes = gathered * params;
         break;
     case SHL_ZERO3:
-        out->reduce_scatter_elems = reductions * params;
-        out->all_gather_elems = 2.0 * k * params;
+        out->all_gather_bytes = gathered * 2.0 * k * params;
         break;
     case SHL_FSDP:
-        out->reduce_scatter_elems = reductions * params;
-        out->all_gather_elems = k * (2.0 * params - root);
+        out->all_gather_bytes = gathered * k * (2.0 * params - root);
         break;
     case SHL_FSDP_GRAD_OP:
-        out->reduce_scatter_elems = reductions * params;
-        out->all_gather_elems = k * params;
+        out->all_gather_bytes = gathered * k * params;
         break;
     case SHL_STRATEGY_COUNT:
         SHL_ASSERT(!"a strategy");

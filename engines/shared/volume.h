@@ -1,20 +1,37 @@
-/* engines/shared: closed forms of DESIGN 4: model-state bytes and collective payloads per strategy,
- * written from the definitions and never from a layout: the independent oracle that the engines are
- * tested against, and what `plan` prints beside the run. fp32; padding is not included. */
+/* engines/shared: closed forms of DESIGN 4: model-state bytes and collective bytes per strategy and dtype
+ * policy, written from the definitions and never from a layout: the independent oracle that the engines
+ * are tested against, and what `plan` prints beside the run. Padding is not included. */
 #ifndef SHL_SHARED_VOLUME_H
 #define SHL_SHARED_VOLUME_H
 
 #include "engines/config/config.h"
 
-/* P elements over N ranks, as exact rationals rounded to the nearest byte: param + grad + optim. */
-double shl_formula_state_bytes(shl_strategy s, double params, int ranks);
+/* Elements of a model over `ranks`: frozen ones have neither gradient nor state. */
+typedef struct shl_formula_size {
+    double train, frozen;
+    int ranks;
+} shl_formula_size;
+
+/* Bytes that stay from step to step on a rank: param + grad + master + optim, as an exact rational
+ * rounded to double. */
+double shl_formula_state_bytes(const shl_engine_config *c, const shl_formula_size *n);
+
+/* Whole gradients that live until the boundary beside the shards: fsdp without synchronisation; else 0.
+ * With accumulation they are the peak of the tag bucket. */
+double shl_formula_held_bytes(const shl_engine_config *c, const shl_formula_size *n);
+
+/* The papers' convention for 16-bit training (Rajbhandari et al., SC'20, section 3.1): 2 bytes of
+ * parameter, 2 of gradient, 12 of master weights and moments, sharded as the strategy does. NaN for
+ * fp32, where it says nothing. */
+double shl_formula_paper_bytes(const shl_engine_config *c, const shl_formula_size *n);
 
 typedef struct shl_formula_comm {
-    double all_gather_elems, reduce_scatter_elems, all_reduce_elems; /* payload per rank and step */
+    double all_gather_bytes, reduce_scatter_bytes, all_reduce_bytes; /* payload per rank and step */
 } shl_formula_comm;
 
-/* k micro-steps per step; root: elements of the unit fsdp keeps between forward and backward. */
-void shl_formula_comm_elems(shl_strategy s, shl_reduce_every every, double params, double root,
-                            int64_t micro_steps, shl_formula_comm *out);
+/* `params` elements that are all trainable; root: elements of the unit fsdp keeps between forward and
+ * backward. A skipped step of zero1 and zero2 gathers nothing. */
+void shl_formula_comm_bytes(const shl_engine_config *c, double params, double root,
+                            shl_formula_comm *out);
 
 #endif

@@ -2,6 +2,7 @@
  * calls equal those of the strategies' definitions; on the virtual device, which equals the cpu. */
 #include "tests/support/engine_world.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -28,16 +29,17 @@ run_all_ranks(ew_config *c, sums *out)
             fail_msg("%s: %s", shl_strategy_name(c->engine.strategy), out->last.what);
         }
         const size_t *now = out->last.device[0].now_tag_bytes;
-        size_t state = now[SHL_TAG_PARAM] + now[SHL_TAG_GRAD] + now[SHL_TAG_OPTIM];
-        assert_int_equal(now[SHL_TAG_GATHER] + now[SHL_TAG_BUCKET] + now[SHL_TAG_MASTER], 0);
+        size_t state =
+            now[SHL_TAG_PARAM] + now[SHL_TAG_GRAD] + now[SHL_TAG_MASTER] + now[SHL_TAG_OPTIM];
+        assert_int_equal(now[SHL_TAG_GATHER] + now[SHL_TAG_BUCKET], 0);
         out->state_less_padding += (double)state - (double)out->last.info.padding_bytes;
     }
 }
 
 static void
-expect_bytes(const char *what, shl_strategy s, int64_t got, double elems, int steps)
+expect_bytes(const char *what, shl_strategy s, int64_t got, double bytes, int steps)
 {
-    int64_t want = (int64_t)(elems * 4.0 * steps);
+    int64_t want = (int64_t)(bytes * steps);
     if (got != want) {
         fail_msg("%s %s: %lld bytes, the formula says %lld", shl_strategy_name(s), what,
                  (long long)got, (long long)want);
@@ -48,16 +50,16 @@ static void
 check_comm(const ew_config *c, const ew_result *r, double params)
 {
     shl_strategy s = c->engine.strategy;
-    shl_reduce_every every = SHL_REDUCE_AUTO;
+    shl_engine_config e = c->engine;
     shl_formula_comm f;
     double payload = (double)r->info.payload_elems;
     const shl_comm_counter *k = r->comm[0].kind;
-    assert_int_equal(shl_reduce_every_resolve(s, c->engine.reduce_every, &every), SHL_OK);
-    shl_formula_comm_elems(s, every, payload, (double)r->info.root_elems, c->engine.accum, &f);
-    expect_bytes("all_gather", s, k[SHL_COLL_ALL_GATHER].bytes, f.all_gather_elems, c->steps);
-    expect_bytes("reduce_scatter", s, k[SHL_COLL_REDUCE_SCATTER].bytes, f.reduce_scatter_elems,
+    assert_int_equal(shl_reduce_every_resolve(s, e.reduce_every, &e.reduce_every), SHL_OK);
+    shl_formula_comm_bytes(&e, payload, (double)r->info.root_elems, &f);
+    expect_bytes("all_gather", s, k[SHL_COLL_ALL_GATHER].bytes, f.all_gather_bytes, c->steps);
+    expect_bytes("reduce_scatter", s, k[SHL_COLL_REDUCE_SCATTER].bytes, f.reduce_scatter_bytes,
                  c->steps);
-    expect_bytes("all_reduce", s, k[SHL_COLL_ALL_REDUCE].bytes, f.all_reduce_elems, c->steps);
+    expect_bytes("all_reduce", s, k[SHL_COLL_ALL_REDUCE].bytes, f.all_reduce_bytes, c->steps);
     assert_true(payload == params + (double)r->info.padding_elems);
 }
 
@@ -75,27 +77,57 @@ check_fsdp_calls(const ew_config *c, const ew_result *r)
     assert_int_equal(r->comm[0].kind[SHL_COLL_REDUCE_SCATTER].calls, reductions * units * c->steps);
 }
 
+/* On the boundary fsdp holds the gradients of all units at once; else only what is in flight. */
 static void
-check_one(shl_strategy s, int ranks, int64_t accum, shl_reduce_every every, bool tied)
+check_held(const ew_config *c, const ew_result *r, const shl_formula_size *n)
 {
-    ew_config c;
-    sums sum;
-    ew_config_init(&c, s, ranks);
-    c.engine.accum = accum;
-    c.engine.reduce_every = every;
-    c.model.tied = tied;
-    c.steps = 2;
-    double params = (double)shl_model_formula_params(&c.model);
-    run_all_ranks(&c, &sum);
-    double want = shl_formula_state_bytes(s, params, ranks) * ranks;
-    if (sum.state_less_padding - want > 0.5 || want - sum.state_less_padding > 0.5) {
-        fail_msg("%s, %d ranks: state of all ranks less padding %.1f, the formula says %.1f",
-                 shl_strategy_name(s), ranks, sum.state_less_padding, want);
+    shl_engine_config e = c->engine;
+    assert_int_equal(shl_reduce_every_resolve(e.strategy, e.reduce_every, &e.reduce_every), SHL_OK);
+    double held = shl_formula_held_bytes(&e, n);
+    double peak = (double)r->device[0].peak_tag_bytes[SHL_TAG_BUCKET];
+    double elem = (double)shl_dtype_bytes(e.grad_dtype);
+    if (held > 0.0) {
+        assert_true(peak == held + elem * (double)r->info.padding_elems);
     }
-    check_comm(&c, &sum.last, params);
+}
+
+static void
+check_one(const ew_config *of)
+{
+    ew_config c = *of;
+    sums sum;
+    c.steps = 2;
+    shl_strategy s = c.engine.strategy;
+    shl_formula_size n = {.train = (double)shl_model_formula_params(&c.model), .ranks = c.ranks};
+    run_all_ranks(&c, &sum);
+    double want = shl_formula_state_bytes(&c.engine, &n) * c.ranks;
+    if (sum.state_less_padding - want > 0.5 || want - sum.state_less_padding > 0.5) {
+        char policy[SHL_DTYPE_POLICY_TEXT_BYTES];
+        shl_dtype_policy_text(&c.engine, policy, sizeof(policy));
+        fail_msg("%s, %d ranks, %s: state of all ranks less padding %.1f, the formula says %.1f",
+                 shl_strategy_name(s), c.ranks, policy, sum.state_less_padding, want);
+    }
+    check_comm(&c, &sum.last, n.train);
+    check_held(&c, &sum.last, &n);
     if (s == SHL_FSDP || s == SHL_FSDP_GRAD_OP) {
         check_fsdp_calls(&c, &sum.last);
     }
+}
+
+static void
+check_reductions(ew_config *c, size_t world)
+{
+    shl_strategy s = c->engine.strategy;
+    c->model.tied = true;
+    c->engine.reduce_every = SHL_REDUCE_AUTO;
+    check_one(c);
+    if (s != SHL_ZERO2 && s != SHL_ZERO3) {
+        c->engine.reduce_every = SHL_REDUCE_BOUNDARY;
+        check_one(c);
+    }
+    c->engine.reduce_every = SHL_REDUCE_MICRO;
+    c->model.tied = world % 2 == 0;
+    check_one(c);
 }
 
 static void
@@ -106,14 +138,96 @@ test_engine_formulas_state_and_collectives(void **state)
     for (int s = 0; s < SHL_STRATEGY_COUNT; ++s) {
         for (size_t w = 0; w < SHL_ARRAY_LEN(worlds); ++w) {
             for (int64_t accum = 1; accum <= 4; accum += 3) {
-                check_one((shl_strategy)s, worlds[w], accum, SHL_REDUCE_AUTO, true);
-                check_one((shl_strategy)s, worlds[w], accum, SHL_REDUCE_MICRO, w % 2 == 0);
-                if (s != SHL_ZERO2 && s != SHL_ZERO3) {
-                    check_one((shl_strategy)s, worlds[w], accum, SHL_REDUCE_BOUNDARY, true);
+                ew_config c;
+                ew_config_init(&c, (shl_strategy)s, worlds[w]);
+                c.engine.accum = accum;
+                check_reductions(&c, w);
+            }
+        }
+    }
+}
+
+/* The rows of DESIGN 4 with numbers written out, for 1000 elements on 4 ranks: fp32 gradients, 16-bit
+ * ones, 16-bit everything. */
+static void
+test_engine_formulas_of_sixteen_bits(void **state)
+{
+    (void)state;
+    static const struct {
+        shl_strategy s;
+        double fp32, bf16, bf16_grads, all_bf16, paper;
+    } rows[] = {
+        {SHL_DDP, 16000, 18000, 16000, 8000, 16000},
+        {SHL_ZERO1, 10000, 9000, 7000, 5000, 7000},
+        {SHL_ZERO2, 7000, 6000, 5500, 3500, 5500},
+        {SHL_ZERO3, 4000, 4500, 4000, 2000, 4000},
+        {SHL_FSDP, 4000, 4000, 3500, 2000, 4000},
+        {SHL_FSDP_GRAD_OP, 4000, 4000, 3500, 2000, 4000},
+    };
+    shl_formula_size n = {.train = 1000.0, .ranks = 4};
+    for (size_t i = 0; i < SHL_ARRAY_LEN(rows); ++i) {
+        shl_engine_config c;
+        shl_engine_config_init(&c);
+        c.strategy = rows[i].s;
+        assert_true(shl_formula_state_bytes(&c, &n) == rows[i].fp32);
+        assert_true(isnan(shl_formula_paper_bytes(&c, &n)));
+        shl_dtype_policy_set(&c, SHL_BF16);
+        assert_true(shl_formula_state_bytes(&c, &n) == rows[i].bf16);
+        assert_true(shl_formula_paper_bytes(&c, &n) == rows[i].paper);
+        c.grad_dtype = c.reduce_dtype = SHL_BF16;
+        assert_true(shl_formula_state_bytes(&c, &n) == rows[i].bf16_grads);
+        c.master_dtype = c.moment_dtype = SHL_BF16;
+        assert_true(shl_formula_state_bytes(&c, &n) == rows[i].all_bf16);
+    }
+}
+
+static bool
+next_policy(int i, shl_engine_config *c)
+{
+    static const shl_dtype policies[][5] = {
+        /* compute, master, reduce, grad, moments */
+        {SHL_BF16, SHL_F32, SHL_F32, SHL_F32, SHL_F32},
+        {SHL_BF16, SHL_F32, SHL_BF16, SHL_BF16, SHL_F32},
+        {SHL_BF16, SHL_F32, SHL_BF16, SHL_F32, SHL_BF16},
+        {SHL_BF16, SHL_BF16, SHL_F32, SHL_BF16, SHL_BF16},
+        {SHL_F16, SHL_F32, SHL_F32, SHL_F32, SHL_BF16},
+        {SHL_F16, SHL_F16, SHL_F16, SHL_F16, SHL_F32},
+    };
+    if (i >= (int)SHL_ARRAY_LEN(policies)) {
+        return false;
+    }
+    c->compute_dtype = policies[i][0];
+    c->master_dtype = policies[i][1];
+    c->reduce_dtype = policies[i][2];
+    c->grad_dtype = policies[i][3];
+    c->moment_dtype = policies[i][4];
+    c->scale.kind = c->compute_dtype == SHL_F16 ? SHL_SCALE_DYNAMIC : SHL_SCALE_NONE;
+    return true;
+}
+
+/* Every policy that a strategy can do: the ledger and the counters say what the formulas say. */
+static void
+test_engine_formulas_by_policy(void **state)
+{
+    (void)state;
+    int n = 0;
+    for (int s = 0; s < SHL_STRATEGY_COUNT; ++s) {
+        for (int every = SHL_REDUCE_MICRO; every <= SHL_REDUCE_BOUNDARY; ++every) {
+            ew_config c;
+            ew_config_init(&c, (shl_strategy)s, 3);
+            c.engine.accum = 2;
+            c.engine.reduce_every = (shl_reduce_every)every;
+            for (int i = 0; next_policy(i, &c.engine); ++i) {
+                if (shl_engine_config_check(&c.engine) == SHL_OK) {
+                    check_one(&c);
+                    n++;
                 }
             }
         }
     }
+    shl_err_clear();
+    /* 6 policies of 6 strategies at each micro-step; 4 at the boundary have two dtypes less. */
+    assert_int_equal(n, 6 * 6 + 4 * 4);
 }
 
 /* FSDP gathers its root once where ZeRO-3 gathers everything twice: that is all that differs. */
@@ -139,6 +253,8 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_engine_formulas_state_and_collectives),
+        cmocka_unit_test(test_engine_formulas_of_sixteen_bits),
+        cmocka_unit_test(test_engine_formulas_by_policy),
         cmocka_unit_test(test_engine_formulas_explain_fsdp_against_zero3),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
