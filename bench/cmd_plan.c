@@ -16,6 +16,7 @@ static const shl_option TABLE[] = {
     SHL_ROW_INIT_FROM,
     SHL_ROWS_WORLD("ddp,zero1,zero2,zero3,fsdp,fsdp-grad-op", "1,2,4,8"),
     SHL_ROWS_BATCH,
+    SHL_ROWS_DTYPE,
     SHL_ROW_CLIP,
     SHL_ROWS_EVAL,
     SHL_ROWS_DEVICE,
@@ -115,8 +116,9 @@ const shl_command shl_command_plan = {
     .summary = "memory and traffic of strategies and world sizes, without computing",
     .usage = "shardlab plan [options]",
     .examples = "  shardlab plan --model gpt-7b --ranks 8-1024*2 --device-memory 80GiB\n"
-                "  shardlab plan --model gpt2-1.5b --strategy zero2,zero3 --batch 1-16*2 --csv\n",
-    .common = "model strategy ranks batch seq device-memory out",
+                "  shardlab plan --model gpt2-1.5b --strategy zero2,zero3 --batch 1-16*2 --csv\n"
+                "  shardlab plan --model gpt-7b --dtype fp32,bf16 --ranks 64\n",
+    .common = "model strategy ranks dtype batch seq device-memory out",
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE),
     .run = run_plan,

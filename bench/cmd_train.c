@@ -17,6 +17,7 @@ static const shl_option TABLE[] = {
     SHL_ROWS_WORLD("ddp", "1"),
     SHL_ROWS_BATCH,
     SHL_ROWS_OPTIMIZER,
+    SHL_ROWS_DTYPE,
     SHL_ROWS_RUN,
     SHL_ROWS_VALIDATION,
     SHL_ROWS_DEVICE,
@@ -45,8 +46,9 @@ tell_step(void *ctx, const shl_step_report *r)
     shl_strf(label, sizeof(label), "%s x %d", shl_strategy_name(row->cfg->engine.strategy),
              row->cfg->ranks);
     if (!predicted) {
-        shl_strf(detail, sizeof(detail), "loss %.4f  %.1f ms/step", r->loss,
-                 (double)r->step_ns * 1e-6);
+        shl_strf(detail, sizeof(detail), "%s loss %.4f%s  %.1f ms/step",
+                 shl_dtype_name(row->cfg->engine.compute_dtype), r->loss,
+                 r->skipped ? " (skipped)" : "", (double)r->step_ns * 1e-6);
     }
     shl_progress_show(row->progress, row->steps_before + r->step, label, detail);
     return SHL_OK;
@@ -207,7 +209,7 @@ const shl_command shl_command_train = {
                 "  shardlab train --strategy ddp,zero3,fsdp --ranks 1,2 --steps 2 --jsonl\n"
                 "  shardlab train --strategy fsdp --ranks 2 --steps 5 --ckpt-dir ckpt\n"
                 "  shardlab train --strategy fsdp --ranks 2 --steps 8 --ckpt-dir ckpt --resume\n",
-    .common = "model strategy ranks batch seq steps out",
+    .common = "model strategy ranks dtype batch seq steps out",
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE) - SHL_N_ROWS_HIDDEN,
     .n_hidden = SHL_N_ROWS_HIDDEN,

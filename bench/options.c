@@ -14,6 +14,7 @@ const char *const shl_choices_device[] = {"cpu", "virtual", NULL};
 const char *const shl_choices_as[] = {"cpu", NULL};
 const char *const shl_choices_launch[] = {"threads", "processes", NULL};
 const char *const shl_choices_shuffle[] = {"on", "off", NULL};
+const char *const shl_choices_dtype[] = {"fp32", "bf16", "fp16", NULL};
 static const char *const reduce_names[] = {"auto", "micro", "boundary", NULL};
 
 static const shl_option all_rows[] = {
@@ -22,6 +23,7 @@ static const shl_option all_rows[] = {
     SHL_ROWS_WORLD("ddp", "1"),
     SHL_ROWS_BATCH,
     SHL_ROWS_OPTIMIZER,
+    SHL_ROWS_DTYPE,
     SHL_ROWS_RUN,
     SHL_ROWS_VALIDATION,
     SHL_ROWS_DEVICE,
@@ -40,6 +42,7 @@ enum {
     AXIS_SEQ,
     AXIS_BATCH,
     AXIS_ACCUM,
+    AXIS_DTYPE,
     AXIS_REDUCE,
     AXIS_BUCKET,
     AXIS_PREFETCH,
@@ -61,6 +64,7 @@ open_axes(const shl_run_options *o, shl_sweep_axis *axes)
     const int64_t large = INT64_C(1) << 30;
     SHL_TRY(shl_sweep_names("model", o->model, &axes[AXIS_MODEL]));
     SHL_TRY(shl_sweep_names("strategy", o->strategy, &axes[AXIS_STRATEGY]));
+    SHL_TRY(shl_sweep_names("dtype", o->dtype, &axes[AXIS_DTYPE]));
     SHL_TRY(shl_sweep_names("reduce-every", o->reduce_every, &axes[AXIS_REDUCE]));
     SHL_TRY(shl_sweep_numbers("ranks", o->ranks, 1, INT64_C(1) << 20, &axes[AXIS_RANKS]));
     SHL_TRY(shl_sweep_numbers("batch", o->batch, 1, large, &axes[AXIS_BATCH]));
@@ -150,6 +154,46 @@ resolve_optim(const shl_run_options *o, shl_optim_config *c)
     return SHL_OK;
 }
 
+static shl_code
+resolve_scale(const shl_run_options *o, shl_scale_config *s)
+{
+    s->window = o->loss_scale_window;
+    s->hysteresis = o->hysteresis;
+    s->consecutive_hysteresis = o->consecutive_hysteresis;
+    s->min_scale = o->min_loss_scale;
+    s->scale = ldexp(1.0, (int)o->initial_scale_power);
+    if (strcmp(o->loss_scale, "none") == 0) {
+        s->kind = SHL_SCALE_NONE;
+        return SHL_OK;
+    }
+    if (strcmp(o->loss_scale, "dynamic") == 0) {
+        s->kind = SHL_SCALE_DYNAMIC;
+        return SHL_OK;
+    }
+    s->kind = SHL_SCALE_STATIC;
+    if (shl_parse_double(o->loss_scale, 1e-30, 1e300, &s->scale) != SHL_OK) {
+        SHL_RAISE(SHL_E_USAGE, "--loss-scale: \"%s\" is no scale", o->loss_scale);
+        shl_err_because("it takes none, dynamic, or a number above 0");
+        return shl_err_advice("--loss-scale dynamic");
+    }
+    return SHL_OK;
+}
+
+static shl_code
+resolve_policy(const shl_run_options *o, const char *dtype, shl_engine_config *e)
+{
+    SHL_TRY(shl_dtype_parse("--dtype", dtype, &e->compute_dtype));
+    SHL_TRY(
+        shl_dtype_parse("--master-dtype", shl_choices_dtype[o->master_dtype], &e->master_dtype));
+    SHL_TRY(
+        shl_dtype_parse("--reduce-dtype", shl_choices_dtype[o->reduce_dtype], &e->reduce_dtype));
+    SHL_TRY(shl_dtype_parse("--grad-dtype", shl_choices_dtype[o->grad_dtype], &e->grad_dtype));
+    SHL_TRY(
+        shl_dtype_parse("--moment-dtype", shl_choices_dtype[o->moment_dtype], &e->moment_dtype));
+    e->check_overflow = o->check_overflow;
+    return resolve_scale(o, &e->scale);
+}
+
 static void
 resolve_run(const shl_run_options *o, shl_session_config *c)
 {
@@ -189,6 +233,7 @@ resolve_point(const shl_run_options *o, const shl_sweep_axis *axes, int64_t inde
     SHL_TRY(shl_strategy_parse(at[AXIS_STRATEGY]->text, &e->strategy));
     SHL_TRY(resolve_reduce(at[AXIS_REDUCE]->text, e->strategy, &e->reduce_every));
     SHL_TRY(resolve_optim(o, &e->optim));
+    SHL_TRY(resolve_policy(o, at[AXIS_DTYPE]->text, e));
     c->ranks = (int)at[AXIS_RANKS]->number;
     e->bucket_elems = at[AXIS_BUCKET]->number;
     e->prefetch = shl_prefetch_resolve(e->strategy, o->prefetch ? (int)at[AXIS_PREFETCH]->number

@@ -31,6 +31,13 @@ typedef struct shl_run_options {
     int64_t save_every;
     bool resume;
     double timeout_s;
+    const char *dtype; /* list */
+    int master_dtype, reduce_dtype, grad_dtype, moment_dtype;
+    const char *loss_scale;
+    int64_t initial_scale_power, loss_scale_window, hysteresis;
+    bool consecutive_hysteresis;
+    double min_loss_scale;
+    bool check_overflow;
     bool json, jsonl, csv, md;
     const char *out;
     bool timeline;
@@ -42,6 +49,7 @@ extern const char *const shl_choices_device[];
 extern const char *const shl_choices_as[];
 extern const char *const shl_choices_launch[];
 extern const char *const shl_choices_shuffle[];
+extern const char *const shl_choices_dtype[];
 
 /* clang-format off */
 #define SHL_ROW(name, type, member, min, max, fallback, choices, unit, group, help)                  \
@@ -85,6 +93,33 @@ extern const char *const shl_choices_shuffle[];
             "Sequence length; default the context, at most 128."),                                   \
     SHL_ROW("accum", SHL_OPT_LIST, accum, 0, 0, "1", NULL, "micro-steps", "Batch",                   \
             "Micro-steps per optimizer step.")
+
+/* Dtypes by role, and the loss scale that 16 bits need. */
+#define SHL_ROWS_DTYPE                                                                               \
+    SHL_ROW("dtype", SHL_OPT_LIST, dtype, 0, 0, "fp32", NULL, NULL, "Dtypes",                        \
+            "Of parameters in use, activations and gathers: fp32, bf16, fp16."),                     \
+    SHL_ROW("master-dtype", SHL_OPT_ENUM, master_dtype, 0, 0, "fp32", shl_choices_dtype, NULL,       \
+            "Dtypes", "Of the weights that are updated: fp32, or as --dtype."),                      \
+    SHL_ROW("reduce-dtype", SHL_OPT_ENUM, reduce_dtype, 0, 0, "fp32", shl_choices_dtype, NULL,       \
+            "Dtypes", "Of gradients while ranks are summed: fp32, or as --dtype."),                  \
+    SHL_ROW("grad-dtype", SHL_OPT_ENUM, grad_dtype, 0, 0, "fp32", shl_choices_dtype, NULL,           \
+            "Dtypes", "Of gradients while they accumulate: fp32, or as --dtype."),                   \
+    SHL_ROW("moment-dtype", SHL_OPT_ENUM, moment_dtype, 0, 0, "fp32", shl_choices_dtype, NULL,       \
+            "Dtypes", "Of AdamW's moments: fp32 or bf16."),                                          \
+    SHL_ROW("loss-scale", SHL_OPT_STRING, loss_scale, 0, 0, "none", NULL, NULL, "Dtypes",            \
+            "none, dynamic, or a number; fp16 needs one of the latter."),                            \
+    SHL_ROW("initial-scale-power", SHL_OPT_INT, initial_scale_power, 0, 1000, "16", NULL, NULL,      \
+            "Dtypes", "A dynamic scale starts at 2 to this."),                                       \
+    SHL_ROW("loss-scale-window", SHL_OPT_COUNT, loss_scale_window, 1, 1e15, "1000", NULL, "steps",   \
+            "Dtypes", "Clean steps until a dynamic scale doubles."),                                 \
+    SHL_ROW("hysteresis", SHL_OPT_INT, hysteresis, 1, 1e9, "2", NULL, "overflows", "Dtypes",         \
+            "Overflows until a dynamic scale halves for the first time."),                           \
+    SHL_ROW("consecutive-hysteresis", SHL_OPT_BOOL, consecutive_hysteresis, 0, 0, NULL, NULL, NULL,  \
+            "Dtypes", "Every clean step refills the hysteresis."),                                   \
+    SHL_ROW("min-loss-scale", SHL_OPT_DOUBLE, min_loss_scale, 1e-30, 1e30, "1", NULL, NULL,          \
+            "Dtypes", "A dynamic scale does not fall below; an overflow there ends the run."),       \
+    SHL_ROW("check-overflow", SHL_OPT_BOOL, check_overflow, 0, 0, NULL, NULL, NULL, "Dtypes",        \
+            "Skips steps whose gradients are not finite without a loss scale too.")
 
 #define SHL_ROW_CLIP                                                                                 \
     SHL_ROW("clip", SHL_OPT_DOUBLE, clip, 0, 1e30, "0", NULL, NULL, "Optimizer",                     \

@@ -235,16 +235,15 @@ add_caption(const shl_output *out, shl_str *text)
 {
     const shl_run_record *r = &out->rows[0]->record;
     const shl_engine_config *e = &out->rows[0]->cfg->engine;
-    char params[32];
+    char params[32], policy[SHL_DTYPE_POLICY_TEXT_BYTES];
+    shl_dtype_policy_text(e, policy, sizeof(policy));
     shl_format_count(r->params, params, sizeof(params));
     shl_str_add(text,
                 "MiB (2^20 bytes) of the worst rank; AG, RS, AR: calls and bytes per rank and "
-                "step. %s compute, %s "
-                "reduction and moments.\nFirst row: B %lld, T %lld, accumulation %lld, %lld "
+                "step.\nFirst row: %s; B %lld, T %lld, accumulation %lld, %lld "
                 "threads per rank, %s of %s parameters.\n",
-                shl_dtype_name(e->compute_dtype), shl_dtype_name(e->moment_dtype),
-                (long long)r->batch, (long long)r->seq, (long long)r->accum, (long long)r->threads,
-                r->model, params);
+                policy, (long long)r->batch, (long long)r->seq, (long long)r->accum,
+                (long long)r->threads, r->model, params);
 }
 
 static shl_code

@@ -30,11 +30,16 @@ static const shl_field step_fields[] = {
     STEP("schema", INT, schema, "version of this layout; fields are only ever added"),
     STEP("strategy", TEXT, strategy, "strategy of the run"),
     STEP("ranks", INT, ranks, "ranks of the run"),
-    STEP("step", INT, step, "updates done, this one included"),
+    STEP("dtypes", TEXT, dtypes, "dtype policy by role, in words"),
+    STEP("step", INT, step, "global batches done, this one included"),
     STEP("loss", REAL, loss,
          "sum over valid targets / their number, global batch; null on virtual"),
     STEP("loss_bits", BITS, loss, "the 64 bits of the loss, for exact comparison"),
-    STEP("grad_norm", REAL, grad_norm, "global L2 norm before clipping; null on virtual"),
+    STEP("grad_norm", REAL, grad_norm,
+         "global L2 norm, unscaled, before clipping; null on virtual and when not finite"),
+    STEP("loss_scale", REAL, loss_scale, "that gradients of this step carried; 1: none"),
+    STEP("skipped", BOOL, skipped, "gradients were not finite: nothing was updated"),
+    STEP("skipped_steps", INT, skipped_steps, "of all steps up to this one"),
     STEP("lr", REAL, lr, "learning rate of this update"),
     STEP("tokens", INT, tokens, "positions of the global batch"),
     STEP("step_ns", INT, step_ns, "nanoseconds of the device's clock"),
@@ -132,6 +137,7 @@ static const shl_field run_fields[] = {
     RUN("seed", INT, seed, "seed", VARIES, "initial parameters and order of the data"),
     RUN("data_seed", INT, data_seed, "data seed", VARIES, "order of the data"),
     RUN("params", INT, params, NULL, PLAIN, "parameters of the model, ties once"),
+    RUN("dtype", TEXT, dtype, "dtype", VARIES, "of computing"),
     RUN("dtypes", JSON, dtypes, NULL, PLAIN, "dtype policy by role"),
     RUN("loss", REAL, loss, "loss", SHORT, "of the last step; null on virtual"),
     RUN("loss_bits", BITS, loss, NULL, PLAIN, "its 64 bits"),
@@ -140,6 +146,9 @@ static const shl_field run_fields[] = {
         "of the last evaluation; null without one and on virtual"),
     RUN("val_loss_bits", BITS, val_loss, NULL, PLAIN, "its 64 bits"),
     RUN("val_perplexity", REAL, val_perplexity, NULL, PLAIN, "e to it"),
+    RUN("loss_scale", REAL, loss_scale, NULL, PLAIN, "of the last step; 1: none"),
+    RUN("skipped_steps", INT, skipped_steps, "skipped", VARIES,
+        "since step 0, because gradients were not finite"),
     PEAK(total, "total", "peak MiB", "worst rank's largest total"),
     PEAK(tags[SHL_TAG_PARAM], "param", "param", "resident parameters or shards"),
     PEAK(tags[SHL_TAG_GATHER], "gather", "gather", "temporary unsharded parameters"),
@@ -175,7 +184,11 @@ static const shl_field run_fields[] = {
     RUN("margin_bytes", INT, margin_bytes, "margin MiB", MIB, "limit - peak; null without a limit"),
     RUN("fits", TEXT, fits, "fits", PLAIN, "yes or no; null without a limit"),
     RUN("formula.state_bytes", REAL, formula_state_bytes, "formula", MIB,
-        "param + grad + optim by the closed form, without padding"),
+        "param + grad + master + optim by the closed form, without padding"),
+    RUN("formula.held_bytes", REAL, formula_held_bytes, NULL, PLAIN,
+        "whole gradients that fsdp holds until a boundary, beside it"),
+    RUN("formula.paper_bytes", REAL, formula_paper_bytes, "2+2+12", MIB,
+        "the same by the papers' convention for 16 bits, 2 + 2 + 12 bytes; null for fp32"),
     RUN("formula.all_gather_bytes", REAL, formula_gather_bytes, NULL, PLAIN, "per rank and step"),
     RUN("formula.reduce_scatter_bytes", REAL, formula_scatter_bytes, NULL, PLAIN,
         "per rank and step"),
@@ -249,7 +262,12 @@ shl_step_record_fill(shl_step_record *out, const shl_session_config *cfg,
         .lr = report->lr,
         .tokens = report->tokens,
         .step_ns = report->step_ns,
+        .loss_scale = report->loss_scale,
+        .skipped = report->skipped,
+        .skipped_steps = report->skipped_steps,
     };
+    shl_dtype_policy_text(&cfg->engine, out->dtypes_text, sizeof(out->dtypes_text));
+    out->dtypes = out->dtypes_text;
 }
 
 void
@@ -327,13 +345,15 @@ fill_formulas(shl_run_record *out, const shl_session_config *cfg, const shl_sess
 {
     const shl_engine_config *e = &cfg->engine;
     shl_formula_comm comm = {0};
-    double params = (double)shl_model_formula_params(&cfg->shape);
-    shl_formula_comm_elems(e->strategy, e->reduce_every, params, (double)result->info.root_elems,
-                           e->accum, &comm);
-    out->formula_state_bytes = shl_formula_state_bytes(e->strategy, params, cfg->ranks);
-    out->formula_gather_bytes = 4.0 * comm.all_gather_elems;
-    out->formula_scatter_bytes = 4.0 * comm.reduce_scatter_elems;
-    out->formula_reduce_bytes = 4.0 * comm.all_reduce_elems;
+    shl_formula_size size = {.train = (double)shl_model_formula_params(&cfg->shape),
+                             .ranks = cfg->ranks};
+    shl_formula_comm_bytes(e, size.train, (double)result->info.root_elems, &comm);
+    out->formula_state_bytes = shl_formula_state_bytes(e, &size);
+    out->formula_held_bytes = shl_formula_held_bytes(e, &size);
+    out->formula_paper_bytes = shl_formula_paper_bytes(e, &size);
+    out->formula_gather_bytes = comm.all_gather_bytes;
+    out->formula_scatter_bytes = comm.reduce_scatter_bytes;
+    out->formula_reduce_bytes = comm.all_reduce_bytes;
 }
 
 void
@@ -365,6 +385,9 @@ shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
     bool has_eval = has_loss && result->n_evals > 0;
     out->val_loss = has_eval ? result->evals[result->n_evals - 1].loss : (double)NAN;
     out->val_perplexity = exp(out->val_loss);
+    out->dtype = shl_dtype_name(e->compute_dtype);
+    out->loss_scale = result->n_steps > 0 ? result->steps[result->n_steps - 1].loss_scale : 1.0;
+    out->skipped_steps = result->n_steps > 0 ? result->steps[result->n_steps - 1].skipped_steps : 0;
     out->padding_bytes = (int64_t)result->info.padding_bytes;
     out->comm = result->comm_step;
     out->comm_uniform = result->comm_uniform;

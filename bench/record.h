@@ -44,6 +44,11 @@ typedef struct shl_field {
 
 typedef struct shl_step_record {
     const char *kind, *strategy;
+    const char *dtypes; /* points to the next; a record is filled where it is used */
+    char dtypes_text[SHL_DTYPE_POLICY_TEXT_BYTES];
+    double loss_scale;
+    bool skipped;
+    int64_t skipped_steps;
     int64_t schema, ranks, step, tokens, step_ns;
     double loss, grad_norm, lr;
 } shl_step_record;
@@ -69,6 +74,7 @@ typedef struct shl_record_tier {
 
 typedef struct shl_run_record {
     const char *kind, *model, *strategy, *layout, *device, *peak_phase, *peak_owner, *time;
+    const char *dtype; /* of computing */
     int64_t schema, ranks, threads, batch, seq, accum, steps, seed, data_seed, params;
     struct json_t *dtypes, *config, *fingerprint, *argv;
     shl_record_tier peak[SHL_TIER_COUNT], at_peak[SHL_TIER_COUNT];
@@ -79,10 +85,13 @@ typedef struct shl_run_record {
     bool comm_uniform;
     double loss, grad_norm; /* of the last step */
     double val_loss, val_perplexity;
+    double loss_scale;
+    int64_t skipped_steps;
     double tokens_per_s;
     int64_t steps_done, cpu_ns_per_step, reserved_bytes, rss_bytes, residual_bytes;
     int64_t save_ns, save_bytes;
-    double formula_state_bytes, formula_gather_bytes, formula_scatter_bytes, formula_reduce_bytes;
+    double formula_state_bytes, formula_held_bytes, formula_paper_bytes;
+    double formula_gather_bytes, formula_scatter_bytes, formula_reduce_bytes;
     uint64_t param_hash;
 } shl_run_record;
 

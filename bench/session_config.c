@@ -2,6 +2,7 @@
  * into every record and checkpoint, so its keys are the flags' names and its values are resolved. */
 #include "bench/session_impl.h"
 
+#include <math.h>
 #include <string.h>
 
 #include <jansson.h>
@@ -153,6 +154,27 @@ schedule_name(shl_schedule s)
     return names[s];
 }
 
+static void
+give_policy(const shl_engine_config *e, shl_lab_options *out)
+{
+    static const double names[] = {
+        [SHL_SCALE_NONE] = SHL_LAB_SCALE_NONE, [SHL_SCALE_DYNAMIC] = SHL_LAB_SCALE_DYNAMIC};
+    const shl_scale_config *s = &e->scale;
+    out->dtype = shl_dtype_name(e->compute_dtype);
+    out->master_dtype = shl_dtype_name(e->master_dtype);
+    out->reduce_dtype = shl_dtype_name(e->reduce_dtype);
+    out->grad_dtype = shl_dtype_name(e->grad_dtype);
+    out->moment_dtype = shl_dtype_name(e->moment_dtype);
+    out->loss_scale = s->kind == SHL_SCALE_STATIC ? s->scale : names[s->kind];
+    out->initial_scale_power = s->kind == SHL_SCALE_STATIC ? 0 : ilogb(s->scale);
+    out->loss_scale_window = s->window;
+    out->hysteresis = s->hysteresis;
+    out->consecutive_hysteresis = s->consecutive_hysteresis;
+    out->raise_error_at_min_scale = s->raise_at_min;
+    out->min_loss_scale = s->min_scale;
+    out->check_overflow = e->check_overflow;
+}
+
 shl_code
 shl_session_lab_options(const shl_session_config *c, int rank, shl_lab_options *out)
 {
@@ -199,6 +221,7 @@ shl_session_lab_options(const shl_session_config *c, int rank, shl_lab_options *
     out->flops_per_s = c->flops_per_s;
     out->bytes_per_s = c->bytes_per_s;
     out->init_from = c->resume ? NULL : c->init_from;
+    give_policy(e, out);
     return SHL_OK;
 }
 
@@ -257,5 +280,10 @@ shl_session_config_json(const shl_session_config *c, json_t **out)
         *out = NULL;
         return SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");
     }
-    return SHL_OK;
+    shl_code code = shl_lab_policy_json(e, *out);
+    if (code != SHL_OK) {
+        json_decref(*out);
+        *out = NULL;
+    }
+    return code;
 }

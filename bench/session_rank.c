@@ -104,6 +104,9 @@ own_report(const shl_lab_step_report *r)
         .backward_ns = r->backward_ns,
         .update_ns = r->update_ns,
         .exposed_comm_ns = r->exposed_comm_ns,
+        .loss_scale = r->loss_scale,
+        .skipped = r->skipped,
+        .skipped_steps = r->skipped_steps,
     };
 }
 

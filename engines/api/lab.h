@@ -62,6 +62,9 @@ shl_code shl_lab_setup_resolve(const shl_lab_options *o, const shl_world *world,
  * Errors: SHL_E_HEAP. */
 shl_code shl_lab_setup_json(const shl_lab_setup *s, struct json_t **out) SHL_MUST_USE;
 
+/* The keys of dtypes and loss scaling into an object. Errors: SHL_E_HEAP. */
+shl_code shl_lab_policy_json(const shl_engine_config *e, struct json_t *into) SHL_MUST_USE;
+
 /* Options from a JSON object over what *o holds; strings borrowed from *holder (json_decref). */
 shl_code shl_lab_options_from_json(const char *text, shl_lab_options *o,
                                    struct json_t **holder) SHL_MUST_USE;

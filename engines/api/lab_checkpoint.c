@@ -13,10 +13,13 @@
 
 static const char *const kinds[] = {"param", "opt/m", "opt/v"};
 
-/* Every logical tensor of the model in each kind. Names and dims borrowed from the model. */
+/* Every logical tensor of the model in each kind that it has: a frozen one is a parameter only. Names and
+ * dims borrowed from the model. */
 static shl_code
-list_tensors(const shl_model *model, shl_ckpt_tensor **out, int *n)
+list_tensors(const shl_lab *lab, shl_ckpt_tensor **out, int *n)
 {
+    const shl_model *model = lab->model;
+    const bool moments = !lab->setup.engine.no_optimizer;
     int n_kinds = (int)SHL_ARRAY_LEN(kinds);
     shl_ckpt_tensor *list = NULL;
     *n = 0;
@@ -24,6 +27,9 @@ list_tensors(const shl_model *model, shl_ckpt_tensor **out, int *n)
     for (int k = 0; k < n_kinds; k++) {
         for (int i = 0; i < model->n_params; i++) {
             const shl_param *p = model->params[i];
+            if (k > 0 && !(moments && p->trainable)) {
+                continue;
+            }
             shl_ckpt_tensor *t = &list[(*n)++];
             t->name = p->name;
             t->kind = kinds[k];
@@ -172,7 +178,7 @@ commit(shl_lab *lab, const char *dir, const shl_ckpt_meta *meta, const shl_ckpt_
     if (lab->setup.rank != 0) {
         return SHL_OK;
     }
-    SHL_TRY(list_tensors(lab->model, &tensors, &n));
+    SHL_TRY(list_tensors(lab, &tensors, &n));
     shl_code code = shl_ckpt_save_commit(dir, meta, tensors, n, files, lab->setup.ranks);
     shl_heap_free(&tensors);
     return code;
@@ -303,6 +309,9 @@ compare_config(const json_t *theirs, const json_t *ours)
     /* jansson iterates over objects that it takes as not const, and changes nothing. */
     json_t *mine = json_object_get(ours, "optim");
     SHL_ASSERT(mine != NULL);
+    if (json_object_get(mine, "optimizer")) {
+        return SHL_OK; /* none: what decides updates says nothing */
+    }
     json_object_foreach(mine, key, value)
     {
         SHL_TRY(compare_key(a, mine, key));
@@ -363,8 +372,8 @@ open_checkpoint(shl_lab *lab, const char *dir, shl_ckpt_reader **out)
     /* One rank reads every file for its hash; the others trust it after the agreement. */
     SHL_TRY(shl_ckpt_open(dir, lab->setup.rank == 0, out));
     SHL_TRY(check_meta(lab, shl_ckpt_reader_meta(*out)));
-    SHL_TRY(list_tensors(lab->model, &tensors, &n));
-    shl_code code = shl_ckpt_check_tensors(*out, tensors, n);
+    SHL_TRY(list_tensors(lab, &tensors, &n));
+    shl_code code = shl_ckpt_check_tensors(*out, tensors, n, !lab->setup.engine.no_optimizer);
     shl_heap_free(&tensors);
     return code;
 }

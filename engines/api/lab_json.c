@@ -1,5 +1,6 @@
 /* engines/api: options as a JSON object, both ways. The keys are those of the program's records, so
  * that what one of them writes the other reads. */
+#include <math.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -15,7 +16,8 @@ typedef enum key_type {
     KEY_TEXT,
     KEY_BYTES,
     KEY_FLAG,
-    KEY_PAIR
+    KEY_PAIR,
+    KEY_SCALE
 } key_type;
 
 typedef struct json_key {
@@ -68,6 +70,19 @@ static const json_key keys[] = {
     {"", "flops-per-s", KEY_REAL, AT(flops_per_s)},
     {"", "bytes-per-s", KEY_REAL, AT(bytes_per_s)},
     {"", "init-from", KEY_TEXT, AT(init_from)},
+    {"", "dtype", KEY_TEXT, AT(dtype)},
+    {"", "master-dtype", KEY_TEXT, AT(master_dtype)},
+    {"", "reduce-dtype", KEY_TEXT, AT(reduce_dtype)},
+    {"", "grad-dtype", KEY_TEXT, AT(grad_dtype)},
+    {"", "moment-dtype", KEY_TEXT, AT(moment_dtype)},
+    {"", "loss-scale", KEY_SCALE, AT(loss_scale)},
+    {"", "initial-scale-power", KEY_INT, AT(initial_scale_power)},
+    {"", "loss-scale-window", KEY_INT, AT(loss_scale_window)},
+    {"", "hysteresis", KEY_INT, AT(hysteresis)},
+    {"", "consecutive-hysteresis", KEY_FLAG, AT(consecutive_hysteresis)},
+    {"", "raise-error-at-min-scale", KEY_FLAG, AT(raise_error_at_min_scale)},
+    {"", "min-loss-scale", KEY_REAL, AT(min_loss_scale)},
+    {"", "check-overflow", KEY_FLAG, AT(check_overflow)},
 };
 _Static_assert(AT(beta2) == AT(beta1) + sizeof(double), "a pair is two doubles side by side");
 
@@ -160,6 +175,22 @@ take_int(const json_key *k, const json_t *value, int64_t *out)
 }
 
 static shl_code
+take_scale(const json_key *k, const json_t *value, double *out)
+{
+    const char *text = json_string_value(value);
+    if (text && strcmp(text, "dynamic") == 0) {
+        *out = SHL_LAB_SCALE_DYNAMIC;
+    } else if (text && strcmp(text, "none") == 0) {
+        *out = SHL_LAB_SCALE_NONE;
+    } else if (json_is_number(value)) {
+        *out = json_number_value(value);
+    } else {
+        return raise_type(k, "\"dynamic\", \"none\" or a number");
+    }
+    return SHL_OK;
+}
+
+static shl_code
 take_value(const json_key *k, const json_t *value, shl_lab_options *o)
 {
     void *field = (char *)o + k->offset;
@@ -194,6 +225,8 @@ take_value(const json_key *k, const json_t *value, shl_lab_options *o)
         return SHL_OK;
     case KEY_PAIR:
         return take_pair(k, value, (double *)field);
+    case KEY_SCALE:
+        return take_scale(k, value, (double *)field);
     }
     return SHL_E_BUG;
 }
@@ -257,6 +290,34 @@ optim_json(const shl_optim_config *o)
 }
 
 shl_code
+shl_lab_policy_json(const shl_engine_config *e, json_t *into)
+{
+    const shl_scale_config *s = &e->scale;
+    /* The first scale of a dynamic one is a power of two: the option is its exponent. */
+    json_t *policy =
+        json_pack("{ss ss ss ss ss sb}", "dtype", shl_dtype_name(e->compute_dtype), "master-dtype",
+                  shl_dtype_name(e->master_dtype), "reduce-dtype", shl_dtype_name(e->reduce_dtype),
+                  "grad-dtype", shl_dtype_name(e->grad_dtype), "moment-dtype",
+                  shl_dtype_name(e->moment_dtype), "check-overflow", e->check_overflow ? 1 : 0);
+    bool whole = policy != NULL && json_object_update(into, policy) == 0;
+    json_decref(policy);
+    json_t *scale = s->kind == SHL_SCALE_STATIC
+                        ? json_real(s->scale)
+                        : json_string(s->kind == SHL_SCALE_NONE ? "none" : "dynamic");
+    whole = whole && json_object_set_new(into, "loss-scale", scale) == 0;
+    if (whole && s->kind == SHL_SCALE_DYNAMIC) {
+        json_t *numbers = json_pack(
+            "{sI sI sI sb sb sf}", "initial-scale-power", (json_int_t)ilogb(s->scale),
+            "loss-scale-window", (json_int_t)s->window, "hysteresis", (json_int_t)s->hysteresis,
+            "consecutive-hysteresis", s->consecutive_hysteresis ? 1 : 0, "raise-error-at-min-scale",
+            s->raise_at_min ? 1 : 0, "min-loss-scale", s->min_scale);
+        whole = numbers != NULL && json_object_update(into, numbers) == 0;
+        json_decref(numbers);
+    }
+    return whole ? SHL_OK : SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");
+}
+
+shl_code
 shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
 {
     const shl_model_config *g = &s->shape;
@@ -285,7 +346,11 @@ shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
     if (whole && s->init_from[0]) {
         whole = json_object_set_new(*out, "init-from", json_string(s->init_from)) == 0;
     }
-    if (!whole) {
+    if (whole && e->no_optimizer) {
+        whole = json_object_set_new(json_object_get(*out, "optim"), "optimizer",
+                                    json_string("none")) == 0;
+    }
+    if (!whole || shl_lab_policy_json(e, *out) != SHL_OK) {
         json_decref(*out);
         *out = NULL;
         return SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");

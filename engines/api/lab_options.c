@@ -1,5 +1,6 @@
 /* engines/api: options of a handle: defaults, and from names to a checked setup. */
 #include <limits.h>
+#include <math.h>
 #include <string.h>
 
 #include "engines/api/lab.h"
@@ -8,6 +9,8 @@
 /* Layout code is linear in nothing but units, so a virtual world may be large. */
 #define MAX_VIRTUAL_RANKS 1048576
 #define MAX_THREADS 1024
+#define DEFAULT_SCALE_POWER 16 /* DeepSpeed's; shl_engine_config_init has 2 to it */
+#define MAX_SCALE_POWER 1000   /* 2 to it is a double */
 
 int
 shl_lab_options_init(shl_lab_options *o, size_t struct_bytes)
@@ -36,6 +39,18 @@ shl_lab_options_init(shl_lab_options *o, size_t struct_bytes)
         .min_lr_ratio = e.optim.min_lr_ratio,
         .device = "cpu",
         .stands_for = "cpu",
+        .dtype = shl_dtype_name(e.compute_dtype),
+        .master_dtype = shl_dtype_name(e.master_dtype),
+        .reduce_dtype = shl_dtype_name(e.reduce_dtype),
+        .grad_dtype = shl_dtype_name(e.grad_dtype),
+        .moment_dtype = shl_dtype_name(e.moment_dtype),
+        .loss_scale = SHL_LAB_SCALE_NONE,
+        .initial_scale_power = DEFAULT_SCALE_POWER,
+        .loss_scale_window = e.scale.window,
+        .hysteresis = e.scale.hysteresis,
+        .consecutive_hysteresis = e.scale.consecutive_hysteresis,
+        .raise_error_at_min_scale = e.scale.raise_at_min,
+        .min_loss_scale = e.scale.min_scale,
     };
     if (o) {
         o->struct_bytes = struct_bytes;
@@ -113,12 +128,6 @@ resolve_optim(const shl_lab_options *o, shl_optim_config *c)
 {
     static const char *const schedules[] = {"constant", "linear", "cosine", NULL};
     int schedule = 0;
-    if (!o->optimizer || strcmp(o->optimizer, "adamw") != 0) {
-        SHL_RAISE(SHL_E_USAGE, "optimizer: \"%s\" is not in this version",
-                  o->optimizer ? o->optimizer : "NULL");
-        shl_err_because("every engine holds AdamW's moments, also one that only evaluates");
-        return shl_err_advice("\"adamw\", and no shl_lab_step for a frozen model");
-    }
     SHL_TRY(choose("schedule", o->schedule, schedules, &schedule));
     c->schedule = (shl_schedule)schedule;
     c->lr = o->lr;
@@ -134,11 +143,57 @@ resolve_optim(const shl_lab_options *o, shl_optim_config *c)
 }
 
 static shl_code
+resolve_dtypes(const shl_lab_options *o, shl_engine_config *e)
+{
+    SHL_TRY(shl_dtype_parse("dtype", o->dtype, &e->compute_dtype));
+    SHL_TRY(shl_dtype_parse("master-dtype", o->master_dtype, &e->master_dtype));
+    SHL_TRY(shl_dtype_parse("reduce-dtype", o->reduce_dtype, &e->reduce_dtype));
+    SHL_TRY(shl_dtype_parse("grad-dtype", o->grad_dtype, &e->grad_dtype));
+    return shl_dtype_parse("moment-dtype", o->moment_dtype, &e->moment_dtype);
+}
+
+static shl_code
+check_count(const char *field, int64_t value, int64_t least, int64_t most)
+{
+    if (value < least || value > most) {
+        SHL_RAISE(SHL_E_USAGE, "%s is %lld", field, (long long)value);
+        return shl_err_because("it must lie from %lld to %lld", (long long)least, (long long)most);
+    }
+    return SHL_OK;
+}
+
+/* A number that is neither of the two names is the scale itself; the engine checks it. */
+static shl_code
+resolve_scale(const shl_lab_options *o, shl_engine_config *e)
+{
+    shl_scale_config *s = &e->scale;
+    SHL_TRY(check_count("initial-scale-power", o->initial_scale_power, 0, MAX_SCALE_POWER));
+    s->scale = ldexp(1.0, (int)o->initial_scale_power);
+    s->kind = SHL_SCALE_DYNAMIC;
+    if (o->loss_scale < 0.0 && !(o->loss_scale < SHL_LAB_SCALE_NONE) &&
+        !(o->loss_scale > SHL_LAB_SCALE_NONE)) {
+        s->kind = SHL_SCALE_NONE;
+    } else if (o->loss_scale < SHL_LAB_SCALE_DYNAMIC || o->loss_scale > SHL_LAB_SCALE_DYNAMIC ||
+               isnan(o->loss_scale)) {
+        s->kind = SHL_SCALE_STATIC;
+        s->scale = o->loss_scale;
+    }
+    s->window = o->loss_scale_window;
+    s->hysteresis = o->hysteresis;
+    s->consecutive_hysteresis = o->consecutive_hysteresis;
+    s->raise_at_min = o->raise_error_at_min_scale;
+    s->min_scale = o->min_loss_scale;
+    e->check_overflow = o->check_overflow;
+    return SHL_OK;
+}
+
+static shl_code
 resolve_engine(const shl_lab_options *o, shl_lab_setup *s)
 {
     static const char *const every[] = {"auto", "micro", "boundary", NULL};
     shl_engine_config *e = &s->engine;
-    int reduce = 0;
+    static const char *const optimizers[] = {"adamw", "none", NULL};
+    int reduce = 0, optimizer = 0;
     shl_engine_config_init(e);
     if (!o->strategy) {
         return SHL_RAISE(SHL_E_USAGE, "the strategy is NULL");
@@ -158,18 +213,12 @@ resolve_engine(const shl_lab_options *o, shl_lab_setup *s)
     if (o->seq < 0) {
         return SHL_RAISE(SHL_E_USAGE, "a sequence of %lld tokens", (long long)o->seq);
     }
+    SHL_TRY(choose("optimizer", o->optimizer, optimizers, &optimizer));
+    e->no_optimizer = optimizer == 1;
     SHL_TRY(resolve_optim(o, &e->optim));
+    SHL_TRY(resolve_dtypes(o, e));
+    SHL_TRY(resolve_scale(o, e));
     return shl_engine_config_check(e);
-}
-
-static shl_code
-check_count(const char *field, int64_t value, int64_t least, int64_t most)
-{
-    if (value < least || value > most) {
-        SHL_RAISE(SHL_E_USAGE, "%s is %lld", field, (long long)value);
-        return shl_err_because("it must lie from %lld to %lld", (long long)least, (long long)most);
-    }
-    return SHL_OK;
 }
 
 /* This rank and its fellows. */

@@ -92,7 +92,10 @@ fill_report(const shl_lab *lab, shl_lab_report *out)
         .n_collectives = SHL_COLL_COUNT,
         .save_ns = lab->save_ns,
         .save_bytes = lab->save_bytes,
+        .skipped_steps = lab->engine->skipped,
+        .loss_scale = lab->engine->scaler.scale,
     };
+    shl_dtype_policy_text(&lab->setup.engine, out->dtypes, sizeof(out->dtypes));
     shl_strf(out->model, sizeof(out->model), "%s", lab->setup.model);
     shl_strf(out->strategy, sizeof(out->strategy), "%s",
              shl_strategy_name(lab->setup.engine.strategy));

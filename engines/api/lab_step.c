@@ -61,9 +61,21 @@ global_targets(const shl_lab *lab)
 }
 
 static shl_code
+check_trains(const shl_lab *lab, const char *call)
+{
+    if (!lab->setup.engine.no_optimizer) {
+        return SHL_OK;
+    }
+    SHL_RAISE(SHL_E_USAGE, "%s of a handle without optimizer", call);
+    shl_err_because("it holds no gradients and no moments: it only evaluates");
+    return shl_err_advice("shl_lab_eval, or a handle with \"optimizer\": \"adamw\"");
+}
+
+static shl_code
 begin_step(shl_lab *lab, int64_t global_valid)
 {
     SHL_TRY(shl_lab_check_between(lab, "shl_lab_begin_step"));
+    SHL_TRY(check_trains(lab, "shl_lab_begin_step"));
     if (global_valid < 1) {
         return SHL_RAISE(SHL_E_CONFIG, "the global batch of step %lld has no target to learn from",
                          (long long)lab->engine->step);
@@ -94,6 +106,7 @@ check_forward(const shl_lab *lab, const int32_t *tokens, const int32_t *targets,
 {
     int64_t all = lab ? lab->setup.engine.batch * lab->setup.engine.seq : 0;
     SHL_TRY(shl_lab_check(lab, "shl_lab_forward"));
+    SHL_TRY(check_trains(lab, "shl_lab_forward"));
     if (lab->stage == SHL_LAB_WANTS_BACKWARD || lab->stage == SHL_LAB_WANTS_STEP) {
         bool backward = lab->stage == SHL_LAB_WANTS_BACKWARD;
         SHL_RAISE(SHL_E_USAGE, "shl_lab_forward out of turn");
@@ -206,6 +219,9 @@ shl_lab_step(shl_lab *lab, shl_lab_step_report *report)
             .backward_ns = r.backward_ns,
             .update_ns = r.update_ns,
             .exposed_comm_ns = r.exposed_comm_ns,
+            .loss_scale = r.loss_scale,
+            .skipped = r.skipped,
+            .skipped_steps = r.skipped_steps,
         };
         code = shl_lab_give_sized(&ours, sizeof(ours), "shl_lab_step_report", report);
     }

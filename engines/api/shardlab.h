@@ -133,9 +133,8 @@ typedef struct shl_lab_options {
     int64_t accum;            /* micro-batches of a step */
     uint64_t seed;            /* of the initial parameters; the same for any number of ranks */
 
-    /* "adamw". "none" is refused in this version: every engine holds AdamW's moments, 8 bytes per
-     * parameter over the ranks that shard it. A frozen reference that is only evaluated can be had
-     * with "adamw" and no step. In "optim", as are the following. */
+    /* "adamw"; "none": all parameters are frozen and the handle only evaluates, without a byte of
+     * gradients, master weights or moments. In "optim", as are the following. */
     const char *optimizer;
     double lr, beta1, beta2, eps;   /* betas: "betas": [beta1, beta2] */
     double weight_decay;            /* on tensors of two or more dimensions; "weight-decay" */
@@ -162,7 +161,31 @@ typedef struct shl_lab_options {
      * instead of those from the seed: names and shapes must be the model's. Each rank reads what it
      * holds. NULL: none. "init-from" */
     const char *init_from;
+
+    /* Dtypes by role: fp32, bf16, fp16. dtype: parameters in use, activations, what gathers carry. The
+     * others: fp32, or as dtype; moments fp32 or bf16. */
+    const char *dtype;
+    const char *master_dtype; /* what updates are made on; "master-dtype" */
+    const char *reduce_dtype; /* gradients while they are summed over ranks; "reduce-dtype" */
+    const char *grad_dtype;   /* gradients while they are accumulated; "grad-dtype" */
+    const char *moment_dtype; /* "moment-dtype" */
+
+    /* What the loss is multiplied with before the backward, and gradients are divided by in the update.
+     * SHL_LAB_SCALE_NONE, SHL_LAB_SCALE_DYNAMIC (also as texts in JSON), or a number above 0. fp16 needs
+     * one of the latter. A step whose gradients are not finite updates nothing; without a scale only
+     * with check_overflow. The other fields are DeepSpeed's, for a dynamic scale. */
+    double loss_scale;             /* "loss-scale" */
+    int64_t initial_scale_power;   /* the first scale is 2 to it; "initial-scale-power" */
+    int64_t loss_scale_window;     /* clean steps to a doubling; "loss-scale-window" */
+    int64_t hysteresis;            /* overflows to the first halving */
+    bool consecutive_hysteresis;   /* clean steps refill it; "consecutive-hysteresis" */
+    bool raise_error_at_min_scale; /* a halving due there is an error; "raise-error-at-min-scale" */
+    double min_loss_scale;         /* "min-loss-scale" */
+    bool check_overflow;           /* "check-overflow" */
 } shl_lab_options;
+
+#define SHL_LAB_SCALE_NONE (-1.0)
+#define SHL_LAB_SCALE_DYNAMIC 0.0 /* as DeepSpeed's "loss_scale": 0 */
 
 /* Defaults: gpt2-tiny, ddp, batch 4, fp32, AdamW 1e-3 0.9 0.95 1e-8 0.1, cpu. struct_bytes: sizeof *o. */
 SHL_LAB_API int shl_lab_options_init(shl_lab_options *o, size_t struct_bytes);
@@ -200,14 +223,17 @@ SHL_LAB_API int shl_lab_backward(shl_lab *lab); /* COLLECTIVE */
 typedef struct shl_lab_step_report {
     size_t struct_bytes;
     bool updated;     /* false: within an accumulation; everything below is 0 then */
-    int64_t step;     /* updates done, this one included */
+    int64_t step;     /* global batches done, this one included */
     double loss;      /* mean over all targets of the global batch that count */
-    double grad_norm; /* global, before clipping */
-    double clip_coef; /* what gradients were multiplied with */
+    double grad_norm; /* global, unscaled, before clipping; not finite in a skipped step */
+    double clip_coef; /* what unscaled gradients were multiplied with; 0 in a skipped step */
     double lr;
     int64_t tokens; /* positions of the global batch */
     int64_t step_ns, forward_ns, backward_ns, update_ns;
     int64_t exposed_comm_ns; /* compute waited for communication */
+    double loss_scale;       /* of this step; 1: none */
+    bool skipped;            /* gradients were not finite: nothing was updated */
+    int64_t skipped_steps;   /* of all steps; step - skipped_steps updates were done */
 } shl_lab_step_report;
 
 /* After each backward, as DeepSpeed's: updates at the end of an accumulation (every `accum` micro-batches)
@@ -238,7 +264,7 @@ SHL_LAB_API int shl_lab_save(shl_lab *lab, const char *dir, int64_t cursor, cons
 
 /* Loads the newest checkpoint below dir, or dir itself when it is one: parameters, moments, step and
  * cursor (may be NULL). Model, seed, seq and optimizer must be those of the checkpoint; everything that
- * only moves bytes may differ. Hashes are checked. Between steps. COLLECTIVE. */
+ * only moves bytes may differ, and dtypes may; a handle without optimizer takes the parameters alone. Hashes are checked. Between steps. COLLECTIVE. */
 SHL_LAB_API int shl_lab_load(shl_lab *lab, const char *dir, int64_t *cursor);
 
 #define SHL_LAB_MAX_DIMS 4
@@ -311,7 +337,7 @@ typedef struct shl_lab_report {
     char model[64], strategy[24], layout[48];
     int rank, ranks, threads;
     bool predicted;         /* times are those of a virtual clock */
-    int64_t step;           /* updates done */
+    int64_t step;           /* global batches done */
     int64_t params;         /* of the whole model, ties once */
     int64_t padding_elems;  /* of a full view beyond the parameters */
     int64_t n_units;        /* buckets, gather groups or units */
@@ -322,6 +348,9 @@ typedef struct shl_lab_report {
     shl_lab_traffic traffic[SHL_LAB_MAX_COLLECTIVES]; /* since initialize */
     int64_t staged_bytes;        /* of them, copied because a buffer was not in shared memory */
     int64_t save_ns, save_bytes; /* of the last save: until it was committed; all its shard files */
+    int64_t skipped_steps;       /* of `step`, without an update */
+    double loss_scale;           /* of the next step; 1: none */
+    char dtypes[96];             /* "bf16 compute, fp32 master, ..." */
 } shl_lab_report;
 
 /* This rank's numbers up to now. Local. */

@@ -256,8 +256,7 @@ test_record_prediction_has_no_loss(void **state)
     assert_string_equal(json_string_value(at_path(json, "fits")), "no");
     assert_int_equal(json_integer_value(at_path(json, "margin_bytes")),
                      1 - r.peak[SHL_TIER_DEVICE].total);
-    assert_true(json_real_value(at_path(json, "formula.state_bytes")) ==
-                shl_formula_state_bytes(SHL_ZERO3, 842496, 4));
+    assert_true(json_real_value(at_path(json, "formula.state_bytes")) == 16.0 * 842496 / 4);
     json_decref(json);
     shl_step_record_fill(&s, &config, &last_step, true);
     json = through_text(step_fields, n_step, &s);
