@@ -46,9 +46,9 @@ tell_step(void *ctx, const shl_step_report *r)
     shl_strf(label, sizeof(label), "%s x %d", shl_strategy_name(row->cfg->engine.strategy),
              row->cfg->ranks);
     if (!predicted) {
-        shl_strf(detail, sizeof(detail), "%s loss %.4f%s  %.1f ms/step",
-                 shl_dtype_name(row->cfg->engine.compute_dtype), r->loss,
-                 r->skipped ? " (skipped)" : "", (double)r->step_ns * 1e-6);
+        shl_strf(detail, sizeof(detail), "loss %.4f %s%s  %.1f ms/step", r->loss,
+                 shl_dtype_name(row->cfg->engine.compute_dtype), r->skipped ? " skipped" : "",
+                 (double)r->step_ns * 1e-6);
     }
     shl_progress_show(row->progress, row->steps_before + r->step, label, detail);
     return SHL_OK;
