@@ -73,6 +73,9 @@ shl_reduce_every_resolve(shl_strategy s, shl_reduce_every asked, shl_reduce_ever
 double
 shl_lr_at(const shl_optim_config *c, int64_t step)
 {
+    if (c->schedule == SHL_SCHEDULE_NAMED) {
+        return shl_ds_schedule_lr(&c->named, c->lr, step);
+    }
     if (step < c->warmup_steps) {
         return c->lr * (double)(step + 1) / (double)c->warmup_steps;
     }
@@ -83,6 +86,16 @@ shl_lr_at(const shl_optim_config *c, int64_t step)
     p = p > 1.0 ? 1.0 : p;
     double left = c->schedule == SHL_SCHEDULE_LINEAR ? 1.0 - p : 0.5 * (1.0 + cos(PI * p));
     return c->lr * (c->min_lr_ratio + (1.0 - c->min_lr_ratio) * left);
+}
+
+void
+shl_betas_at(const shl_optim_config *c, int64_t step, double *beta1, double *beta2)
+{
+    *beta1 = c->beta1;
+    *beta2 = c->beta2;
+    if (c->schedule == SHL_SCHEDULE_NAMED) {
+        shl_ds_schedule_betas(&c->named, step, beta1, beta2);
+    }
 }
 
 int
@@ -161,6 +174,9 @@ check_optim(const shl_optim_config *o)
     SHL_TRY(check_double("min lr ratio", o->min_lr_ratio, 0.0, 1.0, false));
     SHL_TRY(check_int("warmup steps", o->warmup_steps, 0, INT64_MAX / 2));
     SHL_TRY(check_int("schedule steps", o->schedule_steps, 0, INT64_MAX / 2));
+    if (o->schedule == SHL_SCHEDULE_NAMED) {
+        return shl_ds_schedule_check(&o->named);
+    }
     if (o->schedule != SHL_SCHEDULE_CONSTANT && o->schedule_steps <= o->warmup_steps) {
         SHL_RAISE(SHL_E_USAGE, "the schedule ends before its warm-up does");
         shl_err_because("schedule steps %lld, warm-up steps %lld", (long long)o->schedule_steps,

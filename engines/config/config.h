@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "engines/config/ds_schedules.h"
 #include "kernels/base/err.h"
 #include "kernels/base/types.h"
 
@@ -39,7 +40,8 @@ shl_code shl_reduce_every_resolve(shl_strategy s, shl_reduce_every asked,
 typedef enum shl_schedule {
     SHL_SCHEDULE_CONSTANT = 0,
     SHL_SCHEDULE_LINEAR,
-    SHL_SCHEDULE_COSINE
+    SHL_SCHEDULE_COSINE,
+    SHL_SCHEDULE_NAMED /* DeepSpeed's or the Trainer's, in `named` */
 } shl_schedule;
 
 typedef struct shl_optim_config {
@@ -49,12 +51,15 @@ typedef struct shl_optim_config {
     shl_schedule schedule;
     int64_t warmup_steps, schedule_steps; /* schedule_steps: total; needed by linear, cosine */
     double min_lr_ratio;
+    shl_ds_schedule named; /* NAMED only; it has its own warm-up and end */
 } shl_optim_config;
 
 /* Learning rate of update `step` (from 0): linear warm-up lr (step + 1) / warmup, then constant,
  * linear or cosine from lr to lr * min_lr_ratio, reached at step schedule_steps - 1 and kept
  * (p = (step + 1 - warmup) / (schedule_steps - warmup)). */
 double shl_lr_at(const shl_optim_config *c, int64_t step);
+/* The betas of update `step`: the optimizer's own, unless the schedule moves them. */
+void shl_betas_at(const shl_optim_config *c, int64_t step, double *beta1, double *beta2);
 
 /* Gather groups issued ahead: a unit of FSDP is a block, so 1 (PyTorch's implicit prefetch); ZeRO-3
  * fetches module by module, some six groups a block, so 8 (DeepSpeed's prefetch bucket of 5e7

@@ -90,6 +90,8 @@ shl_update_adamw(shl_state *st, int flat, double coef, double lr)
     const shl_engine *e = st->engine;
     const shl_optim_config *o = &e->config.optim;
     shl_stream *s = shl_device_stream(e->device, SHL_STREAM_COMPUTE);
+    double beta1, beta2;
+    shl_betas_at(o, e->step - e->skipped, &beta1, &beta2);
     for (int i = 0; i < st->n_train_frags; ++i) {
         const shl_fragment *f = &st->frags[i];
         if (flat >= 0 && f->flat != flat) {
@@ -101,8 +103,8 @@ shl_update_adamw(shl_state *st, int flat, double coef, double lr)
                             .m = shl_state_fragment(st, &st->m, f),
                             .v = shl_state_fragment(st, &st->v, f),
                             .lr = lr,
-                            .beta1 = o->beta1,
-                            .beta2 = o->beta2,
+                            .beta1 = beta1,
+                            .beta2 = beta2,
                             .eps = o->eps,
                             .weight_decay = p->decay ? o->weight_decay : 0.0,
                             .grad_scale = coef,
