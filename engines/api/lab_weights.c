@@ -2,13 +2,17 @@
  * under any strategy, after names and shapes were compared with the model's. */
 #include <inttypes.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "checkpoints/safetensors.h"
 #include "engines/api/lab.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/str.h"
+#include "models/hf_config.h"
+#include "models/shape.h"
 
 #define HEAD "lm_head.weight"
+#define CONFIG_PATH_MAX 1100
 #define COMPARE_ELEMS 16384
 #define STAGE_BYTES ((size_t)8 << 20)
 
@@ -233,10 +237,91 @@ fill_shard(void *ctx, const shl_shard *s)
                : SHL_OK;
 }
 
+/* --- the configuration beside them ------------------------------------------------------- */
+
+static shl_code
+raise_config(const weights *w, const char *path, const char *what, const char *theirs,
+             const char *ours)
+{
+    SHL_RAISE(SHL_E_CONFIG, "the weights are of another model: %s differs", what);
+    shl_err_because("%s in %s, %s in %s", theirs, path, ours, w->lab->setup.model);
+    return shl_err_advice("the model that these weights belong to");
+}
+
+static shl_code
+compare_number(const weights *w, const char *path, const char *what, double theirs, double ours)
+{
+    char a[32], b[32];
+    if (!(theirs < ours) && !(theirs > ours)) {
+        return SHL_OK;
+    }
+    shl_strf(a, sizeof(a), "%.9g", theirs);
+    shl_strf(b, sizeof(b), "%.9g", ours);
+    return raise_config(w, path, what, a, b);
+}
+
+static double
+or_else(double value, double fallback)
+{
+    return value > 0.0 ? value : fallback;
+}
+
+/* What changes the meaning of the tensors and leaves their shapes as they are. */
+static shl_code
+compare_config(const weights *w, const char *path, const shl_model_config *a)
+{
+    const shl_model_config *b = &w->lab->setup.shape;
+    char theirs[96], ours[96];
+    if (a->family != b->family) {
+        return raise_config(w, path, "the family", shl_family_name(a->family),
+                            shl_family_name(b->family));
+    }
+    SHL_TRY(compare_number(w, path, "heads", (double)a->heads, (double)b->heads));
+    SHL_TRY(compare_number(w, path, "the epsilon of the norms", or_else(a->norm_eps, 1e-5),
+                           or_else(b->norm_eps, 1e-5)));
+    SHL_TRY(compare_number(w, path, "kv heads", or_else((double)a->kv_heads, (double)a->heads),
+                           or_else((double)b->kv_heads, (double)b->heads)));
+    SHL_TRY(compare_number(w, path, "theta of the rotary positions", or_else(a->rope_theta, 1e4),
+                           or_else(b->rope_theta, 1e4)));
+    shl_rope_spell(&a->rope, theirs, sizeof(theirs));
+    shl_rope_spell(&b->rope, ours, sizeof(ours));
+    return strcmp(theirs, ours) == 0
+               ? SHL_OK
+               : raise_config(w, path, "the scaling of rotary positions", theirs, ours);
+}
+
+/* A config.json in the folder of the weights must agree with the model; without one the tensors
+ * alone decide. */
+static shl_code
+check_config(const weights *w, const char *path)
+{
+    char file[CONFIG_PATH_MAX];
+    shl_hf_config hf;
+    const char *slash = strrchr(path, '/');
+    if (strlen(path) + sizeof("/" SHL_HF_CONFIG_FILE) > sizeof(file)) {
+        return SHL_OK; /* too long to be opened at all, which the reader tells */
+    }
+    shl_strf(file, sizeof(file), "%s/" SHL_HF_CONFIG_FILE, path);
+    if (access(file, F_OK) != 0) { /* path is a file itself */
+        shl_strf(file, sizeof(file), "%.*s" SHL_HF_CONFIG_FILE, slash ? (int)(slash - path) + 1 : 0,
+                 path);
+    }
+    if (access(file, F_OK) != 0) {
+        return SHL_OK;
+    }
+    SHL_TRY(shl_hf_config_load(file, &hf));
+    if (hf.approximated[0]) {
+        SHL_RAISE(SHL_E_CONFIG, "the weights are of a model that this program only approximates");
+        return shl_err_because("%s: %s", file, hf.approximated);
+    }
+    return compare_config(w, file, &hf.config);
+}
+
 static shl_code
 open_and_check(weights *w, const char *path)
 {
     SHL_TRY(shl_safetensors_open(path, &w->reader));
+    SHL_TRY(check_config(w, path));
     return check_model(w);
 }
 

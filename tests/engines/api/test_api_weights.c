@@ -385,6 +385,43 @@ test_api_weights_of_another_dtype_are_refused(void **state)
     expect(&s, SHL_LAB_E_CONFIG, "is I32", "F32, BF16 or F16");
 }
 
+/* What no shape of a tensor shows: the configuration beside the weights. */
+static void
+test_api_weights_with_another_config_are_refused(void **state)
+{
+    SHL_UNUSED(state);
+    const char *dir = weight_dir("with-config");
+    char config[300], file[300], text[300];
+    size_t n = 0;
+    start s;
+    start_init(&s, "zero3", 2, dir);
+    shl_strf(config, sizeof config, "%s/config.json", dir);
+    shl_strf(file, sizeof file, "%s/model.safetensors", dir);
+    unsigned char *bytes = weight_slurp(weight_golden(FP32_FILE), &n);
+    weight_put(file, bytes, n);
+    free(bytes);
+    shl_strf(text, sizeof text,
+             "{\"model_type\": \"gpt2\", \"vocab_size\": %" PRId64 ", \"n_positions\": %" PRId64
+             ", \"n_embd\": %" PRId64 ", \"n_layer\": %" PRId64 ", \"n_head\": %" PRId64
+             ", \"layer_norm_epsilon\": %.17g}",
+             s.r.o.vocab, s.r.o.context, s.r.o.width, s.r.o.layers, s.r.o.heads, s.r.o.norm_eps);
+    weight_put(config, text, strlen(text));
+    for (int k = 0; k < 2; k++) { /* the folder, and the file in it */
+        const char *from = k == 0 ? dir : file;
+        start_init(&s, "zero3", 2, from);
+        start_ok(&s);
+        start_init(&s, "zero3", 2, from);
+        s.r.o.heads = 1;
+        expect(&s, SHL_LAB_E_CONFIG, "heads differs", "config.json, 1 in small");
+        start_init(&s, "zero3", 2, from);
+        s.r.o.norm_eps = 1e-3;
+        expect(&s, SHL_LAB_E_CONFIG, "the epsilon of the norms differs", "0.001 in small");
+    }
+    weight_put(config, "{", 1);
+    start_init(&s, "fsdp", 1, dir);
+    expect(&s, SHL_LAB_E_CONFIG, "config.json is not JSON", "");
+}
+
 /* Each allocation fails once. */
 static void
 test_api_weights_out_of_memory_leaves_nothing(void **state)
@@ -418,6 +455,7 @@ main(void)
         cmocka_unit_test(test_api_weights_of_another_model_are_refused),
         cmocka_unit_test(test_api_weights_take_a_copied_head_and_old_buffers),
         cmocka_unit_test(test_api_weights_of_another_dtype_are_refused),
+        cmocka_unit_test(test_api_weights_with_another_config_are_refused),
         cmocka_unit_test(test_api_weights_out_of_memory_leaves_nothing),
     };
     return cmocka_run_group_tests(tests, weight_folder_make, weight_folder_remove);
