@@ -90,6 +90,9 @@ plan(const shl_cli *cli, shl_run_options *o)
     /* A plan does not depend on this machine's cores. */
     o->threads = o->threads > 0 ? o->threads : 1;
     shl_code code = shl_run_points_resolve(o, &points);
+    if (code == SHL_OK && points.notes.len > 0) {
+        shl_cli_note("%s", shl_str_get(&points.notes));
+    }
     if (code == SHL_OK) {
         code = shl_output_open(o, cli, &output);
         if (code == SHL_OK) {

@@ -162,6 +162,9 @@ run_points(const shl_cli *cli, const shl_run_options *o, const shl_run_points *p
         }
         return shl_session_run_rank(&points->configs[o->row], cli->world, (int)o->result_fd);
     }
+    if (points->notes.len > 0) {
+        shl_cli_note("%s", shl_str_get(&points->notes));
+    }
     SHL_TRY(shl_output_form(o, &form));
     int ranks = most_ranks(points, &threads);
     if (points->configs[0].device == shl_choices_device[0]) {

@@ -10,6 +10,8 @@
 #include "kernels/base/str.h"
 
 const char *const shl_choices_schedule[] = {"constant", "linear", "cosine", NULL};
+const char *const shl_choices_family[] = {"preset", "gpt", "llama", NULL};
+const char *const shl_choices_preset[] = {"preset", "on", "off", NULL};
 const char *const shl_choices_device[] = {"cpu", "virtual", NULL};
 const char *const shl_choices_as[] = {"cpu", NULL};
 const char *const shl_choices_launch[] = {"threads", "processes", NULL};
@@ -81,29 +83,47 @@ open_axes(const shl_run_options *o, shl_sweep_axis *axes)
                   : shl_sweep_numbers("seq", "0", 0, 0, &axes[AXIS_SEQ]);
 }
 
-/* The preset with the shape flags over it; a changed shape gets a name that says what it is. */
-static shl_code
-resolve_model(const shl_run_options *o, const char *name, shl_session_config *c)
+static void
+add_note(shl_str *notes, const char *name, const char *what, const char *text)
 {
-    const shl_preset *preset = shl_preset_find(name);
-    if (!preset) {
-        return shl_preset_raise_unknown(name);
+    char line[768];
+    shl_strf(line, sizeof(line), "%s: %s%s\n", name, what, text);
+    /* The rows of a sweep say the same. */
+    if (text[0] && !strstr(shl_str_get(notes), line)) {
+        shl_str_add(notes, "%s", line);
     }
-    c->shape = preset->config;
-    shl_strf(c->model, sizeof(c->model), "%s", preset->name);
-    const int64_t asked[] = {o->layers, o->width, o->heads, o->vocab, o->context};
-    int64_t *const fields[] = {&c->shape.layers, &c->shape.width, &c->shape.heads, &c->shape.vocab,
-                               &c->shape.context};
-    bool changed = false;
-    for (size_t i = 0; i < SHL_ARRAY_LEN(asked); i++) {
-        changed = changed || (asked[i] > 0 && asked[i] != *fields[i]);
-        *fields[i] = asked[i] > 0 ? asked[i] : *fields[i];
+}
+
+/* What is named, with the shape flags over it; a changed shape gets a name that says what it is. */
+static shl_code
+resolve_model(const shl_run_options *o, const char *name, shl_str *notes, shl_session_config *c)
+{
+    shl_named_model m;
+    shl_shape_asked asked = {.family = o->family > 0 ? shl_choices_family[o->family] : NULL,
+                             .layers = o->layers,
+                             .width = o->width,
+                             .heads = o->heads,
+                             .vocab = o->vocab,
+                             .context = o->context,
+                             .inner = o->inner,
+                             .kv_heads = o->kv_heads,
+                             .head_dim = o->head_dim,
+                             .norm_eps = o->norm_eps,
+                             .rope_theta = o->rope_theta,
+                             .rope_scaling = o->rope_scaling,
+                             .tied = o->tied == 0 ? -1 : o->tied == 1,
+                             .qkv_bias = o->qkv_bias == 0 ? -1 : o->qkv_bias == 1};
+    SHL_TRY(shl_model_find(name, &m));
+    SHL_TRY(shl_named_apply(&m, &asked));
+    if (strcmp(shl_choices_device[o->device], "virtual") != 0 && !o->approximate) {
+        SHL_TRY(shl_named_check_exact(&m));
     }
-    if (changed) {
-        shl_strf(c->model, sizeof(c->model), "gpt-l%lld-w%lld-h%lld-v%lld-c%lld",
-                 (long long)c->shape.layers, (long long)c->shape.width, (long long)c->shape.heads,
-                 (long long)c->shape.vocab, (long long)c->shape.context);
-    }
+    add_note(notes, "model", "", m.note);
+    add_note(notes, m.name, "approximated: ", m.approximated);
+    c->shape = m.config;
+    c->approximate = o->approximate;
+    shl_strf(c->model, sizeof(c->model), "%s", m.name);
+    shl_strf(c->approximated, sizeof(c->approximated), "%s", m.approximated);
     return SHL_OK;
 }
 
@@ -220,7 +240,7 @@ resolve_run(const shl_run_options *o, shl_session_config *c)
 }
 
 static shl_code
-resolve_point(const shl_run_options *o, const shl_sweep_axis *axes, int64_t index,
+resolve_point(const shl_run_options *o, const shl_sweep_axis *axes, int64_t index, shl_str *notes,
               shl_session_config *c)
 {
     const shl_sweep_value *at[AXIS_COUNT];
@@ -228,7 +248,7 @@ resolve_point(const shl_run_options *o, const shl_sweep_axis *axes, int64_t inde
         at[i] = shl_sweep_at(axes, AXIS_COUNT, index, i);
     }
     shl_session_config_init(c);
-    SHL_TRY(resolve_model(o, at[AXIS_MODEL]->text, c));
+    SHL_TRY(resolve_model(o, at[AXIS_MODEL]->text, notes, c));
     shl_engine_config *e = &c->engine;
     SHL_TRY(shl_strategy_parse(at[AXIS_STRATEGY]->text, &e->strategy));
     SHL_TRY(resolve_reduce(at[AXIS_REDUCE]->text, e->strategy, &e->reduce_every));
@@ -261,7 +281,7 @@ shl_run_points_resolve(const shl_run_options *o, shl_run_points *out)
     SHL_TRY_TO(code, done, shl_sweep_points(axes, AXIS_COUNT, &out->n));
     SHL_TRY_TO(code, done, shl_heap_alloc((size_t)out->n, sizeof(*out->configs), &out->configs));
     for (int64_t i = 0; i < out->n; i++) {
-        SHL_TRY_TO(code, done, resolve_point(o, axes, i, &out->configs[i]));
+        SHL_TRY_TO(code, done, resolve_point(o, axes, i, &out->notes, &out->configs[i]));
     }
     if (o->ckpt_dir && out->n > 1) {
         code =
@@ -280,5 +300,6 @@ void
 shl_run_points_fini(shl_run_points *p)
 {
     shl_heap_free(&p->configs);
+    shl_str_fini(&p->notes);
     p->n = 0;
 }

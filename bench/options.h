@@ -6,6 +6,7 @@
 
 #include "bench/session.h"
 #include "kernels/base/option.h"
+#include "kernels/base/str.h"
 
 /* Lists (shl_sweep_*) are marked; the rest is one value for all rows of a sweep. */
 typedef struct shl_run_options {
@@ -13,6 +14,11 @@ typedef struct shl_run_options {
     const char *batch, *seq, *accum;                     /* lists */
     const char *reduce_every, *bucket, *prefetch, *seed; /* lists */
     int64_t layers, width, heads, vocab, context;        /* 0: the preset's */
+    int64_t inner, kv_heads, head_dim;                   /* 0: the preset's */
+    double norm_eps, rope_theta;                         /* 0: the preset's */
+    const char *rope_scaling;                            /* NULL: the preset's */
+    int family, tied, qkv_bias;
+    bool approximate;
     const char *init_from;
     int64_t steps;
     double lr, min_lr_ratio, eps, weight_decay, clip;
@@ -45,6 +51,8 @@ typedef struct shl_run_options {
 } shl_run_options;
 
 extern const char *const shl_choices_schedule[];
+extern const char *const shl_choices_family[];
+extern const char *const shl_choices_preset[];
 extern const char *const shl_choices_device[];
 extern const char *const shl_choices_as[];
 extern const char *const shl_choices_launch[];
@@ -58,7 +66,7 @@ extern const char *const shl_choices_dtype[];
 
 #define SHL_ROWS_MODEL                                                                               \
     SHL_ROW("model", SHL_OPT_LIST, model, 0, 0, "gpt2-tiny", NULL, "presets", "Model",               \
-            "Shape of the model (info models lists them)."),                                         \
+            "A preset, a size such as 7b (info models lists both), or a path to a config.json."),     \
     SHL_ROW("layers", SHL_OPT_COUNT, layers, 1, 10000,  NULL, NULL, NULL, "Model",                   \
             "Blocks, instead of the preset's."),                                                     \
     SHL_ROW("width", SHL_OPT_COUNT, width, 1, 1e7, NULL, NULL, NULL, "Model",                        \
@@ -68,7 +76,27 @@ extern const char *const shl_choices_dtype[];
     SHL_ROW("vocab", SHL_OPT_COUNT, vocab, 1, 1e8, NULL, NULL, NULL, "Model",                        \
             "Size of the vocabulary, instead of the preset's."),                                     \
     SHL_ROW("context", SHL_OPT_COUNT, context, 1, 1e8, NULL, NULL, NULL, "Model",                    \
-            "Longest sequence, instead of the preset's.")
+            "Longest sequence, instead of the preset's."),                                           \
+    SHL_ROW("family", SHL_OPT_ENUM, family, 0, 0, "preset", shl_choices_family, NULL, "Model",       \
+            "Kind of model."),                                                                       \
+    SHL_ROW("kv-heads", SHL_OPT_COUNT, kv_heads, 1, 1e6, NULL, NULL, NULL, "Model",                  \
+            "Heads of keys and values (llama), instead of the preset's."),                           \
+    SHL_ROW("inner", SHL_OPT_COUNT, inner, 1, 1e9, NULL, NULL, NULL, "Model",                        \
+            "Inner width of the MLP, instead of the preset's."),                                     \
+    SHL_ROW("head-dim", SHL_OPT_COUNT, head_dim, 1, 1e6, NULL, NULL, NULL, "Model",                  \
+            "Size of a head (llama); default width / heads."),                                       \
+    SHL_ROW("rope-theta", SHL_OPT_DOUBLE, rope_theta, 1, 1e15, NULL, NULL, NULL, "Model",            \
+            "Base of the rotary angles (llama), instead of the preset's."),                          \
+    SHL_ROW("rope-scaling", SHL_OPT_STRING, rope_scaling, 0, 0, NULL, NULL, NULL, "Model",           \
+            "none, linear:FACTOR or llama3:FACTOR:LOW:HIGH:CONTEXT (llama)."),                       \
+    SHL_ROW("qkv-bias", SHL_OPT_ENUM, qkv_bias, 0, 0, "preset", shl_choices_preset, NULL, "Model",   \
+            "Biases of queries, keys and values (llama)."),                                          \
+    SHL_ROW("tied", SHL_OPT_ENUM, tied, 0, 0, "preset", shl_choices_preset, NULL, "Model",           \
+            "Whether the head shares the token embedding."),                                         \
+    SHL_ROW("norm-eps", SHL_OPT_DOUBLE, norm_eps, 1e-30, 1, NULL, NULL, NULL, "Model",               \
+            "Epsilon of the norms, instead of the preset's."),                                       \
+    SHL_ROW("approximate", SHL_OPT_BOOL, approximate, 0, 0, NULL, NULL, NULL, "Model",               \
+            "Also trains a shape whose original computes something else (info models).")
 
 #define SHL_ROW_INIT_FROM                                                                            \
     SHL_ROW("init-from", SHL_OPT_STRING, init_from, 0, 0, NULL, NULL, "folder", "Model",             \
@@ -222,6 +250,7 @@ shl_code shl_run_options_init(shl_run_options *o) SHL_MUST_USE;
 typedef struct shl_run_points {
     shl_session_config *configs; /* strings borrowed from the options */
     int64_t n;
+    shl_str notes; /* lines for the user: how a size or a file was taken, what is approximated */
 } shl_run_points;
 
 /* Errors: SHL_E_USAGE with the flag, the value and its limit; no row runs before all are good. Owner:

@@ -23,6 +23,9 @@ typedef struct shl_session_batches {
 typedef struct shl_session_config {
     char model[64]; /* for records, messages and checkpoints */
     shl_model_config shape;
+    bool approximate; /* also on a device that computes */
+    char approximated
+        [192]; /* what the original of the shape computes and this does not; "": exact */
     shl_engine_config engine;
     int ranks;
     int threads;                /* compute threads per rank */

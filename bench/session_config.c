@@ -124,11 +124,6 @@ shl_session_config_check(const shl_session_config *c)
         SHL_RAISE(SHL_E_USAGE, "%lld steps", (long long)c->steps);
         return shl_err_because("the step number to reach is at least 1");
     }
-    if (c->engine.seq > c->shape.context) {
-        SHL_RAISE(SHL_E_USAGE, "a sequence of %lld positions", (long long)c->engine.seq);
-        shl_err_because("the context of %s is %lld", c->model, (long long)c->shape.context);
-        return shl_err_advice("--seq %lld", (long long)c->shape.context);
-    }
     int64_t tokens;
     if (!shl_mul_elems(c->engine.batch, c->engine.accum, &tokens) ||
         !shl_mul_elems(tokens, c->ranks, &tokens) ||
@@ -139,7 +134,16 @@ shl_session_config_check(const shl_session_config *c)
     }
     shl_model *model = NULL;
     SHL_TRY(shl_model_new(&c->shape, &model));
+    /* Scaled rotary angles reach further than the context that is configured. */
+    int64_t reach = model->context;
     shl_model_free(&model);
+    if (c->engine.seq > reach) {
+        SHL_RAISE(SHL_E_USAGE, "a sequence of %lld positions", (long long)c->engine.seq);
+        shl_err_because("the context of %s is %lld", c->model, (long long)reach);
+        return c->shape.family == SHL_FAMILY_LLAMA
+                   ? shl_err_advice("--seq %lld, or --rope-scaling linear:FACTOR", (long long)reach)
+                   : shl_err_advice("--seq %lld", (long long)reach);
+    }
     return SHL_OK;
 }
 
@@ -176,7 +180,7 @@ give_policy(const shl_engine_config *e, shl_lab_options *out)
 }
 
 shl_code
-shl_session_lab_options(const shl_session_config *c, int rank, shl_lab_options *out)
+shl_session_lab_options(const shl_session_config *c, int rank, char *rope, shl_lab_options *out)
 {
     const shl_engine_config *e = &c->engine;
     bool is_virtual = strcmp(c->device, "virtual") == 0;
@@ -190,6 +194,14 @@ shl_session_lab_options(const shl_session_config *c, int rank, shl_lab_options *
     out->inner = c->shape.inner;
     out->norm_eps = c->shape.norm_eps;
     out->tied = c->shape.tied;
+    shl_rope_spell(&c->shape.rope, rope, SHL_ROPE_TEXT_BYTES);
+    out->family = shl_family_name(c->shape.family);
+    out->kv_heads = c->shape.kv_heads;
+    out->head_dim = c->shape.head_dim;
+    out->rope_theta = c->shape.rope_theta;
+    out->rope_scaling = rope;
+    out->qkv_bias = c->shape.qkv_bias;
+    out->approximate = c->approximate;
     out->strategy = shl_strategy_name(e->strategy);
     out->reduce_every = e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary";
     out->bucket_elems = e->bucket_elems;
@@ -226,15 +238,6 @@ shl_session_lab_options(const shl_session_config *c, int rank, shl_lab_options *
 }
 
 static json_t *
-shape_json(const shl_model_config *g)
-{
-    return json_pack("{sI sI sI sI sI sb}", "layers", (json_int_t)g->layers, "width",
-                     (json_int_t)g->width, "heads", (json_int_t)g->heads, "vocab",
-                     (json_int_t)g->vocab, "context", (json_int_t)g->context, "tied",
-                     g->tied ? 1 : 0);
-}
-
-static json_t *
 optim_json(const shl_optim_config *o)
 {
     return json_pack("{sf s[ff] sf sf sf ss sI sI sf}", "lr", o->lr, "betas", o->beta1, o->beta2,
@@ -257,7 +260,7 @@ shl_code
 shl_session_config_json(const shl_session_config *c, json_t **out)
 {
     const shl_engine_config *e = &c->engine;
-    json_t *shape = shape_json(&c->shape), *optim = optim_json(&e->optim);
+    json_t *shape = shl_lab_shape_json(&c->shape), *optim = optim_json(&e->optim);
     /* "s?" gives null for NULL; the inner objects are stolen, also on failure. */
     *out = json_pack("{ss so ss sI sI sI sI sI so sI ss sI sI sI ss ss ss sI ss? sI sb sb sI ss?}",
                      "model", c->model, "shape", shape, "strategy", shl_strategy_name(e->strategy),
@@ -274,6 +277,9 @@ shl_session_config_json(const shl_session_config *c, json_t **out)
                      c->init_from);
     json_t *data = data_json(c);
     bool whole = *out && data && json_object_update(*out, data) == 0;
+    if (whole && c->approximated[0]) {
+        whole = json_object_set_new(*out, "approximated", json_string(c->approximated)) == 0;
+    }
     json_decref(data);
     if (!whole) {
         json_decref(*out);

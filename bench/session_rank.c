@@ -54,8 +54,9 @@ static shl_code
 open_rank(shl_session_rank *r)
 {
     shl_lab_options options;
+    char rope[SHL_ROPE_TEXT_BYTES];
     SHL_TRY(open_data(r));
-    SHL_TRY(shl_session_lab_options(r->cfg, r->rank, &options));
+    SHL_TRY(shl_session_lab_options(r->cfg, r->rank, rope, &options));
     SHL_TRY((shl_code)shl_lab_initialize(&options, (shl_lab_world *)r->world, &r->lab));
     r->device = r->lab->device;
     r->comm = r->lab->comm;

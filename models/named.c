@@ -30,6 +30,9 @@ name_of_path(const char *path, char *dst, size_t dst_bytes)
     while (end > 0 && path[end - 1] == '/') {
         end--;
     }
+    if (end > 5 && strncmp(path + end - 5, ".json", 5) == 0) {
+        end -= 5;
+    }
     size_t begin = end;
     while (begin > 0 && path[begin - 1] != '/') {
         begin--;

@@ -5,6 +5,8 @@
 
 #include "models/family.h"
 
+#define SHL_ROPE_TEXT_BYTES 96
+
 /* Values over a base. Start from shl_shape_asked_init. */
 typedef struct shl_shape_asked {
     const char *family;                                            /* NULL: the base's */

@@ -58,6 +58,9 @@ struct shl_lab {
 shl_code shl_lab_setup_resolve(const shl_lab_options *o, const shl_world *world,
                                shl_lab_setup *out) SHL_MUST_USE;
 
+/* The "shape" object of a configuration. Owner: caller; NULL: out of host memory. */
+struct json_t *shl_lab_shape_json(const shl_model_config *g);
+
 /* The JSON form of a setup, with the keys that shl_lab_initialize_json takes. Owner: caller (json_decref).
  * Errors: SHL_E_HEAP. */
 shl_code shl_lab_setup_json(const shl_lab_setup *s, struct json_t **out) SHL_MUST_USE;

@@ -294,6 +294,26 @@ compare_key(const json_t *theirs, const json_t *ours, const char *key)
     return code;
 }
 
+/* Sizes that tensors show, and what they do not: epsilon, rotary angles. What one side leaves out is at its
+ * default there; a checkpoint from before there were families names none. */
+static shl_code
+compare_shape(json_t *theirs, json_t *ours)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach(ours, key, value)
+    {
+        if (strcmp(key, "family") != 0 || json_object_get(theirs, key)) {
+            SHL_TRY(compare_key(theirs, ours, key));
+        }
+    }
+    json_object_foreach(theirs, key, value)
+    {
+        SHL_TRY(compare_key(theirs, ours, key));
+    }
+    return SHL_OK;
+}
+
 /* The schedule and what else decides the next numbers must be the same; ranks, strategy, batch and
  * everything that only moves bytes may differ. */
 static shl_code
@@ -316,7 +336,7 @@ compare_config(const json_t *theirs, const json_t *ours)
     {
         SHL_TRY(compare_key(a, mine, key));
     }
-    return SHL_OK;
+    return compare_shape(json_object_get(theirs, "shape"), json_object_get(ours, "shape"));
 }
 
 /* The program's own keys, such as the order of its data. An older checkpoint may not have them. */

@@ -37,8 +37,15 @@ static const json_key keys[] = {
     {"shape", "vocab", KEY_INT, AT(vocab)},
     {"shape", "context", KEY_INT, AT(context)},
     {"shape", "inner", KEY_INT, AT(inner)},
-    {"shape", "ln-eps", KEY_REAL, AT(norm_eps)},
+    {"shape", "norm-eps", KEY_REAL, AT(norm_eps)},
     {"shape", "tied", KEY_INT, AT(tied)},
+    {"shape", "family", KEY_TEXT, AT(family)},
+    {"shape", "kv-heads", KEY_INT, AT(kv_heads)},
+    {"shape", "head-dim", KEY_INT, AT(head_dim)},
+    {"shape", "rope-theta", KEY_REAL, AT(rope_theta)},
+    {"shape", "rope-scaling", KEY_TEXT, AT(rope_scaling)},
+    {"shape", "qkv-bias", KEY_INT, AT(qkv_bias)},
+    {"", "approximate", KEY_FLAG, AT(approximate)},
     {"", "strategy", KEY_TEXT, AT(strategy)},
     {"", "reduce-every", KEY_TEXT, AT(reduce_every)},
     {"", "bucket", KEY_INT, AT(bucket_elems)},
@@ -163,7 +170,7 @@ take_pair(const json_key *k, const json_t *value, double *out)
 static shl_code
 take_int(const json_key *k, const json_t *value, int64_t *out)
 {
-    if (json_is_boolean(value) && k->offset == AT(tied)) {
+    if (json_is_boolean(value) && (k->offset == AT(tied) || k->offset == AT(qkv_bias))) {
         *out = json_is_true(value);
         return SHL_OK;
     }
@@ -289,6 +296,47 @@ optim_json(const shl_optim_config *o)
                      "warmup", (json_int_t)o->warmup_steps, "min-lr-ratio", o->min_lr_ratio);
 }
 
+/* What is at its default is left out, as a caller would. */
+json_t *
+shl_lab_shape_json(const shl_model_config *g)
+{
+    char rope[SHL_ROPE_TEXT_BYTES];
+    const struct {
+        const char *key;
+        int64_t value;
+    } sizes[] = {{"inner", g->inner}, {"kv-heads", g->kv_heads}, {"head-dim", g->head_dim}};
+    const struct {
+        const char *key;
+        double value;
+    } reals[] = {{"norm-eps", g->norm_eps}, {"rope-theta", g->rope_theta}};
+    json_t *shape = json_pack("{sI sI sI sI sI sb ss}", "layers", (json_int_t)g->layers, "width",
+                              (json_int_t)g->width, "heads", (json_int_t)g->heads, "vocab",
+                              (json_int_t)g->vocab, "context", (json_int_t)g->context, "tied",
+                              g->tied ? 1 : 0, "family", shl_family_name(g->family));
+    bool whole = shape != NULL;
+    for (size_t i = 0; i < SHL_ARRAY_LEN(sizes); i++) {
+        whole = whole && (sizes[i].value == 0 ||
+                          json_object_set_new(shape, sizes[i].key,
+                                              json_integer((json_int_t)sizes[i].value)) == 0);
+    }
+    for (size_t i = 0; i < SHL_ARRAY_LEN(reals); i++) {
+        whole = whole && (!(reals[i].value > 0.0) ||
+                          json_object_set_new(shape, reals[i].key, json_real(reals[i].value)) == 0);
+    }
+    if (whole && g->rope.kind != SHL_ROPE_PLAIN) {
+        shl_rope_spell(&g->rope, rope, sizeof(rope));
+        whole = json_object_set_new(shape, "rope-scaling", json_string(rope)) == 0;
+    }
+    if (whole && g->qkv_bias) {
+        whole = json_object_set_new(shape, "qkv-bias", json_true()) == 0;
+    }
+    if (!whole) {
+        json_decref(shape);
+        shape = NULL;
+    }
+    return shape;
+}
+
 shl_code
 shl_lab_policy_json(const shl_engine_config *e, json_t *into)
 {
@@ -320,12 +368,8 @@ shl_lab_policy_json(const shl_engine_config *e, json_t *into)
 shl_code
 shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
 {
-    const shl_model_config *g = &s->shape;
     const shl_engine_config *e = &s->engine;
-    json_t *shape =
-        json_pack("{sI sI sI sI sI sb}", "layers", (json_int_t)g->layers, "width",
-                  (json_int_t)g->width, "heads", (json_int_t)g->heads, "vocab",
-                  (json_int_t)g->vocab, "context", (json_int_t)g->context, "tied", g->tied ? 1 : 0);
+    json_t *shape = shl_lab_shape_json(&s->shape);
     /* The inner objects are stolen, also on failure. */
     *out = json_pack(
         "{ss so ss sI sI sI sI so sI ss sI sI sI ss ss sI sI}", "model", s->model, "shape", shape,
@@ -337,12 +381,6 @@ shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
         (json_int_t)s->threads, "device", s->device, "as", s->stands_for, "device-memory",
         (json_int_t)s->device_memory_bytes, "timeout-ms", (json_int_t)s->timeout_ms);
     bool whole = *out != NULL;
-    if (whole && g->inner > 0) {
-        whole = json_object_set_new(shape, "inner", json_integer(g->inner)) == 0;
-    }
-    if (whole && g->norm_eps > 0.0) {
-        whole = json_object_set_new(shape, "ln-eps", json_real(g->norm_eps)) == 0;
-    }
     if (whole && s->init_from[0]) {
         whole = json_object_set_new(*out, "init-from", json_string(s->init_from)) == 0;
     }

@@ -21,6 +21,7 @@ shl_lab_options_init(shl_lab_options *o, size_t struct_bytes)
         .struct_bytes = sizeof(ours),
         .model = "gpt2-tiny",
         .tied = -1,
+        .qkv_bias = -1,
         .strategy = shl_strategy_name(e.strategy),
         .reduce_every = "auto",
         .bucket_elems = e.bucket_elems,
@@ -86,29 +87,40 @@ resolve_model(const shl_lab_options *o, shl_lab_setup *s)
         return SHL_RAISE(SHL_E_USAGE, "the model has %s name",
                          o->model ? "too long a" : "no"); /* it goes into every checkpoint */
     }
-    const shl_preset *preset = shl_preset_find(o->model);
-    const int64_t asked[] = {o->layers, o->width, o->heads, o->vocab, o->context, o->inner};
-    int64_t *const fields[] = {&s->shape.layers, &s->shape.width,   &s->shape.heads,
-                               &s->shape.vocab,  &s->shape.context, &s->shape.inner};
-    const size_t needed = 5; /* inner follows from width */
-    bool full = true;
-    s->shape = preset ? preset->config : (shl_model_config){.tied = true};
-    for (size_t i = 0; i < SHL_ARRAY_LEN(asked); i++) {
-        if (asked[i] < 0) {
-            return SHL_RAISE(SHL_E_USAGE, "the shape of %s has a size below 0", o->model);
-        }
-        full = full && (i >= needed || asked[i] > 0);
-        *fields[i] = asked[i] > 0 ? asked[i] : *fields[i];
+    const int64_t needed[] = {o->layers, o->width, o->heads, o->vocab, o->context};
+    shl_named_model m = {.config = {.tied = true}};
+    shl_shape_asked asked = {.family = o->family,
+                             .layers = o->layers,
+                             .width = o->width,
+                             .heads = o->heads,
+                             .vocab = o->vocab,
+                             .context = o->context,
+                             .inner = o->inner,
+                             .kv_heads = o->kv_heads,
+                             .head_dim = o->head_dim,
+                             .norm_eps = o->norm_eps,
+                             .rope_theta = o->rope_theta,
+                             .rope_scaling = o->rope_scaling,
+                             .tied = (int)o->tied,
+                             .qkv_bias = (int)o->qkv_bias};
+    bool full = true, known = shl_preset_find(o->model) != NULL;
+    for (size_t i = 0; i < SHL_ARRAY_LEN(needed); i++) {
+        full = full && needed[i] > 0;
     }
-    if (!preset && !full) {
-        return shl_preset_raise_unknown(o->model);
+    if (o->tied < -1 || o->tied > 1 || o->qkv_bias < -1 || o->qkv_bias > 1) {
+        return SHL_RAISE(SHL_E_USAGE, "tied or qkv-bias is not -1, 0 or 1");
     }
-    if (o->tied < -1 || o->tied > 1) {
-        return SHL_RAISE(SHL_E_USAGE, "tied is %lld, and not -1, 0 or 1", (long long)o->tied);
+    shl_strf(m.name, sizeof(m.name), "%s", o->model);
+    if (known || !full) {
+        SHL_TRY(shl_model_find(o->model, &m));
     }
-    s->shape.norm_eps = o->norm_eps != 0.0 ? o->norm_eps : s->shape.norm_eps;
-    s->shape.tied = o->tied >= 0 ? o->tied == 1 : s->shape.tied;
-    shl_strf(s->model, sizeof(s->model), "%s", o->model);
+    /* A name that the caller gave stays his, whatever the shape. */
+    shl_strf(s->model, sizeof(s->model), "%s", m.name);
+    SHL_TRY(shl_named_apply(&m, &asked));
+    if (o->device && strcmp(o->device, "virtual") != 0 && !o->approximate) {
+        SHL_TRY(shl_named_check_exact(&m));
+    }
+    s->shape = m.config;
     return SHL_OK;
 }
 

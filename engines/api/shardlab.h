@@ -118,7 +118,9 @@ SHL_LAB_API int shl_lab_world_size(const shl_lab_world *world);
 typedef struct shl_lab_options {
     size_t struct_bytes;
 
-    const char *model;                            /* a preset, or any name for a full shape */
+    /* A preset, a size such as "7b", a path to a Hugging Face config.json or its folder, or any name for a
+     * full shape. */
+    const char *model;
     int64_t layers, width, heads, vocab, context; /* 0: the preset's; in "shape" */
     int64_t inner;                                /* 0: 4 width; in "shape" */
     double norm_eps;                              /* 0: 1e-5; in "shape" */
@@ -182,6 +184,17 @@ typedef struct shl_lab_options {
     bool raise_error_at_min_scale; /* a halving due there is an error; "raise-error-at-min-scale" */
     double min_loss_scale;         /* "min-loss-scale" */
     bool check_overflow;           /* "check-overflow" */
+
+    /* The rest of a shape; in "shape". All but family belong to "llama". */
+    const char *family;         /* "gpt", "llama"; NULL: the preset's */
+    int64_t kv_heads, head_dim; /* 0: the preset's; "kv-heads", "head-dim" */
+    double rope_theta;          /* 0: the preset's; "rope-theta" */
+    const char *rope_scaling;   /* "none", "linear:2", "llama3:8:1:4:8192"; "rope-scaling" */
+    int64_t qkv_bias;           /* 1, 0, or -1 as the preset; "qkv-bias" */
+
+    /* Also a preset or file whose original computes something else (ALiBi, parallel blocks, ...), by its
+     * shape alone; a virtual device needs no leave. Not in "shape". */
+    bool approximate;
 } shl_lab_options;
 
 #define SHL_LAB_SCALE_NONE (-1.0)
