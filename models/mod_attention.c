@@ -42,8 +42,9 @@ value_at(const attention_impl *impl, int64_t rows)
 }
 
 static shl_attention_args
-attention_args(const attention_impl *impl, const shl_run *run, const shl_tensor *qkv)
+attention_args(const shl_module *m, const shl_run *run, const shl_tensor *qkv)
 {
+    const attention_impl *impl = m->impl;
     int64_t rows = qkv->dims[0], whole = qkv_width(impl);
     return (shl_attention_args){.q = qkv->data,
                                 .k = shl_elem_ptr(qkv->data, qkv->dtype, key_at(impl, rows)),
@@ -56,7 +57,11 @@ attention_args(const attention_impl *impl, const shl_run *run, const shl_tensor 
                                 .kv_heads = impl->kv_heads,
                                 .head_dim = impl->head_dim,
                                 .scale = (float)(1.0 / sqrt((double)impl->head_dim)),
-                                .dtype = qkv->dtype};
+                                .dtype = qkv->dtype,
+                                .dropout_p = run->want_grad ? m->dropout : 0.0,
+                                .dropout_seed = run->dropout_seed,
+                                .dropout_stream = m->dropout_stream,
+                                .first_sequence = run->first_row};
 }
 
 /* Turns q and k, or back what came to dq and dk, in place. */
@@ -92,7 +97,7 @@ attend(shl_module *m, shl_run *run, shl_tape_entry *e, shl_buf *y_buf, shl_tenso
     SHL_TRY(shl_act_alloc(m, run, x->dtype, x->dims[0], query_width(impl), y_buf, y));
     SHL_TRY(shl_act_alloc(m, run, SHL_F32, run->batch * impl->heads, run->seq, &e->bufs[2],
                           &e->saved[2]));
-    shl_attention_args args = attention_args(impl, run, x);
+    shl_attention_args args = attention_args(m, run, x);
     args.y = y->data;
     args.lse = e->saved[2].data; /* [B,NH,T] */
     return shl_op_attention_forward(run->stream, &args);
@@ -133,7 +138,7 @@ attention_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tenso
     SHL_TRY(shl_tape_top(run->tape, m, &e));
     SHL_TRY(attention_refill(m, run, e));
     SHL_TRY(shl_act_alloc(m, run, dy->dtype, dy->dims[0], qkv_width(impl), dx_buf, dx));
-    shl_attention_args args = attention_args(impl, run, &e->saved[0]);
+    shl_attention_args args = attention_args(m, run, &e->saved[0]);
     args.y = e->saved[1].data; /* [R,C] */
     args.lse = e->saved[2].data;
     args.dy = dy->data;

@@ -3,6 +3,7 @@
 #ifndef SHL_CPU_CPU_ATTENTION_H
 #define SHL_CPU_CPU_ATTENTION_H
 
+#include "kernels/cpu/cpu_random.h"
 #include "kernels/cpu/cpu_slots.h"
 #include "kernels/cpu/cpu_tile.h"
 #include "kernels/ops/work.h"
@@ -68,6 +69,48 @@ attention_scores(const float *q, int64_t rows, int64_t dim, int64_t width, const
             tile_rows(m, dim, q + r * width, width, 1, k_panels + j * dim, TILE_N,
                       scores + r * SHL_WORK_SCORES + j, SHL_WORK_SCORES, false);
         }
+    }
+}
+
+/* Dropout of a head's weights; scale 0: none. */
+typedef struct attention_drop {
+    uint64_t seed, stream;
+    uint64_t first; /* index of the word of query 0, key 0 */
+    int64_t seq;
+    uint32_t bound;
+    float scale;
+} attention_drop;
+
+static inline attention_drop
+attention_drop_of(const shl_attention_args *a, int64_t b, int64_t h)
+{
+    uint64_t head = (uint64_t)((a->first_sequence + b) * a->heads + h);
+    return (attention_drop){.seed = a->dropout_seed,
+                            .stream = a->dropout_stream,
+                            .first = head * (uint64_t)a->seq * (uint64_t)a->seq,
+                            .seq = a->seq,
+                            .bound = shl_op_dropout_bound(a->dropout_p),
+                            .scale =
+                                a->dropout_p > 0.0 ? (float)(1.0 / (1.0 - a->dropout_p)) : 0.0f};
+}
+
+/* Factors of keys [j0, j0 + n) for query i: 0 or scale. n <= SHL_WORK_K. */
+static inline void
+attention_factors(const attention_drop *drop, int64_t i, int64_t j0, int64_t n, float *factor)
+{
+    uint32_t room[SHL_WORK_K + CPU_RANDOM_SLACK];
+    uint64_t index = drop->first + (uint64_t)(i * drop->seq + j0);
+    const uint32_t *word = cpu_random_words(drop->seed, drop->stream, index, n, room);
+    for (int64_t j = 0; j < n; j++) {
+        factor[j] = word[j] >= drop->bound ? drop->scale : 0.0f;
+    }
+}
+
+static inline void
+attention_drop_row(float *x, const float *factor, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++) {
+        x[j] *= factor[j];
     }
 }
 

@@ -1,7 +1,7 @@
 /* kernels/cpu: causal attention backward: scores are recomputed tile by tile from the saved
  * log-sum-exp (Dao et al. 2022). One task is a (sequence, key/value head), so every sum has one
  * owner and one order. p = exp(s - lse), dv = p^T dy, ds = p (dy v^T - delta), dq = ds k, dk = ds^T q,
- * delta = row sum of dy y. */
+ * delta = row sum of dy y. With dropout factors m: dv = (p m)^T dy, ds = p (m dy v^T - delta). */
 #include "kernels/cpu/cpu_attention.h"
 
 typedef struct backward_task {
@@ -12,6 +12,7 @@ typedef struct backward_task {
     float *dk, *dv;                 /* of a key block, [keys, width] */
     float *p, *ds;                  /* score tiles */
     const float *lse;
+    attention_drop drop;
 } backward_task;
 
 static void
@@ -50,6 +51,7 @@ pack_head(backward_task *t, int64_t b, int64_t h)
         t->delta[i] = sum;
     }
     t->lse = a->lse + (b * a->heads + h) * t->seq;
+    t->drop = attention_drop_of(a, b, h);
 }
 
 /* Row r of the tiles: scores and dy v^T become p and ds; zeros from `valid` to the tile's end. */
@@ -75,6 +77,17 @@ slope_row(const backward_task *t, int64_t i, int64_t r, int64_t valid, int64_t k
         p[j] = 0.0f;
         ds[j] = 0.0f;
     }
+}
+
+static void
+dropped_slope_row(const backward_task *t, int64_t i, int64_t r, int64_t j0, int64_t valid,
+                  int64_t keys)
+{
+    float factor[SHL_WORK_K];
+    attention_factors(&t->drop, i, j0, valid, factor);
+    attention_drop_row(t->ds + r * SHL_WORK_SCORES, factor, valid);
+    slope_row(t, i, r, valid, keys);
+    attention_drop_row(t->p + r * SHL_WORK_SCORES, factor, valid);
 }
 
 /* to[keys, width] += weights[rows, keys]^T from[rows, width] over the rows that see each key. */
@@ -103,7 +116,12 @@ backward_tile(const backward_task *t, int64_t i0, int64_t rows, int64_t j0, int6
     attention_scores(q, rows, t->dim, t->width, t->k_panels, keys, ahead, t->p);
     attention_scores(dy, rows, t->dim, t->width, t->v_panels, keys, ahead, t->ds);
     for (int64_t r = 0; r < rows; r++) {
-        slope_row(t, i0 + r, r, attention_keys(i0 + r, j0, keys), keys);
+        int64_t valid = attention_keys(i0 + r, j0, keys);
+        if (t->drop.scale > 0.0f && valid > 0) {
+            dropped_slope_row(t, i0 + r, r, j0, valid, keys);
+        } else {
+            slope_row(t, i0 + r, r, valid, keys);
+        }
     }
     add_transposed(t, t->p, dy, rows, keys, ahead, t->dv);
     add_transposed(t, t->ds, q, rows, keys, ahead, t->dk);

@@ -7,6 +7,7 @@ typedef struct forward_tile {
     float *q, *y, *scores, *top, *sum;
     int64_t i0, rows; /* queries [i0, i0 + rows) */
     int64_t dim, width;
+    attention_drop drop;
 } forward_tile;
 
 /* Turns `valid` scores of row r into weights against the running maximum; zero up to `end`. */
@@ -50,6 +51,17 @@ softmax_row(forward_tile *t, int64_t r, int64_t valid, int64_t end)
     t->sum[r] += vsum(sum);
 }
 
+/* Behind the sum: it is over what the softmax gives. */
+static void
+drop_row(const forward_tile *t, int64_t r, int64_t j0, int64_t valid)
+{
+    float factor[SHL_WORK_K];
+    if (t->drop.scale > 0.0f) {
+        attention_factors(&t->drop, t->i0 + r, j0, valid, factor);
+        attention_drop_row(t->scores + r * SHL_WORK_SCORES, factor, valid);
+    }
+}
+
 /* One query block against the key block at j0: scores, weights, y += weights v. */
 static void
 forward_block(forward_tile *t, int64_t j0, const float *k_panels, const float *v)
@@ -65,6 +77,7 @@ forward_block(forward_tile *t, int64_t j0, const float *k_panels, const float *v
             int64_t valid = attention_keys(t->i0 + r, j0, keys);
             if (valid > 0) {
                 softmax_row(t, r, valid, end);
+                drop_row(t, r, j0, valid);
             } else {
                 memset(t->scores + r * SHL_WORK_SCORES, 0, (size_t)end * sizeof(float));
             }
@@ -101,6 +114,7 @@ forward_head(const shl_attention_args *a, int64_t b, int64_t h, float *work)
     float *y = (float *)a->y + (b * seq * a->heads + h) * dim;
     float *k_panels = work, *v_rows = k_panels + padded * dim;
     forward_tile t = {.q = v_rows + seq * width, .dim = dim, .width = width};
+    t.drop = attention_drop_of(a, b, h);
     t.y = t.q + SHL_WORK_Q * width;
     t.scores = t.y + SHL_WORK_Q * width;
     t.top = t.scores + SHL_WORK_Q * SHL_WORK_SCORES;

@@ -134,6 +134,7 @@ attention_cost(bool backward, const shl_attention_args *a)
         c.flops = pairs * (8.0 * dim + 8.0);
         c.bytes = 4.0 * q + 4.0 * kv + lse;
     }
+    c.flops += a->dropout_p > 0.0 ? 25.0 * pairs : 0.0; /* a random word each */
     return c;
 }
 

@@ -72,6 +72,9 @@ static const shl_op_case cases[] = {
     {"silu-mul back, large", SHL_OP_SILU_MUL_BACKWARD, {2, 77}, SHL_CASE_LARGE},
     {"dropout", SHL_OP_DROPOUT, {7, 331}, 0},
     {"dropout of nothing", SHL_OP_DROPOUT, {3, 21}, SHL_CASE_PLAIN},
+    {"attention, dropped", SHL_OP_ATTENTION_FORWARD, {2, 140, 2, 1, 16}, SHL_CASE_DROPOUT},
+    {"attention back, dropped", SHL_OP_ATTENTION_BACKWARD, {2, 140, 2, 1, 16}, SHL_CASE_DROPOUT},
+    {"attention back, few dropped", SHL_OP_ATTENTION_BACKWARD, {3, 7, 3, 1, 6}, SHL_CASE_DROPOUT},
 
     {"cast to bf16", SHL_OP_CAST, {1031}, SHL_CASE_BF16},
     {"cast to fp16", SHL_OP_CAST, {1031}, SHL_CASE_F16},

@@ -18,6 +18,8 @@
     128u /* gradients of parameters in that type too; add: three types; adamw: a
                                   parameter, and moments in bf16; cast: from 16 bits */
 
+#define SHL_CASE_DROPOUT 256u /* attention: a fifth of the weights is dropped */
+
 /* size by op: linear R I O; layernorm R C; gelu, add, scale, adamw, norms, init, cast N; embedding B
  * T C V; attention B T NH NK D; cross-entropy R V; sum_ranks N ranks; rmsnorm R C; rope B T NH NK D;
  * silu_mul R I; dropout R C. */

@@ -295,6 +295,12 @@ prepare_attention(shl_op_run *run)
                               .head_dim = dim,
                               .scale = (float)(1.0 / sqrt((double)dim)),
                               .dtype = dt};
+    if (has(run, SHL_CASE_DROPOUT)) {
+        a->dropout_p = 0.2;
+        a->dropout_seed = run->seed;
+        a->dropout_stream = 3;
+        a->first_sequence = 1000000;
+    }
     if (!back) {
         if (ready(run, code)) {
             const double *x = qkv->value;

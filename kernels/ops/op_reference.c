@@ -232,6 +232,19 @@ pair_weight(const shl_attention_args *a, const double *q, const double *k, int64
     return exp((double)a->scale * dot(qi, k + key_at(a, b, j, h), a->head_dim) - lse);
 }
 
+/* What dropout makes of that weight: times 0 or 1 / (1 - p). */
+static double
+pair_factor(const shl_attention_args *a, int64_t b, int64_t h, int64_t i, int64_t j)
+{
+    if (a->dropout_p == 0.0) {
+        return 1.0;
+    }
+    int64_t head = (a->first_sequence + b) * a->heads + h;
+    uint64_t index = (uint64_t)((head * a->seq + i) * a->seq + j);
+    uint32_t word = shl_op_dropout_word(a->dropout_seed, a->dropout_stream, index);
+    return word >= shl_op_dropout_bound(a->dropout_p) ? 1.0 / (1.0 - a->dropout_p) : 0.0;
+}
+
 static void
 forward_row(const shl_attention_args *a, const double *q, const double *k, const double *v,
             int64_t b, int64_t h, int64_t i, double *y, double *lse)
@@ -239,7 +252,7 @@ forward_row(const shl_attention_args *a, const double *q, const double *k, const
     *lse = row_lse(a, q, k, b, h, i);
     memset(y, 0, (size_t)a->head_dim * sizeof(double));
     for (int64_t j = 0; j <= i; j++) {
-        double p = pair_weight(a, q, k, b, h, i, j, *lse);
+        double p = pair_weight(a, q, k, b, h, i, j, *lse) * pair_factor(a, b, h, i, j);
         for (int64_t d = 0; d < a->head_dim; d++) {
             y[d] += p * v[key_at(a, b, j, h) + d];
         }
@@ -261,7 +274,7 @@ shl_ref_attention_forward(const shl_attention_args *a, const double *q, const do
     }
 }
 
-/* ds = p (dp - sum p dp), dp = dy . v; then dq, dk, dv of one query row. */
+/* ds = p (dp - sum p dp), dp = m dy . v with dropout's factor m; then dq, dk, dv of one query row. */
 static void
 backward_row(const shl_attention_args *a, const double *q, const double *k, const double *v,
              const double *dy, int64_t b, int64_t h, int64_t i, double *dq, double *dk, double *dv)
@@ -270,16 +283,17 @@ backward_row(const shl_attention_args *a, const double *q, const double *k, cons
     const double *dyi = dy + query_at(a, a->heads * dim, b, i, h);
     double lse = row_lse(a, q, k, b, h, i), delta = 0.0;
     for (int64_t j = 0; j <= i; j++) {
-        delta += pair_weight(a, q, k, b, h, i, j, lse) * dot(dyi, v + key_at(a, b, j, h), dim);
+        double p = pair_weight(a, q, k, b, h, i, j, lse) * pair_factor(a, b, h, i, j);
+        delta += p * dot(dyi, v + key_at(a, b, j, h), dim);
     }
     for (int64_t j = 0; j <= i; j++) {
         int64_t at_k = key_at(a, b, j, h);
-        double p = pair_weight(a, q, k, b, h, i, j, lse);
-        double ds = p * (dot(dyi, v + at_k, dim) - delta) * (double)a->scale;
+        double p = pair_weight(a, q, k, b, h, i, j, lse), factor = pair_factor(a, b, h, i, j);
+        double ds = p * (factor * dot(dyi, v + at_k, dim) - delta) * (double)a->scale;
         for (int64_t d = 0; d < dim; d++) {
             dq[at_q + d] += ds * k[at_k + d];
             dk[at_k + d] += ds * q[at_q + d];
-            dv[at_k + d] += p * dyi[d];
+            dv[at_k + d] += p * factor * dyi[d];
         }
     }
 }

@@ -245,6 +245,7 @@ check_attention(shl_op op, const shl_attention_args *a)
     NEED(op, a->kv_heads > 0 && a->heads % a->kv_heads == 0);
     NEED(op, a->q_stride >= a->heads * a->head_dim && a->kv_stride >= a->kv_heads * a->head_dim);
     NEED(op, a->q != NULL && a->k != NULL && a->v != NULL && a->y != NULL && a->lse != NULL);
+    NEED(op, a->dropout_p >= 0.0 && a->dropout_p < 1.0 && a->first_sequence >= 0);
     return SHL_OK;
 }
 

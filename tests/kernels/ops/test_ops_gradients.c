@@ -255,7 +255,9 @@ test_gradients_attention(void **state)
                                    .heads = n[2],
                                    .kv_heads = n[3],
                                    .head_dim = n[4],
-                                   .scale = 0.5f};
+                                   .scale = 0.5f,
+                                   .dropout_p = i == 1 ? 0.3 : 0.0,
+                                   .dropout_seed = SEED};
         draw(t.qkv, t.n_qkv, "qkv");
         draw(t.dy, t.n_y, "dy");
         shl_ref_attention_backward(&t.a, t.qkv, t.qkv + t.at_k, t.qkv + t.at_v, t.dy, t.dqkv,
