@@ -6,33 +6,67 @@
 #include "kernels/cpu/cpu_random.h"
 #include "kernels/cpu/cpu_slots.h"
 #include "kernels/cpu/cpu_tile.h"
+#include "kernels/cpu/cpu_typed.h"
 #include "kernels/ops/work.h"
+
+/* Element `index` of an input. */
+static inline const void *
+attention_at(const void *base, shl_dtype dtype, int64_t index)
+{
+    return (const char *)base + index * (int64_t)shl_dtype_bytes(dtype);
+}
+
+enum { ATTENTION_ROOM = 128 }; /* elements of a head that are widened or rounded at once */
+
+/* Token t of a panel: to[d][t] = row[d]. */
+static inline void
+attention_pack_token(shl_dtype dtype, const void *row, int64_t dim, int64_t t, float *panel)
+{
+    float room[ATTENTION_ROOM];
+    for (int64_t d0 = 0; d0 < dim; d0 += ATTENTION_ROOM) {
+        int64_t n = dim - d0 < ATTENTION_ROOM ? dim - d0 : ATTENTION_ROOM;
+        const float *x = cpu_floats(dtype, row, d0, n, room);
+        for (int64_t d = 0; d < n; d++) {
+            panel[(d0 + d) * TILE_N + t] = x[d];
+        }
+    }
+}
 
 /* Panels of TILE_N tokens: to[panel][d][token], zeros beyond the last token. */
 static inline void
-attention_pack_panels(const float *x, int64_t stride, int64_t n, int64_t dim, float *to)
+attention_pack_panels(shl_dtype dtype, const void *x, int64_t stride, int64_t n, int64_t dim,
+                      float *to)
 {
+    const char *rows = x;
+    int64_t row_bytes = stride * (int64_t)shl_dtype_bytes(dtype);
     for (int64_t p = 0; p < n; p += TILE_N) {
         float *panel = to + p * dim;
-        for (int64_t t = 0; t < TILE_N; t++) {
-            const float *row = x + (p + t) * stride;
-            for (int64_t d = 0; d < dim; d++) {
-                panel[d * TILE_N + t] = p + t < n ? row[d] : 0.0f;
-            }
+        for (int64_t t = 0; t < TILE_N && p + t < n; t++) {
+            attention_pack_token(dtype, rows + (p + t) * row_bytes, dim, t, panel);
+        }
+        for (int64_t d = 0; d < dim && n - p < TILE_N; d++) {
+            memset(panel + d * TILE_N + n - p, 0, (size_t)(TILE_N - n + p) * sizeof(float));
         }
     }
 }
 
 /* Rows of `width` >= dim elements, zeros behind dim, times scale. */
 static inline void
-attention_pack_rows(const float *x, int64_t stride, int64_t n, int64_t dim, int64_t width,
-                    float scale, float *to)
+attention_pack_rows(shl_dtype dtype, const void *x, int64_t stride, int64_t n, int64_t dim,
+                    int64_t width, float scale, float *to)
 {
     for (int64_t t = 0; t < n; t++) {
         float *restrict row = to + t * width;
-        const float *from = x + t * stride;
-        for (int64_t d = 0; d < dim; d++) {
-            row[d] = from[d] * scale;
+        if (dtype == SHL_F32) {
+            const float *from = (const float *)x + t * stride;
+            for (int64_t d = 0; d < dim; d++) {
+                row[d] = from[d] * scale;
+            }
+        } else {
+            cpu_widen(dtype, x, t * stride, dim, row);
+            for (int64_t d = 0; d < dim; d++) {
+                row[d] *= scale;
+            }
         }
         for (int64_t d = dim; d < width; d++) {
             row[d] = 0.0f;

@@ -11,6 +11,7 @@ typedef struct backward_task {
     float *k_panels, *v_panels, *k; /* of a key block */
     float *dk, *dv;                 /* of a key block, [keys, width] */
     float *p, *ds;                  /* score tiles */
+    float *dk_sum, *dv_sum;         /* [seq, dim] of a group of heads; NULL: dk, dv themselves */
     const float *lse;
     attention_drop drop;
 } backward_task;
@@ -30,6 +31,10 @@ carve(backward_task *t, float *work)
     t->dv = t->dk + block;
     t->p = t->dv + block;
     t->ds = t->p + SHL_WORK_Q * SHL_WORK_SCORES;
+    if (shl_work_attention_sums(t->a)) {
+        t->dk_sum = t->ds + SHL_WORK_Q * SHL_WORK_SCORES;
+        t->dv_sum = t->dk_sum + t->seq * t->dim;
+    }
 }
 
 static void
@@ -37,16 +42,22 @@ pack_head(backward_task *t, int64_t b, int64_t h)
 {
     const shl_attention_args *a = t->a;
     int64_t y_stride = a->heads * t->dim;
-    const float *q = (const float *)a->q + b * t->seq * a->q_stride + h * t->dim;
-    const float *y = (const float *)a->y + b * t->seq * y_stride + h * t->dim;
-    const float *dy = (const float *)a->dy + b * t->seq * y_stride + h * t->dim;
-    attention_pack_rows(q, a->q_stride, t->seq, t->dim, t->width, a->scale, t->q);
-    attention_pack_rows(dy, y_stride, t->seq, t->dim, t->width, 1.0f, t->dy);
+    shl_dtype dt = a->dtype;
+    const void *q = attention_at(a->q, dt, b * t->seq * a->q_stride + h * t->dim);
+    const void *y = attention_at(a->y, dt, b * t->seq * y_stride + h * t->dim);
+    const void *dy = attention_at(a->dy, dt, b * t->seq * y_stride + h * t->dim);
+    attention_pack_rows(dt, q, a->q_stride, t->seq, t->dim, t->width, a->scale, t->q);
+    attention_pack_rows(dt, dy, y_stride, t->seq, t->dim, t->width, 1.0f, t->dy);
     memset(t->dq, 0, (size_t)(t->seq * t->width) * sizeof(float));
     for (int64_t i = 0; i < t->seq; i++) {
-        float sum = 0.0f;
-        for (int64_t d = 0; d < t->dim; d++) {
-            sum += dy[i * y_stride + d] * y[i * y_stride + d];
+        float sum = 0.0f, room[ATTENTION_ROOM];
+        for (int64_t d0 = 0; d0 < t->dim; d0 += ATTENTION_ROOM) {
+            int64_t n = t->dim - d0 < ATTENTION_ROOM ? t->dim - d0 : ATTENTION_ROOM;
+            const float *yi = cpu_floats(dt, y, i * y_stride + d0, n, room);
+            const float *dyi = t->dy + i * t->width + d0;
+            for (int64_t d = 0; d < n; d++) {
+                sum += dyi[d] * yi[d];
+            }
         }
         t->delta[i] = sum;
     }
@@ -135,12 +146,20 @@ backward_tile(const backward_task *t, int64_t i0, int64_t rows, int64_t j0, int6
     }
 }
 
-/* Writes rows of a packed gradient back to their strides. */
+/* Writes rows of a packed gradient, which is spoilt, back to their strides. */
 static void
-unpack(const float *from, int64_t width, float *to, int64_t stride, int64_t n, int64_t dim,
-       float scale, bool add)
+unpack(shl_dtype dtype, float *packed, int64_t width, void *dst, int64_t stride, int64_t n,
+       int64_t dim, float scale, bool add)
 {
-    for (int64_t i = 0; i < n; i++) {
+    const float *from = packed;
+    float *to = dst;
+    for (int64_t i = 0; dtype != SHL_F32 && i < n; i++) {
+        for (int64_t d = 0; d < dim; d++) {
+            packed[i * width + d] *= scale;
+        }
+        cpu_narrow(dtype, packed + i * width, dst, i * stride, dim);
+    }
+    for (int64_t i = 0; dtype == SHL_F32 && i < n; i++) {
         for (int64_t d = 0; d < dim; d++) {
             float g = from[i * width + d] * scale;
             to[i * stride + d] = add ? to[i * stride + d] + g : g;
@@ -148,38 +167,53 @@ unpack(const float *from, int64_t width, float *to, int64_t stride, int64_t n, i
     }
 }
 
+/* dk and dv of a key block: to where they belong, or to the sum over the group's heads. */
+static void
+unpack_keys(const backward_task *t, int64_t at, int64_t j0, int64_t keys, bool add)
+{
+    const shl_attention_args *a = t->a;
+    if (t->dk_sum != NULL) {
+        int64_t to = j0 * t->dim;
+        unpack(SHL_F32, t->dk, t->width, t->dk_sum + to, t->dim, keys, t->dim, 1.0f, add);
+        unpack(SHL_F32, t->dv, t->width, t->dv_sum + to, t->dim, keys, t->dim, 1.0f, add);
+        return;
+    }
+    void *dk = shl_elem_ptr(a->dk, a->dtype, at + j0 * a->kv_stride);
+    void *dv = shl_elem_ptr(a->dv, a->dtype, at + j0 * a->kv_stride);
+    unpack(a->dtype, t->dk, t->width, dk, a->kv_stride, keys, t->dim, 1.0f, add);
+    unpack(a->dtype, t->dv, t->width, dv, a->kv_stride, keys, t->dim, 1.0f, add);
+}
+
 static void
 backward_head(backward_task *t, int64_t b, int64_t h, int64_t kv_head, bool add)
 {
     const shl_attention_args *a = t->a;
+    shl_dtype dt = a->dtype;
     int64_t at = b * t->seq * a->kv_stride + kv_head * t->dim;
-    const float *k = (const float *)a->k + at, *v = (const float *)a->v + at;
-    float *dk = (float *)a->dk + at, *dv = (float *)a->dv + at;
     pack_head(t, b, h);
     for (int64_t j0 = 0; j0 < t->seq; j0 += SHL_WORK_K) {
         int64_t keys = t->seq - j0 < SHL_WORK_K ? t->seq - j0 : SHL_WORK_K;
-        attention_pack_panels(k + j0 * a->kv_stride, a->kv_stride, keys, t->dim, t->k_panels);
-        attention_pack_panels(v + j0 * a->kv_stride, a->kv_stride, keys, t->dim, t->v_panels);
-        attention_pack_rows(k + j0 * a->kv_stride, a->kv_stride, keys, t->dim, t->width, 1.0f,
-                            t->k);
+        const void *k = attention_at(a->k, dt, at + j0 * a->kv_stride);
+        const void *v = attention_at(a->v, dt, at + j0 * a->kv_stride);
+        attention_pack_panels(dt, k, a->kv_stride, keys, t->dim, t->k_panels);
+        attention_pack_panels(dt, v, a->kv_stride, keys, t->dim, t->v_panels);
+        attention_pack_rows(dt, k, a->kv_stride, keys, t->dim, t->width, 1.0f, t->k);
         memset(t->dk, 0, (size_t)(keys * t->width) * sizeof(float));
         memset(t->dv, 0, (size_t)(keys * t->width) * sizeof(float));
         for (int64_t i0 = j0; i0 < t->seq; i0 += SHL_WORK_Q) {
             int64_t rows = t->seq - i0 < SHL_WORK_Q ? t->seq - i0 : SHL_WORK_Q;
             backward_tile(t, i0, rows, j0, keys);
         }
-        unpack(t->dk, t->width, dk + j0 * a->kv_stride, a->kv_stride, keys, t->dim, 1.0f, add);
-        unpack(t->dv, t->width, dv + j0 * a->kv_stride, a->kv_stride, keys, t->dim, 1.0f, add);
+        unpack_keys(t, at, j0, keys, add);
     }
-    float *dq = (float *)a->dq + b * t->seq * a->q_stride + h * t->dim;
-    unpack(t->dq, t->width, dq, a->q_stride, t->seq, t->dim, a->scale, false);
+    void *dq = shl_elem_ptr(a->dq, dt, b * t->seq * a->q_stride + h * t->dim);
+    unpack(dt, t->dq, t->width, dq, a->q_stride, t->seq, t->dim, a->scale, false);
 }
 
 shl_code
 SHL_K(shl_cpu_attention_backward)(shl_stream *s, const void *args, void *work)
 {
     const shl_attention_args *a = args;
-    SHL_TRY(cpu_need_f32(a->dtype, SHL_OP_ATTENTION_BACKWARD));
     int threads = shl_work_attention_threads(a, true, s->device->config.threads);
     int64_t elems = shl_work_attention_elems(a, true);
     int64_t tasks = a->batch * a->kv_heads, group = a->heads / a->kv_heads;
@@ -191,6 +225,13 @@ SHL_K(shl_cpu_attention_backward)(shl_stream *s, const void *args, void *work)
         carve(&t, (float *)work + cpu_thread() * elems);
         for (int64_t g = 0; g < group; g++) {
             backward_head(&t, b, kv_head * group + g, kv_head, g > 0);
+        }
+        if (t.dk_sum != NULL) {
+            int64_t at = b * t.seq * a->kv_stride + kv_head * t.dim;
+            unpack(a->dtype, t.dk_sum, t.dim, shl_elem_ptr(a->dk, a->dtype, at), a->kv_stride,
+                   t.seq, t.dim, 1.0f, false);
+            unpack(a->dtype, t.dv_sum, t.dim, shl_elem_ptr(a->dv, a->dtype, at), a->kv_stride,
+                   t.seq, t.dim, 1.0f, false);
         }
     }
     return SHL_OK;

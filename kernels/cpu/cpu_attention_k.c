@@ -91,12 +91,17 @@ forward_block(forward_tile *t, int64_t j0, const float *k_panels, const float *v
 
 /* y / sum and lse = max + log(sum). */
 static void
-forward_finish(const forward_tile *t, float *y, int64_t y_stride, float *lse)
+forward_finish(const forward_tile *t, shl_dtype dtype, void *y, int64_t y_stride, float *lse)
 {
     for (int64_t r = 0; r < t->rows; r++) {
         float scale = 1.0f / t->sum[r];
+        float *from = t->y + r * t->width;
+        float *to = dtype == SHL_F32 ? (float *)y + r * y_stride : from;
         for (int64_t d = 0; d < t->dim; d++) {
-            y[r * y_stride + d] = t->y[r * t->width + d] * scale;
+            to[d] = from[d] * scale;
+        }
+        if (dtype != SHL_F32) {
+            cpu_narrow(dtype, from, y, r * y_stride, t->dim);
         }
         lse[r] = t->top[r] + logf(t->sum[r]);
     }
@@ -108,10 +113,11 @@ forward_head(const shl_attention_args *a, int64_t b, int64_t h, float *work)
     int64_t seq = a->seq, dim = a->head_dim, width = shl_round_up(dim, TILE_N);
     int64_t padded = shl_round_up(seq, TILE_N);
     int64_t kv_head = h / (a->heads / a->kv_heads);
-    const float *q = (const float *)a->q + b * seq * a->q_stride + h * dim;
-    const float *k = (const float *)a->k + b * seq * a->kv_stride + kv_head * dim;
-    const float *v = (const float *)a->v + b * seq * a->kv_stride + kv_head * dim;
-    float *y = (float *)a->y + (b * seq * a->heads + h) * dim;
+    shl_dtype dt = a->dtype;
+    int64_t at_kv = b * seq * a->kv_stride + kv_head * dim;
+    const void *k = attention_at(a->k, dt, at_kv), *v = attention_at(a->v, dt, at_kv);
+    const void *q = attention_at(a->q, dt, b * seq * a->q_stride + h * dim);
+    void *y = shl_elem_ptr(a->y, dt, (b * seq * a->heads + h) * dim);
     float *k_panels = work, *v_rows = k_panels + padded * dim;
     forward_tile t = {.q = v_rows + seq * width, .dim = dim, .width = width};
     t.drop = attention_drop_of(a, b, h);
@@ -119,11 +125,12 @@ forward_head(const shl_attention_args *a, int64_t b, int64_t h, float *work)
     t.scores = t.y + SHL_WORK_Q * width;
     t.top = t.scores + SHL_WORK_Q * SHL_WORK_SCORES;
     t.sum = t.top + SHL_WORK_Q;
-    attention_pack_panels(k, a->kv_stride, seq, dim, k_panels);
-    attention_pack_rows(v, a->kv_stride, seq, dim, width, 1.0f, v_rows);
+    attention_pack_panels(dt, k, a->kv_stride, seq, dim, k_panels);
+    attention_pack_rows(dt, v, a->kv_stride, seq, dim, width, 1.0f, v_rows);
     for (t.i0 = 0; t.i0 < seq; t.i0 += SHL_WORK_Q) {
         t.rows = seq - t.i0 < SHL_WORK_Q ? seq - t.i0 : SHL_WORK_Q;
-        attention_pack_rows(q + t.i0 * a->q_stride, a->q_stride, t.rows, dim, dim, a->scale, t.q);
+        attention_pack_rows(dt, attention_at(q, dt, t.i0 * a->q_stride), a->q_stride, t.rows, dim,
+                            dim, a->scale, t.q);
         memset(t.y, 0, (size_t)(t.rows * width) * sizeof(float));
         for (int64_t r = 0; r < t.rows; r++) {
             t.top[r] = -INFINITY;
@@ -132,7 +139,7 @@ forward_head(const shl_attention_args *a, int64_t b, int64_t h, float *work)
         for (int64_t j0 = 0; j0 < t.i0 + t.rows; j0 += SHL_WORK_K) {
             forward_block(&t, j0, k_panels, v_rows);
         }
-        forward_finish(&t, y + t.i0 * a->heads * dim, a->heads * dim,
+        forward_finish(&t, dt, shl_elem_ptr(y, dt, t.i0 * a->heads * dim), a->heads * dim,
                        a->lse + (b * a->heads + h) * seq + t.i0);
     }
 }
@@ -141,7 +148,6 @@ shl_code
 SHL_K(shl_cpu_attention_forward)(shl_stream *s, const void *args, void *work)
 {
     const shl_attention_args *a = args;
-    SHL_TRY(cpu_need_f32(a->dtype, SHL_OP_ATTENTION_FORWARD));
     int threads = shl_work_attention_threads(a, false, s->device->config.threads);
     int64_t elems = shl_work_attention_elems(a, false);
     int64_t tasks = a->batch * a->heads;

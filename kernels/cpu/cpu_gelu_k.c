@@ -1,7 +1,7 @@
 /* kernels/cpu: GELU, tanh form (Hendrycks & Gimpel 2016), written as x * sigmoid(z):
  * z = 2 sqrt(2/pi) (x + 0.044715 x^3), which has no cancellation where the value is near zero. */
-#include "kernels/cpu/cpu_simd.h"
 #include "kernels/cpu/cpu_slots.h"
+#include "kernels/cpu/cpu_typed.h"
 
 #define GELU_A 1.5957691216057308   /* 2 sqrt(2/pi) */
 #define GELU_B 0.071354816272600248 /* 0.044715 GELU_A */
@@ -51,28 +51,48 @@ gelu_slope(vf x)
     return s * vfma(xdz, e * s, vdup(1.0f));
 }
 
+static inline CPU_ALWAYS void
+gelu_range(shl_dtype dt, const shl_gelu_args *a, int64_t begin, int64_t end)
+{
+    const void *x = a->x.data;
+    void *y = a->y.data;
+    int64_t i = begin;
+    for (; i + VL <= end; i += VL) {
+        vstore_as(dt, y, i, gelu(vload_as(dt, x, i)));
+    }
+    if (i < end) {
+        vstore_as_n(dt, y, i, gelu(vload_as_n(dt, x, i, end - i)), end - i);
+    }
+}
+
 shl_code
 SHL_K(shl_cpu_gelu_forward)(shl_stream *s, const void *args, void *work)
 {
     const shl_gelu_args *a = args;
     SHL_UNUSED(work);
-    SHL_TRY(cpu_need_f32(a->x.dtype, SHL_OP_GELU_FORWARD));
-    const float *x = a->x.data;
-    float *y = a->y.data;
     int64_t n = shl_tensor_elems(&a->x);
     int threads = cpu_threads(s, n);
     SHL_PARALLEL_FOR(threads)
     for (int64_t begin = 0; begin < n; begin += CPU_CHUNK) {
-        int64_t end = cpu_chunk_end(begin, n);
-        int64_t i = begin;
-        for (; i + VL <= end; i += VL) {
-            vstore(y + i, gelu(vload(x + i)));
-        }
-        if (i < end) {
-            vstore_n(y + i, gelu(vload_n(x + i, end - i)), end - i);
-        }
+        CPU_BY_DTYPE(a->x.dtype, gelu_range(DT, a, begin, cpu_chunk_end(begin, n)));
     }
     return SHL_OK;
+}
+
+static inline CPU_ALWAYS void
+gelu_range_backward(shl_dtype dt, const shl_gelu_args *a, int64_t begin, int64_t end)
+{
+    const void *x = a->x.data, *dy = a->dy.data;
+    void *dx = a->dx.data;
+    int64_t i = begin;
+    for (; i + VL <= end; i += VL) {
+        vstore_as(dt, dx, i, vload_as(dt, dy, i) * gelu_slope(vload_as(dt, x, i)));
+    }
+    if (i < end) {
+        int64_t n = end - i;
+        vf g = vload_as_n(dt, dy, i, n) * gelu_slope(vload_as_n(dt, x, i, n));
+        vstore_as_n(dt, dx, i, g, n);
+    }
 }
 
 shl_code
@@ -80,22 +100,11 @@ SHL_K(shl_cpu_gelu_backward)(shl_stream *s, const void *args, void *work)
 {
     const shl_gelu_args *a = args;
     SHL_UNUSED(work);
-    SHL_TRY(cpu_need_f32(a->x.dtype, SHL_OP_GELU_BACKWARD));
-    const float *x = a->x.data, *dy = a->dy.data;
-    float *dx = a->dx.data;
     int64_t n = shl_tensor_elems(&a->x);
     int threads = cpu_threads(s, n);
     SHL_PARALLEL_FOR(threads)
     for (int64_t begin = 0; begin < n; begin += CPU_CHUNK) {
-        int64_t end = cpu_chunk_end(begin, n);
-        int64_t i = begin;
-        for (; i + VL <= end; i += VL) {
-            vstore(dx + i, vload(dy + i) * gelu_slope(vload(x + i)));
-        }
-        if (i < end) {
-            vf g = vload_n(dy + i, end - i) * gelu_slope(vload_n(x + i, end - i));
-            vstore_n(dx + i, g, end - i);
-        }
+        CPU_BY_DTYPE(a->x.dtype, gelu_range_backward(DT, a, begin, cpu_chunk_end(begin, n)));
     }
     return SHL_OK;
 }

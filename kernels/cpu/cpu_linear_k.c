@@ -1,28 +1,10 @@
 /* kernels/cpu: linear layers over oneDNN's row-major sgemm; bias and its gradient are ours.
  * y = x W + b, dx = dy W^T, dW = x^T dy, db = column sums of dy. */
-#include "kernels/cpu/cpu_simd.h"
+#include "kernels/cpu/cpu_gemm.h"
+#include "kernels/cpu/cpu_matmul.h"
 #include "kernels/cpu/cpu_slots.h"
-
-#include <dnnl.h>
-
-/* C[m,n] = (add ? C : 0) + op(A)[m,k] op(B)[k,n]; the library takes its threads from OpenMP. */
-static shl_code
-gemm(const shl_stream *s, char ta, char tb, int64_t m, int64_t n, int64_t k, const float *a,
-     int64_t lda, const float *b, int64_t ldb, bool add, float *c, int64_t ldc)
-{
-#if defined(_OPENMP)
-    if (omp_get_max_threads() != s->device->config.threads) {
-        omp_set_num_threads(s->device->config.threads);
-    }
-#else
-    SHL_UNUSED(s);
-#endif
-    dnnl_status_t st = dnnl_sgemm(ta, tb, m, n, k, 1.0f, a, lda, b, ldb, add ? 1.0f : 0.0f, c, ldc);
-    if (st != dnnl_success) {
-        return SHL_RAISE(SHL_E_SYSTEM, "dnnl_sgemm failed with status %d", (int)st);
-    }
-    return SHL_OK;
-}
+#include "kernels/cpu/cpu_typed.h"
+#include "kernels/ops/work.h"
 
 static void
 add_bias(const shl_stream *s, float *y, const float *b, int64_t rows, int64_t cols)
@@ -41,8 +23,8 @@ enum { SUM_VECS = 4, SUM_WIDTH = SUM_VECS * VL, SUM_RUN = 64 };
 
 /* total[c] = sum over rows of SUM_WIDTH or (n) fewer columns: runs of 64 rows, then the runs in
  * order. Both shapes add the same numbers in the same order. */
-static void
-sum_wide(const float *dy, int64_t rows, int64_t cols, float *total)
+static inline CPU_ALWAYS void
+sum_wide(shl_dtype dt, const void *dy, int64_t c0, int64_t rows, int64_t cols, float *total)
 {
     vf sum[SUM_VECS] = {{0}};
     for (int64_t r0 = 0; r0 < rows; r0 += SUM_RUN) {
@@ -50,7 +32,7 @@ sum_wide(const float *dy, int64_t rows, int64_t cols, float *total)
         vf run[SUM_VECS] = {{0}};
         for (int64_t r = r0; r < r1; r++) {
             for (int j = 0; j < SUM_VECS; j++) {
-                run[j] += vload(dy + r * cols + j * VL);
+                run[j] += vload_as(dt, dy, r * cols + c0 + j * VL);
             }
         }
         for (int j = 0; j < SUM_VECS; j++) {
@@ -63,7 +45,7 @@ sum_wide(const float *dy, int64_t rows, int64_t cols, float *total)
 }
 
 static void
-sum_narrow(const float *dy, int64_t rows, int64_t cols, int64_t n, float *total)
+sum_narrow(const shl_tensor *dy, int64_t c0, int64_t rows, int64_t cols, int64_t n, float *total)
 {
     for (int64_t c = 0; c < n; c++) {
         total[c] = 0.0f;
@@ -71,7 +53,7 @@ sum_narrow(const float *dy, int64_t rows, int64_t cols, int64_t n, float *total)
             int64_t r1 = r0 + SUM_RUN < rows ? r0 + SUM_RUN : rows;
             float run = 0.0f;
             for (int64_t r = r0; r < r1; r++) {
-                run += dy[r * cols + c];
+                run += shl_float_at(dy->dtype, dy->data, r * cols + c0 + c);
             }
             total[c] += run;
         }
@@ -80,20 +62,22 @@ sum_narrow(const float *dy, int64_t rows, int64_t cols, int64_t n, float *total)
 
 /* db (+)= column sums of dy; a thread owns columns. */
 static void
-sum_columns(const shl_stream *s, const float *dy, float *db, int64_t rows, int64_t cols, bool add)
+sum_columns(const shl_stream *s, const shl_tensor *dy, const shl_tensor *db, bool add)
 {
+    int64_t rows = dy->dims[0], cols = dy->dims[1];
     int threads = cpu_threads(s, rows * cols);
     SHL_PARALLEL_FOR(threads)
     for (int64_t c0 = 0; c0 < cols; c0 += SUM_WIDTH) {
         int64_t n = cols - c0 < SUM_WIDTH ? cols - c0 : SUM_WIDTH;
         float total[SUM_WIDTH];
         if (n == SUM_WIDTH) {
-            sum_wide(dy + c0, rows, cols, total);
+            CPU_BY_DTYPE(dy->dtype, sum_wide(DT, dy->data, c0, rows, cols, total));
         } else {
-            sum_narrow(dy + c0, rows, cols, n, total);
+            sum_narrow(dy, c0, rows, cols, n, total);
         }
         for (int64_t c = 0; c < n; c++) {
-            db[c0 + c] = add ? db[c0 + c] + total[c] : total[c];
+            float old = add ? shl_float_at(db->dtype, db->data, c0 + c) : 0.0f;
+            shl_float_put(db->dtype, db->data, c0 + c, add ? old + total[c] : total[c]);
         }
     }
 }
@@ -102,10 +86,25 @@ shl_code
 SHL_K(shl_cpu_linear_forward)(shl_stream *s, const void *args, void *work)
 {
     const shl_linear_args *a = args;
-    SHL_UNUSED(work);
-    SHL_TRY(cpu_need_f32(a->x.dtype, SHL_OP_LINEAR_FORWARD));
     int64_t rows = a->x.dims[0], in = a->x.dims[1], out = a->y.dims[1];
     bool io = a->order == SHL_WEIGHT_IO;
+    if (a->x.dtype != SHL_F32) {
+        shl_work_panels z = shl_work_linear(SHL_OP_LINEAR_FORWARD, a);
+        shl_cpu_matmul p = {.dtype = a->x.dtype,
+                            .c_dtype = a->y.dtype,
+                            .m = rows,
+                            .n = out,
+                            .k = in,
+                            .a = a->x.data,
+                            .b = a->w.data,
+                            .bias = a->b.data,
+                            .c = a->y.data,
+                            .lda = in,
+                            .ldb = io ? out : in,
+                            .ldc = out,
+                            .tb = !io};
+        return SHL_K(shl_cpu_linear_half)(s, &p, &z, work);
+    }
     SHL_TRY(gemm(s, 'N', io ? 'N' : 'T', rows, out, in, a->x.data, in, a->w.data, io ? out : in,
                  false, a->y.data, out));
     if (a->b.data != NULL) {
@@ -118,30 +117,66 @@ shl_code
 SHL_K(shl_cpu_linear_backward_input)(shl_stream *s, const void *args, void *work)
 {
     const shl_linear_args *a = args;
-    SHL_UNUSED(work);
-    SHL_TRY(cpu_need_f32(a->dy.dtype, SHL_OP_LINEAR_BACKWARD_INPUT));
     int64_t rows = a->dy.dims[0], out = a->dy.dims[1], in = a->dx.dims[1];
     bool io = a->order == SHL_WEIGHT_IO;
+    if (a->dy.dtype != SHL_F32) {
+        shl_work_panels z = shl_work_linear(SHL_OP_LINEAR_BACKWARD_INPUT, a);
+        shl_cpu_matmul p = {.dtype = a->dy.dtype,
+                            .c_dtype = a->dx.dtype,
+                            .m = rows,
+                            .n = in,
+                            .k = out,
+                            .a = a->dy.data,
+                            .b = a->w.data,
+                            .c = a->dx.data,
+                            .lda = out,
+                            .ldb = io ? out : in,
+                            .ldc = in,
+                            .tb = io,
+                            .add = a->accumulate_dx};
+        return SHL_K(shl_cpu_linear_half)(s, &p, &z, work);
+    }
     return gemm(s, 'N', io ? 'T' : 'N', rows, in, out, a->dy.data, out, a->w.data, io ? out : in,
                 a->accumulate_dx, a->dx.data, in);
+}
+
+static shl_code
+weight_product(shl_stream *s, const shl_linear_args *a, void *work)
+{
+    int64_t rows = a->dy.dims[0], out = a->dy.dims[1], in = a->x.dims[1];
+    bool io = a->order == SHL_WEIGHT_IO;
+    const void *left = io ? a->x.data : a->dy.data;
+    const void *right = io ? a->dy.data : a->x.data;
+    int64_t m = io ? in : out, n = io ? out : in;
+    if (a->dy.dtype != SHL_F32) {
+        shl_work_panels z = shl_work_linear(SHL_OP_LINEAR_BACKWARD_WEIGHT, a);
+        shl_cpu_matmul p = {.dtype = a->dy.dtype,
+                            .c_dtype = a->dw.dtype,
+                            .m = m,
+                            .n = n,
+                            .k = rows,
+                            .a = left,
+                            .b = right,
+                            .c = a->dw.data,
+                            .lda = m,
+                            .ldb = n,
+                            .ldc = n,
+                            .ta = true,
+                            .add = a->accumulate};
+        return SHL_K(shl_cpu_linear_half)(s, &p, &z, work);
+    }
+    return gemm(s, 'T', 'N', m, n, rows, left, m, right, n, a->accumulate, a->dw.data, n);
 }
 
 shl_code
 SHL_K(shl_cpu_linear_backward_weight)(shl_stream *s, const void *args, void *work)
 {
     const shl_linear_args *a = args;
-    SHL_UNUSED(work);
-    SHL_TRY(cpu_need_f32(a->dy.dtype, SHL_OP_LINEAR_BACKWARD_WEIGHT));
-    int64_t rows = a->dy.dims[0], out = a->dy.dims[1], in = a->x.dims[1];
     if (a->dw.data != NULL) {
-        bool io = a->order == SHL_WEIGHT_IO;
-        const float *left = io ? a->x.data : a->dy.data;
-        const float *right = io ? a->dy.data : a->x.data;
-        int64_t m = io ? in : out, n = io ? out : in;
-        SHL_TRY(gemm(s, 'T', 'N', m, n, rows, left, m, right, n, a->accumulate, a->dw.data, n));
+        SHL_TRY(weight_product(s, a, work));
     }
     if (a->db.data != NULL) {
-        sum_columns(s, a->dy.data, a->db.data, rows, out, a->accumulate);
+        sum_columns(s, &a->dy, &a->db, a->accumulate);
     }
     return SHL_OK;
 }

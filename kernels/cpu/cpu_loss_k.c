@@ -1,31 +1,32 @@
-/* kernels/cpu: fused softmax cross-entropy, in place. Three passes over a row that stays in the
- * cache (maximum, exponentials, scale) beat two passes with a second exponential. */
-#include "kernels/cpu/cpu_simd.h"
+/* kernels/cpu: fused softmax cross-entropy, in place. Three passes over an fp32 row that stays in
+ * the cache (maximum, exponentials, scale) beat two passes with a second exponential. */
 #include "kernels/cpu/cpu_slots.h"
+#include "kernels/cpu/cpu_typed.h"
 
-static float
-row_max(const float *x, int64_t n)
+static inline CPU_ALWAYS float
+row_max(shl_dtype dt, const void *x, int64_t n)
 {
     vf best[4] = {V_DUP(-INFINITY), V_DUP(-INFINITY), V_DUP(-INFINITY), V_DUP(-INFINITY)};
     int64_t i = 0;
     for (; i + 4 * VL <= n; i += 4 * VL) {
         for (int j = 0; j < 4; j++) {
-            best[j] = vmax(best[j], vload(x + i + j * VL));
+            best[j] = vmax(best[j], vload_as(dt, x, i + j * VL));
         }
     }
     for (; i + VL <= n; i += VL) {
-        best[0] = vmax(best[0], vload(x + i));
+        best[0] = vmax(best[0], vload_as(dt, x, i));
     }
     float top = vmax_lane(vmax(vmax(best[0], best[1]), vmax(best[2], best[3])));
     for (; i < n; i++) {
-        top = x[i] > top ? x[i] : top;
+        float v = shl_float_at(dt, x, i);
+        top = v > top ? v : top;
     }
     return top;
 }
 
 /* x = exp(x - top) where `store`; returns the sum: short runs in float, the runs in double. */
-static double
-row_exp(float *x, int64_t n, float top, bool store)
+static inline CPU_ALWAYS double
+row_exp(shl_dtype dt, void *x, int64_t n, float top, bool store)
 {
     enum { RUN = 64 * VL };
     double total = 0.0;
@@ -35,20 +36,20 @@ row_exp(float *x, int64_t n, float top, bool store)
         vf sum[2] = {{0}};
         int64_t i = begin;
         for (; i + 2 * VL <= end; i += 2 * VL) {
-            vf e0 = vexp(vload(x + i) - at), e1 = vexp(vload(x + i + VL) - at);
+            vf e0 = vexp(vload_as(dt, x, i) - at), e1 = vexp(vload_as(dt, x, i + VL) - at);
             sum[0] += e0;
             sum[1] += e1;
             if (store) {
-                vstore(x + i, e0);
-                vstore(x + i + VL, e1);
+                vstore_as(dt, x, i, e0);
+                vstore_as(dt, x, i + VL, e1);
             }
         }
         while (i < end) {
             int64_t m = end - i < VL ? end - i : VL;
-            vf e = (vf)(vmask_n(m) & (vi)vexp(vload_n(x + i, m) - at));
+            vf e = (vf)(vmask_n(m) & (vi)vexp(vload_as_n(dt, x, i, m) - at));
             sum[0] += e;
             if (store) {
-                vstore_n(x + i, e, m);
+                vstore_as_n(dt, x, i, e, m);
             }
             i += m;
         }
@@ -65,24 +66,45 @@ row_scale(float *x, int64_t n, float factor)
     }
 }
 
+/* x = exp(x - top) factor: in 16 bits the exponentials are formed again, because those of the sum
+ * would lose their low bits in x. */
+static inline CPU_ALWAYS void
+row_slope(shl_dtype dt, void *x, int64_t n, float top, float factor)
+{
+    vf at = vdup(top), scale = vdup(factor);
+    for (int64_t i = 0; i < n; i += VL) {
+        int64_t m = n - i < VL ? n - i : VL;
+        if (m == VL) {
+            vstore_as(dt, x, i, vexp(vload_as(dt, x, i) - at) * scale);
+        } else {
+            vstore_as_n(dt, x, i, vexp(vload_as_n(dt, x, i, m) - at) * scale, m);
+        }
+    }
+}
+
 /* Loss of one row; turns it into its gradient when asked. */
-static double
-loss_row(const shl_cross_entropy_args *a, int64_t row)
+static inline CPU_ALWAYS double
+loss_row(shl_dtype dt, const shl_cross_entropy_args *a, int64_t row)
 {
     int64_t n = a->logits.dims[1];
-    float *x = (float *)a->logits.data + row * n;
+    void *x = shl_elem_ptr(a->logits.data, dt, row * n);
     int32_t target = ((const int32_t *)a->targets.data)[row];
     if (target == SHL_IGNORE_INDEX) {
         if (a->want_grad) {
-            memset(x, 0, (size_t)n * sizeof(float));
+            memset(x, 0, (size_t)n * shl_dtype_bytes(dt));
         }
         return 0.0;
     }
-    float top = row_max(x, n), logit = x[target];
-    double sum = row_exp(x, n, top, a->want_grad);
-    if (a->want_grad) {
-        row_scale(x, n, (float)((double)a->dloss / sum));
-        x[target] -= a->dloss;
+    float top = row_max(dt, x, n), logit = shl_float_at(dt, x, target);
+    double sum = row_exp(dt, x, n, top, a->want_grad && dt == SHL_F32);
+    float factor = (float)((double)a->dloss / sum);
+    if (a->want_grad && dt == SHL_F32) {
+        row_scale(x, n, factor);
+        ((float *)x)[target] -= a->dloss;
+    } else if (a->want_grad) {
+        row_slope(dt, x, n, top, factor);
+        float slope = vexp(vdup(logit - top))[0] * factor - a->dloss;
+        shl_float_put(dt, x, target, slope);
     }
     return log(sum) + ((double)top - (double)logit);
 }
@@ -106,14 +128,13 @@ shl_code
 SHL_K(shl_cpu_cross_entropy)(shl_stream *s, const void *args, void *work)
 {
     const shl_cross_entropy_args *a = args;
-    SHL_TRY(cpu_need_f32(a->logits.dtype, SHL_OP_CROSS_ENTROPY));
     SHL_TRY(check_targets(a));
     double *loss = work;
     int64_t rows = a->logits.dims[0];
     int threads = cpu_threads(s, shl_tensor_elems(&a->logits));
     SHL_PARALLEL_FOR(threads)
     for (int64_t row = 0; row < rows; row++) {
-        loss[row] = loss_row(a, row);
+        CPU_BY_DTYPE(a->logits.dtype, loss[row] = loss_row(DT, a, row));
     }
     double *sum = a->loss_sum.data;
     for (int64_t row = 0; row < rows; row++) {

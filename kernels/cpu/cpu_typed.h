@@ -86,6 +86,21 @@ vstore_f16(uint16_t *p, vf v)
 #endif
 }
 
+/* Runs a statement with DT a constant of `dtype`. */
+#define CPU_BY_DTYPE(dtype, statement)                                                             \
+    do {                                                                                           \
+        if ((dtype) == SHL_F32) {                                                                  \
+            const shl_dtype DT = SHL_F32;                                                          \
+            statement;                                                                             \
+        } else if ((dtype) == SHL_BF16) {                                                          \
+            const shl_dtype DT = SHL_BF16;                                                         \
+            statement;                                                                             \
+        } else {                                                                                   \
+            const shl_dtype DT = SHL_F16;                                                          \
+            statement;                                                                             \
+        }                                                                                          \
+    } while (0)
+
 /* VL elements from element i on. */
 static inline CPU_ALWAYS vf
 vload_as(shl_dtype dtype, const void *base, int64_t i)

@@ -314,6 +314,8 @@ prepare_attention(shl_op_run *run)
         shl_op_run_add(run, &code, "dqkv", SHL_ROLE_OUT, mat_as(dt, rows, stride), 0.0);
     a->dy = dy->tensor.data;
     a->dq = dqkv->tensor.data;
+    /* The rounding of y enters through dy y, against which the scores' gradients stand. */
+    dqkv->abs_tol = dt == SHL_BF16 ? 0x1p-8 : dt == SHL_F16 ? 0x1p-11 : dqkv->abs_tol;
     a->dk = place_in(dqkv, at_k);
     a->dv = place_in(dqkv, at_v);
     if (ready(run, code)) {

@@ -97,6 +97,13 @@ is_floats(const shl_tensor *t, int64_t n)
     return shl_dtype_is_float(t->dtype) && is_flat(t, t->dtype, n);
 }
 
+/* A gradient of a parameter where activations are of `dtype`: in fp32, or in that type. */
+static bool
+is_gradient(const shl_tensor *t, shl_dtype dtype)
+{
+    return t->dtype == SHL_F32 || t->dtype == dtype;
+}
+
 /* W of a layer from `in` to `out` features. */
 static bool
 is_weight(const shl_tensor *t, shl_dtype dtype, shl_weight_order order, int64_t in, int64_t out)
@@ -143,6 +150,8 @@ shl_op_linear_backward_weight(shl_stream *s, const shl_linear_args *a)
     NEED(op, !has_data(&a->dw) || is_2d(&a->x, dt, rows, in));
     NEED(op, !has_data(&a->dw) || is_weight(&a->dw, a->dw.dtype, a->order, in, out));
     NEED(op, !has_data(&a->db) || is_flat(&a->db, a->db.dtype, out));
+    NEED(op, !has_data(&a->dw) || is_gradient(&a->dw, dt));
+    NEED(op, !has_data(&a->db) || is_gradient(&a->db, dt));
     return call(s, op, a);
 }
 
@@ -178,6 +187,7 @@ shl_op_layernorm_backward(shl_stream *s, const shl_layernorm_args *a)
     int64_t rows = a->x.dims[0], cols = a->x.dims[1];
     NEED(op, is_2d(&a->dy, a->x.dtype, rows, cols));
     NEED(op, is_2d(&a->dx, a->x.dtype, rows, cols));
+    NEED(op, is_gradient(&a->dw, a->x.dtype));
     NEED(op, has_data(&a->dw) && is_flat(&a->dw, a->dw.dtype, cols));
     NEED(op, has_data(&a->db) && is_flat(&a->db, a->dw.dtype, cols));
     return call(s, op, a);
@@ -229,6 +239,8 @@ shl_op_embedding_backward(shl_stream *s, const shl_embedding_args *a)
     int64_t width = a->dy.dims[1];
     NEED(op, is_2d(&a->dy, a->dy.dtype, rows, width));
     NEED(op, has_data(&a->dwte) || has_data(&a->dwpe));
+    NEED(op, !has_data(&a->dwte) || is_gradient(&a->dwte, a->dy.dtype));
+    NEED(op, !has_data(&a->dwpe) || is_gradient(&a->dwpe, a->dy.dtype));
     NEED(op, !has_data(&a->dwte) || is_2d(&a->dwte, a->dwte.dtype, a->dwte.dims[0], width));
     if (has_data(&a->dwpe)) {
         NEED(op, is_2d(&a->dwpe, a->dwpe.dtype, a->dwpe.dims[0], width));

@@ -6,6 +6,9 @@
  * Every call enqueues on stream `s` (on cpu: done on return), borrows its tensors until the stream
  * has passed, and returns SHL_E_BUG on a shape or dtype that breaks the contract, SHL_E_USAGE for a
  * dtype this device does not support, or what the slot returned. All are local.
+ * Types: activations, their gradients and weights of a model op are all fp32, all bf16 or all fp16;
+ * gradients of parameters are fp32 or of that type, each by its own tensor. Everything is computed in
+ * fp32; a 16-bit result is rounded once, to nearest even, with bias and old value added before.
  * `accumulate`: false overwrites the gradient, true adds to it (g_new = g_old + g). */
 #ifndef SHL_OPS_OPS_H
 #define SHL_OPS_OPS_H

@@ -11,6 +11,12 @@ shl_work_attention_threads(const shl_attention_args *a, bool backward, int threa
     return tasks < threads ? (int)tasks : threads;
 }
 
+bool
+shl_work_attention_sums(const shl_attention_args *a)
+{
+    return a->dtype != SHL_F32 && a->heads != a->kv_heads;
+}
+
 int64_t
 shl_work_attention_elems(const shl_attention_args *a, bool backward)
 {
@@ -18,11 +24,37 @@ shl_work_attention_elems(const shl_attention_args *a, bool backward)
     int64_t width = shl_round_up(a->head_dim, SHL_WORK_PAD);
     int64_t scores = SHL_WORK_Q * SHL_WORK_SCORES;
     if (backward) {
-        /* q, dy, dq, delta of a head; k^T, v^T, k, dk, dv of a key block; p, ds */
-        return 3 * seq * width + seq + 5 * SHL_WORK_K * width + 2 * scores;
+        /* q, dy, dq, delta of a head; k^T, v^T, k, dk, dv of a key block; p, ds; dk, dv of a group */
+        int64_t sums = shl_work_attention_sums(a) ? 2 * a->seq * a->head_dim : 0;
+        return 3 * seq * width + seq + 5 * SHL_WORK_K * width + 2 * scores + sums;
     }
     /* k^T, v of a head; q, y of a query block; p; row maximum and sum */
     return 2 * seq * width + 2 * SHL_WORK_Q * width + scores + 2 * SHL_WORK_Q;
+}
+
+/* Length of equal parts of n, each at most a panel. */
+static int64_t
+panel_part(int64_t n)
+{
+    int64_t part = shl_ceil_div(n, shl_ceil_div(n, SHL_WORK_PANEL));
+    return n <= SHL_WORK_PANEL ? n : shl_round_up(part, 16);
+}
+
+shl_work_panels
+shl_work_linear(shl_op op, const shl_linear_args *a)
+{
+    bool forward = op == SHL_OP_LINEAR_FORWARD, weight = op == SHL_OP_LINEAR_BACKWARD_WEIGHT;
+    const shl_tensor *c = forward ? &a->y : weight ? &a->dw : &a->dx;
+    const shl_tensor *from = forward ? &a->x : &a->dy;
+    shl_work_panels z = {0};
+    if (from->dtype == SHL_F32 || c->data == NULL) {
+        return z;
+    }
+    z.mc = panel_part(c->dims[0]);
+    z.nc = panel_part(c->dims[1]);
+    z.kc = panel_part(weight ? from->dims[0] : from->dims[1]);
+    z.elems = z.mc * z.kc + z.kc * z.nc + (c->dtype == SHL_F32 ? 0 : z.mc * z.nc);
+    return z;
 }
 
 int64_t
@@ -40,6 +72,17 @@ host_bytes(shl_op op, const void *args, int threads)
         const shl_attention_args *a = args;
         int n = shl_work_attention_threads(a, backward, threads);
         return (size_t)(shl_work_attention_elems(a, backward) * n) * sizeof(float);
+    }
+    if (op == SHL_OP_LINEAR_FORWARD || op == SHL_OP_LINEAR_BACKWARD_INPUT ||
+        op == SHL_OP_LINEAR_BACKWARD_WEIGHT) {
+        return (size_t)shl_work_linear(op, args).elems * sizeof(float);
+    }
+    if (op == SHL_OP_EMBEDDING_BACKWARD) {
+        const shl_embedding_args *a = args;
+        bool half = (a->dwte.data != NULL && a->dwte.dtype != SHL_F32) ||
+                    (a->dwpe.data != NULL && a->dwpe.dtype != SHL_F32);
+        return half ? (size_t)shl_tensor_elems(&a->tokens) * sizeof(uint64_t)
+                    : 0; /* order of rows */
     }
     if (op == SHL_OP_LAYERNORM_BACKWARD) {
         const shl_layernorm_args *a = args;
@@ -70,7 +113,8 @@ host_bytes(shl_op op, const void *args, int threads)
 static size_t
 gpu_bytes(shl_op op, const void *args)
 {
-    if (op == SHL_OP_ATTENTION_FORWARD) {
+    if (op == SHL_OP_ATTENTION_FORWARD || op == SHL_OP_LINEAR_FORWARD ||
+        op == SHL_OP_LINEAR_BACKWARD_INPUT || op == SHL_OP_LINEAR_BACKWARD_WEIGHT) {
         return 0;
     }
     if (op == SHL_OP_ATTENTION_BACKWARD) {

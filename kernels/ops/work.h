@@ -16,8 +16,23 @@
  * pairs in backward. */
 int shl_work_attention_threads(const shl_attention_args *a, bool backward, int threads);
 
+/* True when backward sums dk and dv over a group's heads in scratch: a 16-bit result is rounded once. */
+bool shl_work_attention_sums(const shl_attention_args *a);
+
 /* f32 elements of scratch per thread of attention on a cpu. */
 int64_t shl_work_attention_elems(const shl_attention_args *a, bool backward);
+
+/* A product of 16-bit matrices C[m,n] = A[m,k] B[k,n] on a cpu is widened to fp32 panel by panel: mc
+ * x kc of A, kc x nc of B and, where C is not fp32, mc x nc of it. None is longer than WORK_PANEL, so
+ * that an element that is widened is used some hundred times and the panels stay in the cache. */
+#define SHL_WORK_PANEL 1024
+typedef struct shl_work_panels {
+    int64_t mc, nc, kc;
+    int64_t elems; /* of all panels, fp32 */
+} shl_work_panels;
+
+/* Panels of a linear op; elems is 0 in fp32 and where only db is asked for. */
+shl_work_panels shl_work_linear(shl_op op, const shl_linear_args *a);
 
 /* Runs of rows whose layernorm weight gradients are summed apart: at most 16. */
 #define SHL_WORK_LAYERNORM_RUNS 16

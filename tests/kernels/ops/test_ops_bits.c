@@ -71,8 +71,11 @@ test_bits_do_not_depend_on_alignment(void **state)
         shl_device *d = open_cpu(1, *isa);
         for (size_t i = 0; i < n; i++) {
             size_t bytes = 0, moved_bytes = 0;
+            bool half = (c[i].flags & (SHL_CASE_BF16 | SHL_CASE_F16)) != 0;
             int64_t step =
-                c[i].op == SHL_OP_ATTENTION_FORWARD || c[i].op == SHL_OP_ATTENTION_BACKWARD ? 5 : 1;
+                half || c[i].op == SHL_OP_ATTENTION_FORWARD || c[i].op == SHL_OP_ATTENTION_BACKWARD
+                    ? 5
+                    : 1;
             if ((c[i].flags & SHL_CASE_SPEED) != 0) {
                 continue;
             }
@@ -128,6 +131,28 @@ static const shl_op_case shared_work[] = {
     {"adamw bf16", SHL_OP_ADAMW, {70001}, SHL_CASE_SPEED | SHL_CASE_BF16},
     {"adamw in bf16", SHL_OP_ADAMW, {70001}, SHL_CASE_SPEED | SHL_CASE_BF16 | SHL_CASE_MIXED},
     {"norm sum bf16", SHL_OP_NORM_SUM, {70001}, SHL_CASE_SPEED | SHL_CASE_BF16},
+    {"linear db", SHL_OP_LINEAR_BACKWARD_WEIGHT, {300, 96, 201}, SHL_CASE_SPEED | SHL_CASE_BF16},
+    {"layernorm bf16", SHL_OP_LAYERNORM_FORWARD, {700, 101}, SHL_CASE_SPEED | SHL_CASE_BF16},
+    {"layernorm back fp16", SHL_OP_LAYERNORM_BACKWARD, {700, 101}, SHL_CASE_SPEED | SHL_CASE_F16},
+    {"gelu bf16", SHL_OP_GELU_FORWARD, {70001}, SHL_CASE_SPEED | SHL_CASE_BF16},
+    {"gelu back fp16", SHL_OP_GELU_BACKWARD, {70001}, SHL_CASE_SPEED | SHL_CASE_F16},
+    {"embedding bf16",
+     SHL_OP_EMBEDDING_FORWARD,
+     {4, 100, 130, 1000},
+     SHL_CASE_SPEED | SHL_CASE_BF16},
+    {"embedding back bf16",
+     SHL_OP_EMBEDDING_BACKWARD,
+     {4, 100, 330, 1000},
+     SHL_CASE_SPEED | SHL_CASE_BF16 | SHL_CASE_MIXED},
+    {"attention bf16",
+     SHL_OP_ATTENTION_FORWARD,
+     {2, 131, 3, 3, 32},
+     SHL_CASE_SPEED | SHL_CASE_BF16},
+    {"attention back bf16",
+     SHL_OP_ATTENTION_BACKWARD,
+     {2, 131, 4, 2, 32},
+     SHL_CASE_SPEED | SHL_CASE_BF16},
+    {"cross-entropy bf16", SHL_OP_CROSS_ENTROPY, {70, 1003}, SHL_CASE_SPEED | SHL_CASE_BF16},
     {"init bf16", SHL_OP_INIT, {70001}, SHL_CASE_SPEED | SHL_CASE_BF16},
 };
 

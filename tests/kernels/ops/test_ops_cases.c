@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kernels/base/half.h"
 #include "kernels/base/heap.h"
 #include "kernels/cpu/cpu_table.h"
 #include "kernels/device/sanitize.h"
@@ -106,8 +107,11 @@ test_ops_cases_see_a_wrong_element(void **state)
         assert_int_equal(shl_op_run_open(d, &c[i], SEED, 0, &run), SHL_OK);
         assert_int_equal(shl_op_run_call(run), SHL_OK);
         assert_int_equal(shl_op_run_check(run, NULL), SHL_OK);
-        float *dx = run->args.layernorm.dx.data;
-        dx[shl_tensor_elems(&run->args.layernorm.dx) - 1] += 1e-3f;
+        const shl_tensor *dx = &run->args.layernorm.dx;
+        int64_t last = shl_tensor_elems(dx) - 1;
+        float wrong =
+            shl_float_at(dx->dtype, dx->data, last) + (dx->dtype == SHL_F32 ? 1e-3f : 0.1f);
+        shl_float_put(dx->dtype, dx->data, last, wrong);
         assert_int_equal(shl_op_run_check(run, NULL), SHL_E_VERIFY);
         shl_op_run_close(&run);
     }
