@@ -3,11 +3,14 @@
 
 #include <math.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "bench/host.h"
 #include "bench/sweep.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/str.h"
+#include "models/hf_config.h"
 
 const char *const shl_choices_schedule[] = {"constant", "linear", "cosine", NULL};
 const char *const shl_choices_family[] = {"preset", "gpt", "llama", NULL};
@@ -17,6 +20,9 @@ const char *const shl_choices_as[] = {"cpu", NULL};
 const char *const shl_choices_launch[] = {"threads", "processes", NULL};
 const char *const shl_choices_shuffle[] = {"on", "off", NULL};
 const char *const shl_choices_dtype[] = {"fp32", "bf16", "fp16", NULL};
+#define DEFAULT_MODEL "gpt2-tiny"
+#define MODEL_PATH_MAX 1100
+
 static const char *const reduce_names[] = {"auto", "micro", "boundary", NULL};
 
 static const shl_option all_rows[] = {
@@ -60,11 +66,31 @@ shl_run_options_init(shl_run_options *o)
     return shl_option_defaults(all_rows, SHL_ARRAY_LEN(all_rows), o, NULL);
 }
 
+/* What --model says, else the configuration beside the weights, else the small one. */
+static const char *
+model_text(const shl_run_options *o, char *beside, size_t cap)
+{
+    struct stat st;
+    if (o->model || !o->init_from || strlen(o->init_from) + 32 > cap) {
+        return o->model ? o->model : DEFAULT_MODEL;
+    }
+    const char *slash = strrchr(o->init_from, '/');
+    bool folder = stat(o->init_from, &st) == 0 && S_ISDIR(st.st_mode);
+    if (folder) {
+        shl_strf(beside, cap, "%s/" SHL_HF_CONFIG_FILE, o->init_from);
+    } else {
+        shl_strf(beside, cap, "%.*s" SHL_HF_CONFIG_FILE,
+                 slash ? (int)(slash - o->init_from) + 1 : 0, o->init_from);
+    }
+    return access(beside, F_OK) == 0 ? beside : DEFAULT_MODEL;
+}
+
 static shl_code
 open_axes(const shl_run_options *o, shl_sweep_axis *axes)
 {
     const int64_t large = INT64_C(1) << 30;
-    SHL_TRY(shl_sweep_names("model", o->model, &axes[AXIS_MODEL]));
+    char beside[MODEL_PATH_MAX];
+    SHL_TRY(shl_sweep_names("model", model_text(o, beside, sizeof(beside)), &axes[AXIS_MODEL]));
     SHL_TRY(shl_sweep_names("strategy", o->strategy, &axes[AXIS_STRATEGY]));
     SHL_TRY(shl_sweep_names("dtype", o->dtype, &axes[AXIS_DTYPE]));
     SHL_TRY(shl_sweep_names("reduce-every", o->reduce_every, &axes[AXIS_REDUCE]));

@@ -65,8 +65,9 @@ extern const char *const shl_choices_dtype[];
      help}
 
 #define SHL_ROWS_MODEL                                                                               \
-    SHL_ROW("model", SHL_OPT_LIST, model, 0, 0, "gpt2-tiny", NULL, "presets", "Model",               \
-            "A preset, a size such as 7b (info models lists both), or a path to a config.json."),     \
+    SHL_ROW("model", SHL_OPT_LIST, model, 0, 0, NULL, NULL, "presets", "Model",               \
+            "A preset, a size such as 7b (info models lists both), or a path to a config.json; default "     \
+            "gpt2-tiny."),                                                                           \
     SHL_ROW("layers", SHL_OPT_COUNT, layers, 1, 10000,  NULL, NULL, NULL, "Model",                   \
             "Blocks, instead of the preset's."),                                                     \
     SHL_ROW("width", SHL_OPT_COUNT, width, 1, 1e7, NULL, NULL, NULL, "Model",                        \
@@ -100,7 +101,8 @@ extern const char *const shl_choices_dtype[];
 
 #define SHL_ROW_INIT_FROM                                                                            \
     SHL_ROW("init-from", SHL_OPT_STRING, init_from, 0, 0, NULL, NULL, "folder", "Model",             \
-            "Initial parameters from a Hugging Face folder (safetensors); default from --seed.")
+            "Initial parameters from a Hugging Face folder (safetensors) instead of --seed; its "            \
+            "config.json is the default of --model.")
 
 #define SHL_ROWS_WORLD(strategies, world)                                                            \
     SHL_ROW("strategy", SHL_OPT_LIST, strategy, 0, 0, strategies, NULL, NULL, "World",               \
