@@ -17,6 +17,8 @@ shl_speed_parts(int *n)
     static const shl_speed_part parts[] = {
         {"plan", "a plan for a large world", shl_speed_plan},
         {"gemm", "matrix products", shl_speed_gemm},
+        {"gemm-bf16", "matrix products in bf16", shl_speed_gemm_bf16},
+        {"cast", "casts between fp32 and 16 bits", shl_speed_cast},
         {"adamw", "AdamW", shl_speed_adamw},
         {"attention", "causal attention", shl_speed_attention},
         {"cross-entropy", "loss and its gradient", shl_speed_cross_entropy},

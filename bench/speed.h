@@ -84,6 +84,10 @@ const shl_speed_part *shl_speed_parts(int *n);
 /* GPT-2 124M's matrix products (B 4, T 64) through our op against bare dnnl_sgemm. */
 shl_code shl_speed_gemm(const shl_speed_config *c, shl_speed_list *out) SHL_MUST_USE;
 
+/* One layer's products in bf16 against the same in fp32; casts against a copy of the same bytes. */
+shl_code shl_speed_gemm_bf16(const shl_speed_config *c, shl_speed_list *out) SHL_MUST_USE;
+shl_code shl_speed_cast(const shl_speed_config *c, shl_speed_list *out) SHL_MUST_USE;
+
 /* Our AdamW against a kernel of the same traffic. */
 shl_code shl_speed_adamw(const shl_speed_config *c, shl_speed_list *out) SHL_MUST_USE;
 

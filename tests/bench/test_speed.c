@@ -82,6 +82,18 @@ test_speed_cross_entropy_compares_times(void **state)
 }
 
 static void
+test_speed_of_16_bits_compares_rates(void **state)
+{
+    shl_speed_list list;
+    SHL_UNUSED(state);
+    run_part("cast", ".", &list);
+    assert_int_equal(list.n, 4);
+    run_part("gemm-bf16", ".", &list);
+    assert_int_equal(list.n, 1);
+    assert_ratio(list.rows[0].ratio, list.rows[0].value / list.rows[0].reference);
+}
+
+static void
 test_speed_comm_compares_rates_of_three_collectives(void **state)
 {
     shl_speed_list list;
@@ -140,6 +152,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_speed_parts_have_distinct_names),
         cmocka_unit_test(test_speed_cross_entropy_compares_times),
+        cmocka_unit_test(test_speed_of_16_bits_compares_rates),
         cmocka_unit_test(test_speed_comm_compares_rates_of_three_collectives),
         cmocka_unit_test(test_speed_save_leaves_nothing),
         cmocka_unit_test(test_speed_save_says_where_it_cannot_write),
