@@ -6,6 +6,7 @@
 
 #include "engines/engine_registry.h"
 #include "kernels/base/heap.h"
+#include "kernels/base/rng.h"
 
 static int64_t
 now(const shl_engine *e)
@@ -132,6 +133,21 @@ upload_inputs(shl_engine *e, const int32_t *tokens, const int32_t *targets)
     return shl_device_upload(e->device, e->targets.data, targets, e->targets.bytes);
 }
 
+/* Masks of a step: of the run's seed and of the number of the step, the same on every rank. */
+static uint64_t
+step_seed(const shl_engine *e)
+{
+    return shl_rng_u64(e->config.seed, shl_rng_stream("dropout"), (uint64_t)e->step);
+}
+
+/* Rank r owns sequences [r n, (r + 1) n) of the global batch, n = batch * accum, in order. */
+static int64_t
+first_row(const shl_engine *e)
+{
+    int64_t rank = shl_comm_rank(e->mesh.world);
+    return (rank * e->config.accum + e->micro) * e->config.batch;
+}
+
 static shl_code
 forward(shl_engine *e, const int32_t *tokens, const int32_t *targets, shl_mark mark)
 {
@@ -150,7 +166,9 @@ forward(shl_engine *e, const int32_t *tokens, const int32_t *targets, shl_mark m
                        .targets = shl_tensor_1d(e->targets.data, SHL_I32, rows),
                        .loss_sum = shl_tensor_1d(e->loss_sum.data, SHL_F64, 1),
                        .dloss = (float)e->dloss,
-                       .want_grad = mark == SHL_MARK_FORWARD};
+                       .want_grad = mark == SHL_MARK_FORWARD,
+                       .dropout_seed = step_seed(e),
+                       .first_row = first_row(e)};
     return shl_model_forward(e->model, &e->run);
 }
 

@@ -132,6 +132,14 @@ shl_code shl_param_pair_mode(shl_run *run, const shl_param *w, const shl_param *
 /* After a gradient was written: the next writer adds. */
 void shl_param_wrote(shl_param *p);
 
+/* Whether m drops elements in this run. */
+bool shl_drops(const shl_module *m, const shl_run *run);
+
+/* y = dropout of x, both [R,C] over the micro-batch; y may be x. The same call is the backward. A
+ * module that drops in several places counts them by `place`. */
+shl_code shl_drop(const shl_module *m, shl_run *run, int place, const shl_tensor *x,
+                  const shl_tensor *y) SHL_MUST_USE;
+
 static inline shl_buf
 shl_buf_move(shl_buf *from)
 {

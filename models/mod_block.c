@@ -1,4 +1,5 @@
-/* models: the pre-norm block, x += branch(norm(x)) twice: children 0..3 attention, 4..7 MLP.
+/* models: the pre-norm block, x += branch(norm(x)) twice: children 0..3 attention, 4..7 MLP; with
+ * dropout, of each branch's output.
  * Residual sums are made in place, forward in the branch's output, backward in the gradient of the
  * stream, so that a block of GPT-2 keeps per token, in floats: x C, norm C, qkv 3C, attention C, x
  * C, norm C, MLP I before and I after GELU, NH log-sum-exps and 4 norm statistics: 16C + NH + 4. */
@@ -6,29 +7,43 @@
 
 #define BRANCH_CHILDREN 4
 
-/* y[R,C] = x[R,C] + branch(x). */
+/* y[R,C] = x[R,C] + branch(x); branch 0 is attention, 1 the MLP. */
 static shl_code
-residual_forward(shl_module **branch, shl_run *run, shl_buf *x_buf, const shl_tensor *x,
+residual_forward(shl_module *m, int branch, shl_run *run, shl_buf *x_buf, const shl_tensor *x,
                  shl_buf *y_buf, shl_tensor *y)
 {
+    shl_module **children = m->children + branch * BRANCH_CHILDREN;
     /* The norm at the front takes x to the tape, where the sum below still finds it; when nothing
      * is saved it would free x, so x is lent to it then. */
     shl_buf lent = {0};
     shl_buf *given = run->save ? x_buf : &lent;
-    SHL_TRY(shl_chain_forward(branch, BRANCH_CHILDREN, run, given, x, y_buf, y));
+    SHL_TRY(shl_chain_forward(children, BRANCH_CHILDREN, run, given, x, y_buf, y));
+    if (shl_drops(m, run)) {
+        SHL_TRY(shl_drop(m, run, branch, y, y));
+    }
     shl_add_args args = {.x1 = *y, .x2 = *x, .y = *y};
     SHL_TRY(shl_op_add(run->stream, &args));
     shl_device_free(run->device, x_buf);
     return SHL_OK;
 }
 
-/* d[R,C] is the gradient of y, then of x: the branch reads it and its norm adds to it. */
+/* d[R,C] is the gradient of y, then of x: the branch reads it and its norm adds to it. With dropout the
+ * branch gets a copy without what was dropped. */
 static shl_code
-residual_backward(shl_module **branch, shl_run *run, shl_buf *d_buf, shl_tensor *d)
+residual_backward(shl_module *m, int branch, shl_run *run, shl_buf *d_buf, shl_tensor *d)
 {
-    shl_buf lent = {0};
+    shl_module **children = m->children + branch * BRANCH_CHILDREN;
+    shl_buf dy_buf = {0};
     shl_tensor dy = *d;
-    return shl_chain_backward(branch, BRANCH_CHILDREN, run, &lent, &dy, d_buf, d);
+    if (shl_drops(m, run)) {
+        SHL_TRY(shl_act_alloc(m, run, d->dtype, d->dims[0], d->dims[1], &dy_buf, &dy));
+        shl_code code = shl_drop(m, run, branch, d, &dy);
+        if (code != SHL_OK) {
+            shl_device_free(run->device, &dy_buf);
+            return code;
+        }
+    }
+    return shl_chain_backward(children, BRANCH_CHILDREN, run, &dy_buf, &dy, d_buf, d);
 }
 
 /* Both branches; x_buf may be empty: x lives elsewhere then. */
@@ -38,9 +53,9 @@ branches_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *
 {
     shl_buf mid_buf = {0};
     shl_tensor mid = {0};
-    shl_code code = residual_forward(m->children, run, x_buf, x, &mid_buf, &mid);
+    shl_code code = residual_forward(m, 0, run, x_buf, x, &mid_buf, &mid);
     if (code == SHL_OK) {
-        code = residual_forward(m->children + BRANCH_CHILDREN, run, &mid_buf, &mid, y_buf, y);
+        code = residual_forward(m, 1, run, &mid_buf, &mid, y_buf, y);
     }
     shl_device_free(run->device, &mid_buf);
     return code;
@@ -76,7 +91,7 @@ refill_tape(shl_module *m, shl_run *run)
     shl_buf x_buf = shl_buf_move(&e->bufs[0]);
     shl_tensor x = e->saved[0];
     shl_tape_pop(run->tape, run->device);
-    shl_code code = residual_forward(m->children, run, &x_buf, &x, &mid_buf, &mid);
+    shl_code code = residual_forward(m, 0, run, &x_buf, &x, &mid_buf, &mid);
     if (code == SHL_OK) {
         code = shl_chain_forward(mlp, BRANCH_CHILDREN - 1, run, &mid_buf, &mid, &last_buf, &last);
     }
@@ -103,8 +118,8 @@ block_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *d
     }
     *dx_buf = shl_buf_move(dy_buf);
     *dx = *dy;
-    SHL_TRY(residual_backward(m->children + BRANCH_CHILDREN, run, dx_buf, dx));
-    return residual_backward(m->children, run, dx_buf, dx);
+    SHL_TRY(residual_backward(m, 1, run, dx_buf, dx));
+    return residual_backward(m, 0, run, dx_buf, dx);
 }
 
 static size_t

@@ -29,7 +29,8 @@ embed_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, 
     if (wpe != NULL) {
         args.wpe = shl_param_view(wpe);
     }
-    return shl_op_embedding_forward(run->stream, &args);
+    SHL_TRY(shl_op_embedding_forward(run->stream, &args));
+    return shl_drops(m, run) ? shl_drop(m, run, 0, y, y) : SHL_OK;
 }
 
 /* The tokens have no gradient: dx stays empty. */
@@ -50,6 +51,9 @@ embed_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *d
         args.accumulate_wpe = wpe->grad_accumulate;
     }
     if (args.dwte.data != NULL || args.dwpe.data != NULL) {
+        if (shl_drops(m, run)) {
+            SHL_TRY(shl_drop(m, run, 0, dy, dy));
+        }
         SHL_TRY(shl_op_embedding_backward(run->stream, &args));
         shl_param_wrote(wte);
     }

@@ -239,7 +239,10 @@ linear_adapt(shl_model *model, shl_module *m, int64_t rank, double alpha)
     shl_strf(stem, sizeof stem, "%s.lora_A", m->path);
     SHL_TRY(shl_build_param(model, m, stem, "weight", &a));
     shl_strf(stem, sizeof stem, "%s.lora_B", m->path);
-    return shl_build_param(model, m, stem, "weight", &b);
+    SHL_TRY(shl_build_param(model, m, stem, "weight", &b));
+    param_a(m)->adapter = true;
+    param_b(m)->adapter = true;
+    return SHL_OK;
 }
 
 static const shl_module_ops linear_ops = {

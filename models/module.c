@@ -218,6 +218,24 @@ shl_leaf_leave(shl_run *run)
     }
 }
 
+bool
+shl_drops(const shl_module *m, const shl_run *run)
+{
+    return m->dropout > 0.0 && run->want_grad;
+}
+
+shl_code
+shl_drop(const shl_module *m, shl_run *run, int place, const shl_tensor *x, const shl_tensor *y)
+{
+    shl_dropout_args args = {.x = *x,
+                             .y = *y,
+                             .p = m->dropout,
+                             .seed = run->dropout_seed,
+                             .stream = m->dropout_stream + (uint64_t)place,
+                             .first = run->first_row * run->seq * x->dims[1]};
+    return shl_op_dropout(run->stream, &args);
+}
+
 static shl_tensor
 view_of(const shl_param *p, void *data, shl_dtype dtype)
 {

@@ -24,8 +24,9 @@ typedef struct shl_param {
         row_begin; /* this piece is rows [row_begin, row_begin + dims[0]) of full_rows */
     shl_dtype dtype;
     bool trainable;
-    bool decay; /* weight decay applies: tensors of two or more dimensions */
-    int n_uses; /* modules that list it */
+    bool adapter; /* not of the model itself: published weights do not have it */
+    bool decay;   /* weight decay applies: tensors of two or more dimensions */
+    int n_uses;   /* modules that list it */
     shl_init_kind init_kind;
     double init_value, init_std;
     uint64_t init_stream; /* shl_rng_stream(name) */

@@ -266,6 +266,7 @@ open_parts(shl_lab *lab)
     shl_ledger_set_mark(lab->device->ledger, SHL_MARK_INIT);
     SHL_TRY(open_comm(lab));
     SHL_TRY(shl_model_new(&lab->setup.shape, &lab->model));
+    SHL_TRY(shl_model_tune(lab->model, &lab->setup.tune));
     shl_mesh_of(lab->setup.engine.strategy, lab->comm, &lab->mesh);
     SHL_TRY(shl_engine_open(&lab->setup.engine, lab->model, lab->device, &lab->mesh, &lab->engine));
     SHL_TRY(shl_lab_agree_code(lab, SHL_OK, "init"));

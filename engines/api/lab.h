@@ -14,6 +14,7 @@ struct json_t;
 typedef struct shl_lab_setup {
     char model[64];
     shl_model_config shape;
+    shl_tune_config tune;
     shl_engine_config engine;
     int rank, ranks, threads;
     char device[16], stands_for[16];

@@ -279,7 +279,7 @@ static shl_code
 compare_key(const json_t *theirs, const json_t *ours, const char *key)
 {
     const json_t *a = json_object_get(theirs, key), *b = json_object_get(ours, key);
-    if (json_equal(a, b)) {
+    if ((!a && !b) || json_equal(a, b)) {
         return SHL_OK;
     }
     char *a_text =
@@ -320,11 +320,18 @@ static shl_code
 compare_config(const json_t *theirs, const json_t *ours)
 {
     static const char *const top[] = {"seed", "seq"};
+    static const char *const tune[] = {
+        "freeze",    "train-last", "lora-rank",         "lora-alpha",
+        "lora-base", "dropout",    "attention-dropout", "lora-targets"};
     const json_t *a = json_object_get(theirs, "optim");
     const char *key;
     json_t *value;
     for (size_t i = 0; i < SHL_ARRAY_LEN(top); i++) {
         SHL_TRY(compare_key(theirs, ours, top[i]));
+    }
+    for (size_t i = 0; i < SHL_ARRAY_LEN(tune); i++) {
+        SHL_TRY(
+            compare_key(json_object_get(theirs, "tune"), json_object_get(ours, "tune"), tune[i]));
     }
     /* jansson iterates over objects that it takes as not const, and changes nothing. */
     json_t *mine = json_object_get(ours, "optim");

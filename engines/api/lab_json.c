@@ -90,7 +90,18 @@ static const json_key keys[] = {
     {"", "raise-error-at-min-scale", KEY_FLAG, AT(raise_error_at_min_scale)},
     {"", "min-loss-scale", KEY_REAL, AT(min_loss_scale)},
     {"", "check-overflow", KEY_FLAG, AT(check_overflow)},
+    {"tune", "recompute", KEY_TEXT, AT(recompute)},
+    {"tune", "recompute-every", KEY_INT, AT(recompute_every)},
+    {"tune", "freeze", KEY_TEXT, AT(freeze)},
+    {"tune", "train-last", KEY_INT, AT(train_last)},
+    {"tune", "lora-rank", KEY_INT, AT(lora_rank)},
+    {"tune", "lora-alpha", KEY_REAL, AT(lora_alpha)},
+    {"tune", "lora-targets", KEY_TEXT, AT(lora_targets)},
+    {"tune", "lora-base", KEY_FLAG, AT(lora_base)},
+    {"tune", "dropout", KEY_REAL, AT(dropout)},
+    {"tune", "attention-dropout", KEY_REAL, AT(attention_dropout)},
 };
+static const char *const groups[] = {"shape", "optim", "tune"};
 _Static_assert(AT(beta2) == AT(beta1) + sizeof(double), "a pair is two doubles side by side");
 
 static const json_key *
@@ -107,7 +118,7 @@ find_key(const char *group, const char *name)
 static shl_code
 raise_unknown(const char *text, const char *group, const char *name)
 {
-    const char *names[SHL_ARRAY_LEN(keys) + 2];
+    const char *names[SHL_ARRAY_LEN(keys) + SHL_ARRAY_LEN(groups)];
     const char *elsewhere = NULL;
     size_t n = 0;
     int line = 0, column = 0;
@@ -118,9 +129,8 @@ raise_unknown(const char *text, const char *group, const char *name)
             elsewhere = keys[i].group;
         }
     }
-    if (!group[0]) {
-        names[n++] = "shape";
-        names[n++] = "optim";
+    for (size_t i = 0; !group[0] && i < SHL_ARRAY_LEN(groups); i++) {
+        names[n++] = groups[i];
     }
     shl_text_locate_key(text, name, &line, &column);
     SHL_RAISE(SHL_E_USAGE, "unknown key \"%s\"%s%s%s", name, group[0] ? " in \"" : "", group,
@@ -241,7 +251,12 @@ take_value(const json_key *k, const json_t *value, shl_lab_options *o)
 static bool
 is_group(const char *name)
 {
-    return strcmp(name, "shape") == 0 || strcmp(name, "optim") == 0;
+    for (size_t i = 0; i < SHL_ARRAY_LEN(groups); i++) {
+        if (strcmp(name, groups[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* The members of one object; groups are objects in the top one. */
@@ -365,6 +380,24 @@ shl_lab_policy_json(const shl_engine_config *e, json_t *into)
     return whole ? SHL_OK : SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");
 }
 
+/* What differs from a model as it is built; NULL: out of memory. */
+static json_t *
+tune_json(const shl_tune_config *t)
+{
+    bool full = t->recompute_every > 0, lora = t->lora_rank > 0;
+    return json_pack("{ss* so* ss* so* so* so* ss* so* so* so*}", "recompute",
+                     t->recompute != SHL_RECOMPUTE_NONE ? shl_recompute_name(t->recompute) : NULL,
+                     "recompute-every", full ? json_integer(t->recompute_every) : NULL, "freeze",
+                     t->freeze[0] ? t->freeze : NULL, "train-last",
+                     t->train_last > 0 ? json_integer(t->train_last) : NULL, "lora-rank",
+                     lora ? json_integer(t->lora_rank) : NULL, "lora-alpha",
+                     t->lora_alpha > 0.0 ? json_real(t->lora_alpha) : NULL, "lora-targets",
+                     t->lora_targets[0] ? t->lora_targets : NULL, "lora-base",
+                     t->lora_base ? json_true() : NULL, "dropout",
+                     t->dropout > 0.0 ? json_real(t->dropout) : NULL, "attention-dropout",
+                     t->attention_dropout > 0.0 ? json_real(t->attention_dropout) : NULL);
+}
+
 shl_code
 shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
 {
@@ -387,6 +420,9 @@ shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
     if (whole && e->no_optimizer) {
         whole = json_object_set_new(json_object_get(*out, "optim"), "optimizer",
                                     json_string("none")) == 0;
+    }
+    if (whole) {
+        whole = json_object_set_new(*out, "tune", tune_json(&s->tune)) == 0;
     }
     if (!whole || shl_lab_policy_json(e, *out) != SHL_OK) {
         json_decref(*out);

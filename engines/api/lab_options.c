@@ -52,6 +52,9 @@ shl_lab_options_init(shl_lab_options *o, size_t struct_bytes)
         .consecutive_hysteresis = e.scale.consecutive_hysteresis,
         .raise_error_at_min_scale = e.scale.raise_at_min,
         .min_loss_scale = e.scale.min_scale,
+        .recompute = "none",
+        .freeze = "",
+        .lora_targets = "",
     };
     if (o) {
         o->struct_bytes = struct_bytes;
@@ -132,6 +135,35 @@ resolve_weights(const shl_lab_options *o, shl_lab_setup *s)
                          sizeof(s->init_from) - 1);
     }
     shl_strf(s->init_from, sizeof(s->init_from), "%s", o->init_from ? o->init_from : "");
+    return SHL_OK;
+}
+
+static shl_code
+take_list(const char *field, const char *list, char *out)
+{
+    if (list && strlen(list) >= SHL_TUNE_TEXT) {
+        SHL_RAISE(SHL_E_USAGE, "%s: the list is too long", field);
+        return shl_err_because("it has %zu characters, and at most %d", strlen(list),
+                               SHL_TUNE_TEXT - 1);
+    }
+    shl_strf(out, SHL_TUNE_TEXT, "%s", list ? list : "");
+    return SHL_OK;
+}
+
+/* The values themselves are checked against the model, when it is built. */
+static shl_code
+resolve_tune(const shl_lab_options *o, shl_tune_config *t)
+{
+    SHL_TRY(shl_recompute_parse(o->recompute ? o->recompute : "none", &t->recompute));
+    SHL_TRY(take_list("freeze", o->freeze, t->freeze));
+    SHL_TRY(take_list("lora-targets", o->lora_targets, t->lora_targets));
+    t->recompute_every = o->recompute_every;
+    t->train_last = o->train_last;
+    t->lora_rank = o->lora_rank;
+    t->lora_alpha = o->lora_alpha;
+    t->lora_base = o->lora_base;
+    t->dropout = o->dropout;
+    t->attention_dropout = o->attention_dropout;
     return SHL_OK;
 }
 
@@ -303,6 +335,7 @@ shl_lab_setup_resolve(const shl_lab_options *o, const shl_world *world, shl_lab_
     memset(out, 0, sizeof(*out));
     SHL_TRY(resolve_model(o, out));
     SHL_TRY(resolve_weights(o, out));
+    SHL_TRY(resolve_tune(o, &out->tune));
     SHL_TRY(resolve_engine(o, out));
     return resolve_device(o, world, out);
 }

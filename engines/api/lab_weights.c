@@ -152,6 +152,9 @@ check_params(const weights *w, bool *seen)
     int missing = 0;
     for (int k = 0; k < m->n_params; k++) {
         int i = shl_safetensors_find(w->reader, m->params[k]->name);
+        if (i < 0 && m->params[k]->adapter) {
+            continue;
+        }
         if (i < 0) {
             add_name(list, sizeof(list), missing++, m->params[k]->name);
             continue;
@@ -228,7 +231,9 @@ fill_shard(void *ctx, const shl_shard *s)
         return SHL_OK;
     }
     int i = shl_safetensors_find(w->reader, s->name);
-    SHL_ASSERT(i >= 0);
+    if (i < 0) {
+        return SHL_OK; /* an adapter */
+    }
     if (d->caps.async) {
         return fill_staged(w, i, s);
     }

@@ -195,6 +195,19 @@ typedef struct shl_lab_options {
     /* Also a preset or file whose original computes something else (ALiBi, parallel blocks, ...), by its
      * shape alone; a virtual device needs no leave. Not in "shape". */
     bool approximate;
+
+    /* How the model is trained; keys in "tune". Lists are separated by commas; NULL is "". */
+    const char *recompute;    /* none, selective (attention), full (blocks) */
+    int64_t recompute_every;  /* full: blocks 0, k, 2k, ...; 0: all; "recompute-every" */
+    const char *freeze;       /* parameters by name or its beginning up to a dot, * for anything */
+    int64_t train_last;       /* only the last k blocks and what is behind them; 0: all;
+                                    "train-last" */
+    int64_t lora_rank;        /* of adapters in linear modules; 0: none; "lora-rank" */
+    double lora_alpha;        /* their scale is alpha / rank; 0: the rank; "lora-alpha" */
+    const char *lora_targets; /* ends of module paths; "": every one; "lora-targets" */
+    bool lora_base;           /* train what they stand on too; "lora-base" */
+    double dropout;           /* behind the embedding and of residual branches */
+    double attention_dropout; /* of attention weights; "attention-dropout" */
 } shl_lab_options;
 
 #define SHL_LAB_SCALE_NONE (-1.0)

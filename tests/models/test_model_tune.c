@@ -1,7 +1,5 @@
 /* tests/models: settings of training: recomputation changes no bit, what is frozen is neither written
  * nor waited for, adapters have the gradients of their definition, bad settings are refused. */
-#include "models/tune.h"
-
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,111 +9,7 @@
 #include <cmocka.h>
 
 #include "kernels/base/heap.h"
-#include "kernels/base/rng.h"
-#include "models/family.h"
-#include "tests/support/plain_model.h"
-
-#define SEED 20250811u
-#define BATCH 2
-#define SEQ 5
-#define ROWS (BATCH * SEQ)
-#define VOCAB 13
-#define MAX_ELEMS 512
-
-static const shl_model_config shape = {
-    .vocab = VOCAB, .context = 6, .layers = 3, .width = 8, .heads = 2, .tied = true};
-
-typedef struct bench {
-    shl_device *device;
-    shl_model *model;
-    shl_plain plain;
-    shl_plain_batch batch;
-} bench;
-
-/* Random values by name, so that models with and without adapters share those of the base. */
-static void
-set_values(bench *b, float adapters)
-{
-    for (int i = 0; i < b->model->n_params; i++) {
-        const shl_param *p = b->model->params[i];
-        float values[MAX_ELEMS];
-        bool is_b = strstr(p->name, "lora_B") != NULL;
-        assert_true(p->elems <= MAX_ELEMS);
-        for (int64_t k = 0; k < p->elems; k++) {
-            float normal = 0.3F * shl_rng_normal(SEED, p->init_stream, (uint64_t)k);
-            values[k] = (float)p->init_value + (is_b ? adapters * normal : normal);
-        }
-        assert_int_equal(shl_plain_set(&b->plain, i, values), SHL_OK);
-    }
-}
-
-static void
-bench_open(bench *b, const char *kind, const shl_tune_config *tune)
-{
-    shl_device_config cfg = {.kind = kind, .stands_for = "cpu", .threads = 1};
-    int32_t tokens[ROWS], targets[ROWS];
-    assert_int_equal(shl_device_open(&cfg, &b->device), SHL_OK);
-    assert_int_equal(shl_model_new(&shape, &b->model), SHL_OK);
-    assert_int_equal(shl_model_tune(b->model, tune), SHL_OK);
-    assert_int_equal(shl_plain_open(b->device, b->model, SEED, &b->plain), SHL_OK);
-    for (int r = 0; r < ROWS; r++) {
-        tokens[r] = (int32_t)(shl_rng_u64(SEED, 1, (uint64_t)r) % VOCAB);
-        targets[r] = (int32_t)(shl_rng_u64(SEED, 2, (uint64_t)r) % VOCAB);
-    }
-    assert_int_equal(shl_plain_batch_open(b->device, BATCH, SEQ, tokens, targets, &b->batch),
-                     SHL_OK);
-    if (b->device->caps.has_bytes) {
-        set_values(b, 1.0F);
-    }
-}
-
-static void
-bench_close(bench *b)
-{
-    shl_plain_batch_close(b->device, &b->batch);
-    shl_plain_close(&b->plain);
-    shl_model_free(&b->model);
-    assert_int_equal(shl_device_close(&b->device), SHL_OK);
-    shl_err_clear();
-}
-
-static shl_code
-forward_backward(bench *b)
-{
-    shl_run *run = &b->batch.run;
-    SHL_TRY(shl_model_forward(b->model, run));
-    return shl_model_backward(b->model, run);
-}
-
-static size_t
-act_now(const bench *b)
-{
-    return shl_ledger_get(b->device->ledger, SHL_TIER_DEVICE)->now_tag_bytes[SHL_TAG_ACT];
-}
-
-/* Sum of losses since the last call, in training or in evaluation. */
-static double
-loss_of(bench *b, bool train)
-{
-    const double zero = 0.0;
-    double loss = 0.0;
-    assert_int_equal(shl_device_upload(b->device, b->batch.loss.data, &zero, sizeof zero), SHL_OK);
-    b->batch.run.want_grad = train;
-    assert_int_equal(train ? forward_backward(b) : shl_model_forward(b->model, &b->batch.run),
-                     SHL_OK);
-    assert_int_equal(shl_plain_loss_sum(b->device, &b->batch, &loss), SHL_OK);
-    assert_int_equal(b->batch.tape.n, 0);
-    assert_int_equal(act_now(b), 0);
-    return loss;
-}
-
-static void
-grad_of(const bench *b, const char *name, float *out)
-{
-    const shl_param *p = shl_model_param(b->model, name);
-    assert_non_null(p);
-    assert_int_equal(shl_plain_grad(&b->plain, p->index, out), SHL_OK);
-}
+#include "tests/models/tune_bench.h"
 
 /* Losses of training and evaluation, and every gradient that b trains, are those of a. */
 static void
@@ -145,41 +39,52 @@ static const shl_tune_config ways[] = {
     {.recompute = SHL_RECOMPUTE_FULL, .recompute_every = 3},
 };
 
+static const shl_model_config *const families[] = {&shape, &llama_shape};
+
 static void
 test_model_tune_recomputation_changes_no_bit(void **state)
 {
     SHL_UNUSED(state);
-    for (size_t i = 0; i < SHL_ARRAY_LEN(ways); i++) {
+    for (size_t i = 0; i < 2 * SHL_ARRAY_LEN(ways); i++) {
         bench a, b;
-        bench_open(&a, "cpu", &nothing);
-        bench_open(&b, "cpu", &ways[i]);
+        bench_open_as(&a, "cpu", &nothing, families[i % 2]);
+        bench_open_as(&b, "cpu", &ways[i / 2], families[i % 2]);
         expect_same_bits(&a, &b);
         bench_close(&a);
         bench_close(&b);
     }
 }
 
-/* Tuning with adapters, frozen parts and recomputation at once: the same gradients as without the
- * latter. */
+/* Adapters, frozen parts and recomputation at once: the same gradients as without the latter. */
+static void
+check_both(const shl_tune_config *plain, const shl_tune_config *way)
+{
+    for (size_t f = 0; f < SHL_ARRAY_LEN(families); f++) {
+        shl_tune_config both = *plain;
+        both.recompute = way->recompute;
+        both.recompute_every = way->recompute_every;
+        bench a, b;
+        bench_open_as(&a, "cpu", plain, families[f]);
+        bench_open_as(&b, "cpu", &both, families[f]);
+        expect_same_bits(&a, &b);
+        bench_close(&a);
+        bench_close(&b);
+    }
+}
+
 static void
 test_model_tune_recomputation_and_adapters(void **state)
 {
     SHL_UNUSED(state);
+    static const shl_tune_config trained[] = {
+        {.lora_rank = 3, .lora_alpha = 5.0},
+        {.lora_rank = 3, .lora_base = true},
+        {.lora_rank = 2, .train_last = 2},
+        {.train_last = 1},
+    };
     for (size_t i = 0; i < SHL_ARRAY_LEN(ways); i++) {
-        for (int k = 0; k < 4; k++) {
-            shl_tune_config plain = {.lora_rank = 3, .lora_alpha = 5.0, .lora_base = k == 1};
-            snprintf(plain.lora_targets, sizeof plain.lora_targets, "%s",
-                     k == 2 ? "attn.c_proj" : "");
-            plain.train_last = k == 3 ? 2 : 0;
-            shl_tune_config both = plain;
-            both.recompute = ways[i].recompute;
-            both.recompute_every = ways[i].recompute_every;
-            bench a, b;
-            bench_open(&a, "cpu", &plain);
-            bench_open(&b, "cpu", &both);
-            expect_same_bits(&a, &b);
-            bench_close(&a);
-            bench_close(&b);
+        for (size_t k = 0; k < SHL_ARRAY_LEN(trained); k++) {
+            check_both(&trained[k], &ways[i]);
         }
     }
 }
@@ -341,62 +246,20 @@ test_model_tune_adapters_begin_as_nothing(void **state)
     bench_close(&b);
 }
 
-/* The loss along direction dir at parameter i, moved by step. */
-static double
-moved(bench *b, int i, const float *at, const double *dir, double step)
-{
-    float x[MAX_ELEMS];
-    for (int64_t k = 0; k < b->model->params[i]->elems; k++) {
-        x[k] = (float)((double)at[k] + step * dir[k]);
-    }
-    assert_int_equal(shl_plain_set(&b->plain, i, x), SHL_OK);
-    return loss_of(b, false) * (double)b->batch.run.dloss;
-}
-
-/* Along the gradient itself, and along a random vector (see test_model_gradients.c). */
-static void
-check_slope(bench *b, int i, bool random)
-{
-    const double h = 2e-2;
-    int64_t n = b->model->params[i]->elems;
-    float at[MAX_ELEMS], grad[MAX_ELEMS];
-    double dir[MAX_ELEMS] = {0}, len = 0.0, norm = 0.0, want = 0.0;
-    assert_int_equal(shl_plain_get(&b->plain, i, at), SHL_OK);
-    grad_of(b, b->model->params[i]->name, grad);
-    for (int64_t k = 0; k < n; k++) {
-        dir[k] =
-            random ? (double)shl_rng_normal(SEED, 77 + (uint64_t)i, (uint64_t)k) : (double)grad[k];
-        len += dir[k] * dir[k];
-        norm += (double)grad[k] * (double)grad[k];
-    }
-    assert_true(norm > 1e-8);
-    for (int64_t k = 0; k < n; k++) {
-        dir[k] /= sqrt(len);
-        want += dir[k] * (double)grad[k];
-    }
-    double d1 = moved(b, i, at, dir, h) - moved(b, i, at, dir, -h);
-    double d2 = moved(b, i, at, dir, h / 2) - moved(b, i, at, dir, -h / 2);
-    double slope = (8.0 * d2 - d1) / (6.0 * h);
-    if (fabs(slope - want) > 1e-3 * sqrt(norm) + 1e-4) {
-        fail_msg("%s: slope %.8g, gradient says %.8g", b->model->params[i]->name, slope, want);
-    }
-    assert_int_equal(shl_plain_set(&b->plain, i, at), SHL_OK);
-}
-
 static void
 test_model_tune_adapters_match_finite_differences(void **state)
 {
     SHL_UNUSED(state);
     print_message("seed %u\n", SEED);
-    for (int base = 0; base < 2; base++) {
+    for (int i = 0; i < 4; i++) {
         bench b;
-        shl_tune_config tune = {.lora_rank = 3, .lora_alpha = 4.5, .lora_base = base == 1};
-        bench_open(&b, "cpu", &tune);
+        shl_tune_config tune = {.lora_rank = 3, .lora_alpha = 4.5, .lora_base = i % 2 == 1};
+        bench_open_as(&b, "cpu", &tune, families[i / 2]);
         loss_of(&b, true);
         for (int i = 0; i < b.model->n_params; i++) {
             if (b.model->params[i]->trainable) {
-                check_slope(&b, i, false);
-                check_slope(&b, i, true);
+                check_slope(&b, i, false, false);
+                check_slope(&b, i, true, false);
             }
         }
         bench_close(&b);
