@@ -251,10 +251,10 @@ test_model_tune_adapters_match_finite_differences(void **state)
 {
     SHL_UNUSED(state);
     print_message("seed %u\n", SEED);
-    for (int i = 0; i < 4; i++) {
+    for (int k = 0; k < 4; k++) {
         bench b;
-        shl_tune_config tune = {.lora_rank = 3, .lora_alpha = 4.5, .lora_base = i % 2 == 1};
-        bench_open_as(&b, "cpu", &tune, families[i / 2]);
+        shl_tune_config tune = {.lora_rank = 3, .lora_alpha = 4.5, .lora_base = k % 2 == 1};
+        bench_open_as(&b, "cpu", &tune, families[k / 2]);
         loss_of(&b, true);
         for (int i = 0; i < b.model->n_params; i++) {
             if (b.model->params[i]->trainable) {

@@ -148,7 +148,7 @@ moved(bench *b, int i, const float *at, const double *dir, double step, bool tra
 static inline void
 check_slope(bench *b, int i, bool random, bool train)
 {
-    const double h = 2e-2;
+    const double h = 5e-3;
     int64_t n = b->model->params[i]->elems;
     float at[MAX_ELEMS], grad[MAX_ELEMS];
     double dir[MAX_ELEMS] = {0}, len = 0.0, norm = 0.0, want = 0.0;
