@@ -29,7 +29,7 @@ static const shl_tune_config trained[] = {
     {.lora_rank = 3, .lora_targets = "c_attn,mlp.c_proj"},
     {.lora_rank = 2, .train_last = 2, .lora_alpha = 7.0},
     {.lora_rank = 1, .lora_base = true, .freeze = "wpe"},
-    {.dropout = 0.3, .lora_rank = 2},
+    {.dropout = 0.3, .attention_dropout = 0.1, .lora_rank = 2},
 };
 
 static shl_tune_config
@@ -256,7 +256,7 @@ test_engine_tune_dropout_does_not_depend_on_the_world(void **state)
         ew_config_init(&c, i % 2 == 0 ? SHL_FSDP : SHL_ZERO1, (int)ways[i][0]);
         c.engine.batch = ways[i][1];
         c.engine.accum = ways[i][2];
-        c.tune.dropout = 0.3;
+        c.tune.dropout = c.tune.attention_dropout = 0.3;
         run(&c, &r);
         whole = i == 0 ? r : whole;
         for (int step = 0; step < c.steps; ++step) {
@@ -264,7 +264,7 @@ test_engine_tune_dropout_does_not_depend_on_the_world(void **state)
             assert_true(fabs(a - b) < 1e-6 * a);
         }
     }
-    c.tune.dropout = 0.0;
+    c.tune.dropout = c.tune.attention_dropout = 0.0;
     run(&c, &plain);
     assert_true(fabs(plain.reports[0].loss - whole.reports[0].loss) > 1e-4);
 }

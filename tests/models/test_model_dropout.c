@@ -5,16 +5,19 @@
 #include "tests/models/tune_bench.h"
 
 static const shl_tune_config ways[] = {
-    {.dropout = 0.3, .recompute = SHL_RECOMPUTE_SELECTIVE},
-    {.dropout = 0.3, .recompute = SHL_RECOMPUTE_FULL},
-    {.dropout = 0.3, .recompute = SHL_RECOMPUTE_FULL, .recompute_every = 2},
+    {.dropout = 0.3, .attention_dropout = 0.2, .recompute = SHL_RECOMPUTE_SELECTIVE},
+    {.dropout = 0.3, .attention_dropout = 0.2, .recompute = SHL_RECOMPUTE_FULL},
+    {.dropout = 0.3,
+     .attention_dropout = 0.2,
+     .recompute = SHL_RECOMPUTE_FULL,
+     .recompute_every = 2},
 };
 
 static void
 test_model_dropout_is_the_same_when_recomputed(void **state)
 {
     SHL_UNUSED(state);
-    shl_tune_config tune = {.dropout = 0.3};
+    shl_tune_config tune = {.dropout = 0.3, .attention_dropout = 0.2};
     bench a;
     bench_open(&a, "cpu", &tune);
     double first = loss_of(&a, true);
@@ -39,7 +42,7 @@ static void
 test_model_dropout_is_drawn_by_step_and_place(void **state)
 {
     SHL_UNUSED(state);
-    shl_tune_config tune = {.dropout = 0.3}, nothing = {0};
+    shl_tune_config tune = {.attention_dropout = 0.3}, nothing = {0};
     bench plain, b;
     bench_open(&plain, "cpu", &nothing);
     bench_open(&b, "cpu", &tune);
@@ -61,7 +64,7 @@ test_model_dropout_matches_finite_differences(void **state)
 {
     SHL_UNUSED(state);
     bench b;
-    shl_tune_config tune = {.dropout = 0.25};
+    shl_tune_config tune = {.dropout = 0.25, .attention_dropout = 0.25};
     print_message("seed %u\n", SEED);
     bench_open(&b, "cpu", &tune);
     for (int i = 0; i < b.model->n_params; i++) {
