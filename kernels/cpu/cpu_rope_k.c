@@ -1,7 +1,7 @@
 /* kernels/cpu: rotary embedding (Su et al. 2021) in place. A table of cosines and sines per position
  * is made for each call, angles in double: a float's angle would be off by 6e-5 at position 1000. */
-#include "kernels/cpu/cpu_simd.h"
 #include "kernels/cpu/cpu_slots.h"
+#include "kernels/cpu/cpu_typed.h"
 
 /* table[t]: D/2 cosines, D/2 sines. */
 static void
@@ -25,36 +25,47 @@ rotate_lanes(vf *x1, vf *x2, vf c, vf s)
     *x1 = first;
 }
 
-static void
-rotate_head(float *x, const float *angles, int64_t half)
+/* The head at element `at` of x. */
+static inline CPU_ALWAYS void
+rotate_head(shl_dtype t, void *x, int64_t at, const float *angles, int64_t half)
 {
     int64_t i = 0;
     for (; i + VL <= half; i += VL) {
-        vf x1 = vload(x + i), x2 = vload(x + half + i);
+        vf x1 = vload_as(t, x, at + i), x2 = vload_as(t, x, at + half + i);
         rotate_lanes(&x1, &x2, vload(angles + i), vload(angles + half + i));
-        vstore(x + i, x1);
-        vstore(x + half + i, x2);
+        vstore_as(t, x, at + i, x1);
+        vstore_as(t, x, at + half + i, x2);
     }
     if (i < half) {
         int64_t m = half - i;
-        vf x1 = vload_n(x + i, m), x2 = vload_n(x + half + i, m);
+        vf x1 = vload_as_n(t, x, at + i, m), x2 = vload_as_n(t, x, at + half + i, m);
         rotate_lanes(&x1, &x2, vload_n(angles + i, m), vload_n(angles + half + i, m));
-        vstore_n(x + i, x1, m);
-        vstore_n(x + half + i, x2, m);
+        vstore_as_n(t, x, at + i, x1, m);
+        vstore_as_n(t, x, at + half + i, x2, m);
+    }
+}
+
+static inline CPU_ALWAYS void
+rotate_row_as(shl_dtype t, const shl_rope_args *a, int64_t row, const float *angles)
+{
+    int64_t dim = a->head_dim, half = dim / 2;
+    for (int64_t h = 0; h < a->heads; h++) {
+        rotate_head(t, a->q, row * a->q_stride + h * dim, angles, half);
+    }
+    for (int64_t h = 0; a->k != NULL && h < a->kv_heads; h++) {
+        rotate_head(t, a->k, row * a->kv_stride + h * dim, angles, half);
     }
 }
 
 static void
 rotate_row(const shl_rope_args *a, int64_t row, const float *angles)
 {
-    int64_t half = a->head_dim / 2;
-    float *q = (float *)a->q + row * a->q_stride;
-    for (int64_t h = 0; h < a->heads; h++) {
-        rotate_head(q + h * a->head_dim, angles, half);
-    }
-    float *k = a->k != NULL ? (float *)a->k + row * a->kv_stride : NULL;
-    for (int64_t h = 0; k != NULL && h < a->kv_heads; h++) {
-        rotate_head(k + h * a->head_dim, angles, half);
+    if (a->dtype == SHL_F32) {
+        rotate_row_as(SHL_F32, a, row, angles);
+    } else if (a->dtype == SHL_BF16) {
+        rotate_row_as(SHL_BF16, a, row, angles);
+    } else {
+        rotate_row_as(SHL_F16, a, row, angles);
     }
 }
 
@@ -62,7 +73,6 @@ shl_code
 SHL_K(shl_cpu_rope)(shl_stream *s, const void *args, void *work)
 {
     const shl_rope_args *a = args;
-    SHL_TRY(cpu_need_f32(a->dtype, SHL_OP_ROPE));
     double *freq = work; /* [D/2], then the table [T, D] */
     float *table = (float *)work + a->head_dim;
     for (int64_t i = 0; i < a->head_dim / 2; i++) {

@@ -1,7 +1,7 @@
 /* kernels/cpu: y = silu(gate) * up (Shazeer 2020) and its backward, row by row through strides.
  * 1 - sigmoid is formed as exp(-x) sigmoid, which has no cancellation. */
-#include "kernels/cpu/cpu_simd.h"
 #include "kernels/cpu/cpu_slots.h"
+#include "kernels/cpu/cpu_typed.h"
 
 static inline vf
 silu_mul(vf gate, vf up)
@@ -21,57 +21,78 @@ silu_mul_slopes(vf *gate, vf *up, vf dy)
     *up = dup;
 }
 
+static inline CPU_ALWAYS void
+forward_row_as(shl_dtype t, const shl_silu_mul_args *a, int64_t row)
+{
+    int64_t n = a->cols, at = row * a->stride, i = 0;
+    for (; i + VL <= n; i += VL) {
+        vf y = silu_mul(vload_as(t, a->gate, at + i), vload_as(t, a->up, at + i));
+        vstore_as(t, a->y, row * n + i, y);
+    }
+    if (i < n) {
+        int64_t m = n - i;
+        vf y = silu_mul(vload_as_n(t, a->gate, at + i, m), vload_as_n(t, a->up, at + i, m));
+        vstore_as_n(t, a->y, row * n + i, y, m);
+    }
+}
+
+static inline CPU_ALWAYS void
+backward_row_as(shl_dtype t, const shl_silu_mul_args *a, int64_t row)
+{
+    int64_t n = a->cols, at = row * a->stride, i = 0;
+    for (; i + VL <= n; i += VL) {
+        vf g = vload_as(t, a->gate, at + i), u = vload_as(t, a->up, at + i);
+        silu_mul_slopes(&g, &u, vload_as(t, a->dy, row * n + i));
+        vstore_as(t, a->dgate, at + i, g);
+        vstore_as(t, a->dup, at + i, u);
+    }
+    if (i < n) {
+        int64_t m = n - i;
+        vf g = vload_as_n(t, a->gate, at + i, m), u = vload_as_n(t, a->up, at + i, m);
+        silu_mul_slopes(&g, &u, vload_as_n(t, a->dy, row * n + i, m));
+        vstore_as_n(t, a->dgate, at + i, g, m);
+        vstore_as_n(t, a->dup, at + i, u, m);
+    }
+}
+
+static inline CPU_ALWAYS void
+one_row_as(shl_dtype t, const shl_silu_mul_args *a, int64_t row, bool backward)
+{
+    if (backward) {
+        backward_row_as(t, a, row);
+    } else {
+        forward_row_as(t, a, row);
+    }
+}
+
+static void
+all_rows(shl_stream *s, const shl_silu_mul_args *a, bool backward)
+{
+    int threads = cpu_threads(s, a->rows * a->cols);
+    SHL_PARALLEL_FOR(threads)
+    for (int64_t row = 0; row < a->rows; row++) {
+        if (a->dtype == SHL_F32) {
+            one_row_as(SHL_F32, a, row, backward);
+        } else if (a->dtype == SHL_BF16) {
+            one_row_as(SHL_BF16, a, row, backward);
+        } else {
+            one_row_as(SHL_F16, a, row, backward);
+        }
+    }
+}
+
 shl_code
 SHL_K(shl_cpu_silu_mul_forward)(shl_stream *s, const void *args, void *work)
 {
-    const shl_silu_mul_args *a = args;
     SHL_UNUSED(work);
-    SHL_TRY(cpu_need_f32(a->dtype, SHL_OP_SILU_MUL_FORWARD));
-    int64_t n = a->cols;
-    int threads = cpu_threads(s, a->rows * n);
-    SHL_PARALLEL_FOR(threads)
-    for (int64_t row = 0; row < a->rows; row++) {
-        const float *gate = (const float *)a->gate + row * a->stride;
-        const float *up = (const float *)a->up + row * a->stride;
-        float *y = (float *)a->y + row * n;
-        int64_t i = 0;
-        for (; i + VL <= n; i += VL) {
-            vstore(y + i, silu_mul(vload(gate + i), vload(up + i)));
-        }
-        if (i < n) {
-            vstore_n(y + i, silu_mul(vload_n(gate + i, n - i), vload_n(up + i, n - i)), n - i);
-        }
-    }
+    all_rows(s, args, false);
     return SHL_OK;
 }
 
 shl_code
 SHL_K(shl_cpu_silu_mul_backward)(shl_stream *s, const void *args, void *work)
 {
-    const shl_silu_mul_args *a = args;
     SHL_UNUSED(work);
-    SHL_TRY(cpu_need_f32(a->dtype, SHL_OP_SILU_MUL_BACKWARD));
-    int64_t n = a->cols;
-    int threads = cpu_threads(s, a->rows * n);
-    SHL_PARALLEL_FOR(threads)
-    for (int64_t row = 0; row < a->rows; row++) {
-        int64_t at = row * a->stride;
-        const float *gate = (const float *)a->gate + at, *up = (const float *)a->up + at;
-        const float *dy = (const float *)a->dy + row * n;
-        float *dgate = (float *)a->dgate + at, *dup = (float *)a->dup + at;
-        int64_t i = 0;
-        for (; i + VL <= n; i += VL) {
-            vf g = vload(gate + i), u = vload(up + i);
-            silu_mul_slopes(&g, &u, vload(dy + i));
-            vstore(dgate + i, g);
-            vstore(dup + i, u);
-        }
-        if (i < n) {
-            vf g = vload_n(gate + i, n - i), u = vload_n(up + i, n - i);
-            silu_mul_slopes(&g, &u, vload_n(dy + i, n - i));
-            vstore_n(dgate + i, g, n - i);
-            vstore_n(dup + i, u, n - i);
-        }
-    }
+    all_rows(s, args, true);
     return SHL_OK;
 }

@@ -4,15 +4,24 @@
 #include "kernels/ops/op_prepare.h"
 #include "kernels/ops/op_reference.h"
 
+/* Address of an element of o; NULL while o has no data. */
+static void *
+behind(const shl_op_operand *o, int64_t elems)
+{
+    void *data = o->tensor.data;
+    return data != NULL ? shl_elem_ptr(data, o->tensor.dtype, elems) : NULL;
+}
+
 shl_code
 shl_op_prepare_rmsnorm(shl_op_run *run)
 {
     shl_code code = SHL_OK;
     int64_t rows = run->c->size[0], cols = run->c->size[1];
+    shl_dtype dt = case_dtype(run);
     bool back = run->c->op == SHL_OP_RMSNORM_BACKWARD, add = has(run, SHL_CASE_ACCUMULATE);
     shl_op_role stats = back ? SHL_ROLE_IN : SHL_ROLE_OUT;
-    shl_op_operand *x = shl_op_run_add(run, &code, "x", SHL_ROLE_IN, mat(rows, cols), 1.0);
-    shl_op_operand *w = shl_op_run_add(run, &code, "w", SHL_ROLE_IN, vec(cols), 1.0);
+    shl_op_operand *x = shl_op_run_add(run, &code, "x", SHL_ROLE_IN, mat_as(dt, rows, cols), 1.0);
+    shl_op_operand *w = shl_op_run_add(run, &code, "w", SHL_ROLE_IN, vec_as(dt, cols), 1.0);
     shl_op_operand *rstd = shl_op_run_add(run, &code, "rstd", stats, vec(rows), 1.0);
     for (int64_t i = 0; ready(run, code) && has(run, SHL_CASE_LARGE) && i < rows * cols; i++) {
         x->value[i] = (double)(float)(x->value[i] + 1000.0);
@@ -25,7 +34,8 @@ shl_op_prepare_rmsnorm(shl_op_run *run)
                             .accumulate = add,
                             .accumulate_dx = add};
     if (!back) {
-        shl_op_operand *y = shl_op_run_add(run, &code, "y", SHL_ROLE_OUT, mat(rows, cols), 0.0);
+        shl_op_operand *y =
+            shl_op_run_add(run, &code, "y", SHL_ROLE_OUT, mat_as(dt, rows, cols), 0.0);
         a->y = y->tensor;
         if (ready(run, code)) {
             shl_ref_rmsnorm_forward(rows, cols, (double)a->eps, x->value, w->value, y->want,
@@ -33,13 +43,15 @@ shl_op_prepare_rmsnorm(shl_op_run *run)
         }
         return code;
     }
-    shl_op_operand *dy = shl_op_run_add(run, &code, "dy", SHL_ROLE_IN, mat(rows, cols), 1.0);
-    shl_op_operand *dx = shl_op_run_add(run, &code, "dx", grad_role(run), mat(rows, cols), 1.0);
+    shl_op_operand *dy = shl_op_run_add(run, &code, "dy", SHL_ROLE_IN, mat_as(dt, rows, cols), 1.0);
+    shl_op_operand *dx =
+        shl_op_run_add(run, &code, "dx", grad_role(run), mat_as(dt, rows, cols), 1.0);
     shl_op_operand *dw = NULL;
     a->dy = dy->tensor;
     a->dx = dx->tensor;
     if (!has(run, SHL_CASE_PLAIN)) {
-        dw = shl_op_run_add(run, &code, "dw", grad_role(run), vec(cols), 1.0);
+        dw = shl_op_run_add(run, &code, "dw", grad_role(run), vec_as(case_grad_dtype(run), cols),
+                            1.0);
         a->dw = dw->tensor;
     }
     for (int64_t r = 0; ready(run, code) && r < rows; r++) {
@@ -63,10 +75,11 @@ shl_op_prepare_rope(shl_op_run *run)
     shl_code code = SHL_OK;
     const int64_t *n = run->c->size;
     int64_t rows = n[0] * n[1], dim = n[4], at_k = n[2] * dim, stride = at_k + n[3] * dim + 3;
-    shl_op_operand *x = shl_op_run_add(run, &code, "qk", SHL_ROLE_INOUT, mat(rows, stride), 1.0);
+    shl_op_operand *x = shl_op_run_add(run, &code, "qk", SHL_ROLE_INOUT,
+                                       mat_as(case_dtype(run), rows, stride), 1.0);
     shl_rope_args *a = &run->args.rope;
     *a = (shl_rope_args){.q = x->tensor.data,
-                         .k = code == SHL_OK ? (float *)x->tensor.data + at_k : NULL,
+                         .k = behind(x, at_k),
                          .q_stride = stride,
                          .kv_stride = stride,
                          .rows = rows,
@@ -76,7 +89,7 @@ shl_op_prepare_rope(shl_op_run *run)
                          .head_dim = dim,
                          .theta = 1e4,
                          .inverse = has(run, SHL_CASE_PLAIN),
-                         .dtype = SHL_F32};
+                         .dtype = case_dtype(run)};
     if (has(run, SHL_CASE_LARGE)) {
         a->first_position = 100000;
         a->theta = 5e5;
@@ -127,25 +140,21 @@ add_gates(shl_op_run *run, shl_code *code, bool back, gated *t)
 {
     int64_t rows = run->c->size[0], cols = run->c->size[1];
     bool apart = has(run, SHL_CASE_PLAIN);
+    shl_dtype dt = case_dtype(run);
     shl_op_role role = apart && back ? SHL_ROLE_INOUT : SHL_ROLE_IN;
     *t = (gated){.stride = apart ? cols : 2 * cols, .at_up = apart ? 0 : cols};
-    t->gate = shl_op_run_add(run, code, "gate", role, mat(rows, t->stride), 2.0);
-    t->up = apart ? shl_op_run_add(run, code, "up", role, mat(rows, cols), 1.0) : t->gate;
+    t->gate = shl_op_run_add(run, code, "gate", role, mat_as(dt, rows, t->stride), 2.0);
+    t->up = apart ? shl_op_run_add(run, code, "up", role, mat_as(dt, rows, cols), 1.0) : t->gate;
     t->dgate = t->gate;
     t->dup = t->up;
     if (back && !apart) {
-        t->dgate = shl_op_run_add(run, code, "dgate", SHL_ROLE_OUT, mat(rows, t->stride), 0.0);
+        t->dgate =
+            shl_op_run_add(run, code, "dgate", SHL_ROLE_OUT, mat_as(dt, rows, t->stride), 0.0);
         t->dup = t->dgate;
     }
     for (int64_t i = 0; ready(run, *code) && has(run, SHL_CASE_LARGE) && i < cols; i++) {
         t->gate->value[i] = gate_edge(i);
     }
-}
-
-static void *
-behind(const shl_op_operand *o, int64_t elems)
-{
-    return o->tensor.data != NULL ? (float *)o->tensor.data + elems : NULL;
 }
 
 shl_code
@@ -162,9 +171,10 @@ shl_op_prepare_silu_mul(shl_op_run *run)
                              .rows = rows,
                              .cols = cols,
                              .stride = t.stride,
-                             .dtype = SHL_F32};
-    shl_op_operand *y = shl_op_run_add(run, &code, back ? "dy" : "y",
-                                       back ? SHL_ROLE_IN : SHL_ROLE_OUT, mat(rows, cols), 1.0);
+                             .dtype = case_dtype(run)};
+    shl_op_operand *y =
+        shl_op_run_add(run, &code, back ? "dy" : "y", back ? SHL_ROLE_IN : SHL_ROLE_OUT,
+                       mat_as(case_dtype(run), rows, cols), 1.0);
     if (back) {
         a->dy = y->tensor.data;
         a->dgate = t.dgate->tensor.data;
@@ -183,8 +193,10 @@ shl_op_prepare_dropout(shl_op_run *run)
 {
     shl_code code = SHL_OK;
     int64_t rows = run->c->size[0], cols = run->c->size[1];
-    shl_op_operand *x = shl_op_run_add(run, &code, "x", SHL_ROLE_IN, mat(rows, cols), 1.0);
-    shl_op_operand *y = shl_op_run_add(run, &code, "y", SHL_ROLE_OUT, mat(rows, cols), 0.0);
+    shl_op_operand *x =
+        shl_op_run_add(run, &code, "x", SHL_ROLE_IN, mat_as(case_dtype(run), rows, cols), 1.0);
+    shl_op_operand *y =
+        shl_op_run_add(run, &code, "y", SHL_ROLE_OUT, mat_as(case_dtype(run), rows, cols), 0.0);
     shl_dropout_args *a = &run->args.dropout;
     *a = (shl_dropout_args){.x = x->tensor,
                             .y = y->tensor,
