@@ -30,6 +30,50 @@ static const shape shapes[] = {
     {{.vocab = 50257, .context = 2048, .layers = 32, .width = 4096, .heads = 32, .tied = true},
      1,
      2048},
+    /* LLaMA: grouped heads; heads wider and narrower than the stream; a narrow MLP; few words. */
+    {{.family = SHL_FAMILY_LLAMA,
+      .vocab = 256,
+      .context = 128,
+      .layers = 4,
+      .width = 96,
+      .heads = 6,
+      .kv_heads = 2,
+      .inner = 200},
+     4,
+     128},
+    {{.family = SHL_FAMILY_LLAMA,
+      .vocab = 11,
+      .context = 6,
+      .layers = 3,
+      .width = 8,
+      .heads = 4,
+      .head_dim = 10,
+      .kv_heads = 1,
+      .inner = 5,
+      .tied = true},
+     3,
+     5},
+    {{.family = SHL_FAMILY_LLAMA,
+      .vocab = 3,
+      .context = 9,
+      .layers = 2,
+      .width = 48,
+      .heads = 3,
+      .head_dim = 2,
+      .inner = 7,
+      .qkv_bias = true},
+     2,
+     9},
+    {{.family = SHL_FAMILY_LLAMA,
+      .vocab = 128256,
+      .context = 8192,
+      .layers = 32,
+      .width = 4096,
+      .heads = 32,
+      .kv_heads = 8,
+      .inner = 14336},
+     1,
+     2048},
 };
 
 /* Everything that a closed form of activations depends on beside the shape. */
@@ -169,6 +213,25 @@ test_model_formula_equals_the_sum_over_modules(void **state)
     }
 }
 
+/* Floats per token of the largest moment of a layer's forward when nothing is kept. */
+static int64_t
+widest_layer(const shl_model_config *c)
+{
+    int64_t inner = c->inner > 0 ? c->inner : 4 * c->width, width = c->width;
+    int64_t mlp = width + 2 * inner, attn = 5 * width + c->heads, norm = 2 * width + 2;
+    if (c->family == SHL_FAMILY_LLAMA) {
+        int64_t dim = c->head_dim > 0 ? c->head_dim : width / c->heads;
+        int64_t q = c->heads * dim, kv = (c->kv_heads > 0 ? c->kv_heads : c->heads) * dim;
+        int64_t fan = 2 * width + q + 2 * kv;
+        mlp = width + 2 * inner + (inner > width ? inner : width);
+        attn = width + q + 2 * kv + q + c->heads;
+        attn = attn > fan ? attn : fan;
+        norm = 2 * width + 1;
+    }
+    mlp = mlp > attn ? mlp : attn;
+    return mlp > norm ? mlp : norm;
+}
+
 /* Evaluation keeps two activations at a time and nothing at the end but the logits asked for. */
 static void
 test_model_formula_evaluation_saves_nothing(void **state)
@@ -182,12 +245,8 @@ test_model_formula_evaluation_saves_nothing(void **state)
         b.batch.run.want_grad = false;
         assert_int_equal(shl_model_forward(b.model, &b.batch.run), SHL_OK);
         assert_int_equal(act_now(&b), 0);
-        int64_t inner = s->cfg.inner > 0 ? s->cfg.inner : 4 * s->cfg.width;
-        int64_t mlp = s->cfg.width + 2 * inner, attn = 5 * s->cfg.width + s->cfg.heads;
-        int64_t head = s->cfg.width + s->cfg.vocab, wide = mlp > attn ? mlp : attn;
-        int64_t norm = 2 * s->cfg.width + 2;
-        wide = wide > head ? wide : head;
-        assert_int_equal(act_peak(&b), row_bytes * (size_t)(wide > norm ? wide : norm));
+        int64_t head = s->cfg.width + s->cfg.vocab, layer = widest_layer(&s->cfg);
+        assert_int_equal(act_peak(&b), row_bytes * (size_t)(layer > head ? layer : head));
 
         shl_buf logits = {0};
         b.batch.run.logits_out = &logits;
@@ -212,6 +271,20 @@ test_model_formula_flops_of_gpt2_124m(void **state)
     assert_true(flops == tokens * (linear + attention));
 }
 
+/* By hand for Llama-3 8B: 32 x (2 x 4096^2 + 2 x 4096 x 1024 + 3 x 4096 x 14336) + 128256 x 4096 matrix
+ * elements; 4096.5 keys on average x 12 x 4096 FLOPs per layer at T = 8192. */
+static void
+test_model_formula_flops_of_llama3_8b(void **state)
+{
+    SHL_UNUSED(state);
+    const shl_model_config *cfg = &shapes[SHL_ARRAY_LEN(shapes) - 1].cfg;
+    double matrices = 32.0 * 218103808.0 + 525336576.0;
+    double attention = 32.0 * 4096.5 * 12.0 * 4096.0;
+    double flops = shl_model_formula_step_flops(cfg, 3, 8192);
+    assert_true(flops == 3.0 * 8192.0 * (6.0 * matrices + attention));
+    assert_int_equal(shl_model_formula_params(cfg), 8030261248);
+}
+
 int
 main(void)
 {
@@ -220,6 +293,7 @@ main(void)
         cmocka_unit_test(test_model_formula_equals_the_sum_over_modules),
         cmocka_unit_test(test_model_formula_evaluation_saves_nothing),
         cmocka_unit_test(test_model_formula_flops_of_gpt2_124m),
+        cmocka_unit_test(test_model_formula_flops_of_llama3_8b),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

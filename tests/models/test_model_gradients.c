@@ -24,6 +24,20 @@
 static const shl_model_config config = {
     .vocab = VOCAB, .context = 6, .layers = 2, .width = 8, .heads = 2, .tied = true};
 
+/* Grouped heads wider than the stream, biases; scaled angles. */
+static const shl_model_config llama = {.family = SHL_FAMILY_LLAMA,
+                                       .vocab = VOCAB,
+                                       .context = 6,
+                                       .layers = 2,
+                                       .width = 8,
+                                       .heads = 4,
+                                       .kv_heads = 2,
+                                       .head_dim = 6,
+                                       .inner = 10,
+                                       .rope = {SHL_ROPE_LLAMA3, 4.0, 1.0, 4.0, 8},
+                                       .qkv_bias = true,
+                                       .tied = true};
+
 typedef struct bench {
     shl_device *device;
     shl_model *model;
@@ -34,10 +48,10 @@ typedef struct bench {
 
 /* Large random parameters, so that no gradient is near zero; every third target ignored. */
 static void
-bench_open(bench *b, bool tied)
+bench_open(bench *b, const shl_model_config *family, bool tied)
 {
     shl_device_config cfg = {.kind = "cpu", .threads = 1};
-    shl_model_config shape = config;
+    shl_model_config shape = *family;
     shape.tied = tied;
     assert_int_equal(shl_device_open(&cfg, &b->device), SHL_OK);
     assert_int_equal(shl_model_new(&shape, &b->model), SHL_OK);
@@ -147,10 +161,10 @@ check_param(bench *b, int i)
 }
 
 static void
-check_all(bool tied)
+check_all(const shl_model_config *family, bool tied)
 {
     bench b;
-    bench_open(&b, tied);
+    bench_open(&b, family, tied);
     forward_backward(&b);
     for (int i = 0; i < b.model->n_params; i++) {
         check_param(&b, i);
@@ -163,14 +177,16 @@ test_model_gradients_match_finite_differences_tied(void **state)
 {
     SHL_UNUSED(state);
     print_message("seed %u\n", SEED);
-    check_all(true);
+    check_all(&config, true);
+    check_all(&llama, true);
 }
 
 static void
 test_model_gradients_match_finite_differences_untied(void **state)
 {
     SHL_UNUSED(state);
-    check_all(false);
+    check_all(&config, false);
+    check_all(&llama, false);
 }
 
 /* All gradients side by side; n_elems floats. */
@@ -188,11 +204,10 @@ all_grads(bench *b)
 }
 
 static void
-test_model_gradients_overwrite_or_add(void **state)
+check_overwrite_or_add(const shl_model_config *family)
 {
-    SHL_UNUSED(state);
     bench b;
-    bench_open(&b, true);
+    bench_open(&b, family, true);
     forward_backward(&b);
     float *once = all_grads(&b);
     shl_plain_zero_grad(&b.plain);
@@ -211,13 +226,20 @@ test_model_gradients_overwrite_or_add(void **state)
     bench_close(&b);
 }
 
-/* One of a pair adds while the other overwrites: both come out as if alone. */
 static void
-test_model_gradients_mixed_modes_in_one_module(void **state)
+test_model_gradients_overwrite_or_add(void **state)
 {
     SHL_UNUSED(state);
+    check_overwrite_or_add(&config);
+    check_overwrite_or_add(&llama);
+}
+
+/* One of a pair adds while the other overwrites: both come out as if alone. */
+static void
+check_mixed_modes_in_one_module(const shl_model_config *family)
+{
     bench b;
-    bench_open(&b, true);
+    bench_open(&b, family, true);
     forward_backward(&b);
     float *once = all_grads(&b);
     shl_plain_zero_grad(&b.plain);
@@ -238,13 +260,20 @@ test_model_gradients_mixed_modes_in_one_module(void **state)
     bench_close(&b);
 }
 
-/* A frozen parameter keeps its bytes; the others get the gradients they had. */
 static void
-test_model_gradients_frozen_parameters_are_left_alone(void **state)
+test_model_gradients_mixed_modes_in_one_module(void **state)
 {
     SHL_UNUSED(state);
+    check_mixed_modes_in_one_module(&config);
+    check_mixed_modes_in_one_module(&llama);
+}
+
+/* A frozen parameter keeps its bytes; the others get the gradients they had. */
+static void
+check_frozen_parameters_are_left_alone(const shl_model_config *family)
+{
     bench b;
-    bench_open(&b, true);
+    bench_open(&b, family, true);
     forward_backward(&b);
     float *full = all_grads(&b);
     for (int pick = 0; pick < 3; pick++) {
@@ -277,13 +306,20 @@ test_model_gradients_frozen_parameters_are_left_alone(void **state)
     bench_close(&b);
 }
 
-/* Whole batch = two parts whose gradients add, when both divide by the same number of targets. */
 static void
-test_model_gradients_of_parts_add_up(void **state)
+test_model_gradients_frozen_parameters_are_left_alone(void **state)
 {
     SHL_UNUSED(state);
+    check_frozen_parameters_are_left_alone(&config);
+    check_frozen_parameters_are_left_alone(&llama);
+}
+
+/* Whole batch = two parts whose gradients add, when both divide by the same number of targets. */
+static void
+check_of_parts_add_up(const shl_model_config *family)
+{
     bench b;
-    bench_open(&b, true);
+    bench_open(&b, family, true);
     forward_backward(&b);
     float *whole = all_grads(&b);
     shl_plain_zero_grad(&b.plain);
@@ -304,6 +340,14 @@ test_model_gradients_of_parts_add_up(void **state)
     shl_heap_free(&whole);
     shl_heap_free(&sum);
     bench_close(&b);
+}
+
+static void
+test_model_gradients_of_parts_add_up(void **state)
+{
+    SHL_UNUSED(state);
+    check_of_parts_add_up(&config);
+    check_of_parts_add_up(&llama);
 }
 
 int

@@ -14,8 +14,18 @@
 #define SEQ 4
 #define ROWS (BATCH * SEQ)
 
-static const shl_model_config config = {
+static const shl_model_config gpt = {
     .vocab = 11, .context = 6, .layers = 2, .width = 8, .heads = 2, .tied = true};
+static const shl_model_config llama = {.family = SHL_FAMILY_LLAMA,
+                                       .vocab = 11,
+                                       .context = 6,
+                                       .layers = 2,
+                                       .width = 8,
+                                       .heads = 4,
+                                       .kv_heads = 2,
+                                       .inner = 12,
+                                       .tied = true};
+static const shl_model_config *config = &gpt; /* of the group that runs */
 static const int32_t tokens_a[ROWS] = {1, 2, 3, 4, 5, 6, 7, 8};
 static const int32_t tokens_b[ROWS] = {10, 0, 10, 3, 3, 2, 9, 0};
 
@@ -31,7 +41,7 @@ bench_open(bench *b, const char *kind)
 {
     shl_device_config cfg = {.kind = kind, .stands_for = "cpu", .threads = 1};
     assert_int_equal(shl_device_open(&cfg, &b->device), SHL_OK);
-    assert_int_equal(shl_model_new(&config, &b->model), SHL_OK);
+    assert_int_equal(shl_model_new(config, &b->model), SHL_OK);
     assert_int_equal(shl_plain_open(b->device, b->model, 7, &b->plain), SHL_OK);
     for (int i = 0; i < 2; i++) {
         const int32_t *in = i == 0 ? tokens_a : tokens_b, *out = i == 0 ? tokens_b : tokens_a;
@@ -181,7 +191,7 @@ test_model_tape_misuse_is_a_bug(void **state)
     bad = *run;
     bad.seq = SEQ - 1;
     assert_int_equal(shl_model_forward(b.model, &bad), SHL_E_BUG);
-    bad.seq = config.context + 1;
+    bad.seq = config->context + 1;
     assert_int_equal(shl_model_forward(b.model, &bad), SHL_E_USAGE);
     bad.batch = INT64_MAX / 2;
     assert_int_equal(shl_model_forward(b.model, &bad), SHL_E_USAGE);
@@ -345,5 +355,7 @@ main(void)
         cmocka_unit_test(test_model_tape_hooks_run_in_order_and_lend_what_is_read),
         cmocka_unit_test(test_model_tape_a_hook_fails_at_every_call),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("model_tape gpt", tests, NULL, NULL);
+    config = &llama;
+    return failed + cmocka_run_group_tests_name("model_tape llama", tests, NULL, NULL);
 }
