@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "kernels/base/half.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/types.h"
 
@@ -48,24 +49,26 @@ cb_close(cb_rank *r, shl_code code)
     return err.code == code ? shl_err_put(&err) : code;
 }
 
-/* Values whose sum depends on the order of addition. */
+/* Values whose sum depends on the order of addition, as the type holds them. */
 static float
-value(int rank, int seg, int64_t i)
+value(shl_dtype dtype, int rank, int seg, int64_t i)
 {
     uint64_t x = (uint64_t)rank * UINT64_C(0x9e3779b97f4a7c15) + (uint64_t)seg * 977 + (uint64_t)i;
     x = (x ^ (x >> 31)) * UINT64_C(0xbf58476d1ce4e5b9);
     x = (x ^ (x >> 29)) * UINT64_C(0x94d049bb133111eb);
-    return ((float)(x >> 40) / 8388608.0F - 1.0F) * (float)(1 + (x & 1023));
+    float v = ((float)(x >> 40) / 8388608.0F - 1.0F) * (float)(1 + (x & 1023));
+    return shl_float_round(dtype, v);
 }
 
+/* In fp32, rounded at the end. */
 static float
-sum_of(int world, int seg, int64_t i)
+sum_of(shl_dtype dtype, int world, int seg, int64_t i)
 {
-    float total = value(0, seg, i);
+    float total = value(dtype, 0, seg, i);
     for (int q = 1; q < world; q++) {
-        total += value(q, seg, i);
+        total += value(dtype, q, seg, i);
     }
-    return total;
+    return shl_float_round(dtype, total);
 }
 
 typedef struct layout {
@@ -75,13 +78,14 @@ typedef struct layout {
     bool in_place;
     int64_t total;
     int64_t in_elems[2]; /* multiples of a segment's count that the two buffers hold */
+    shl_dtype dtype;
 } layout;
 
 /* Element i of segment `seg` of this rank's input, for the whole buffer of the collective. */
 static float
 input_value(const layout *l, int seg, int64_t i)
 {
-    return value(l->rank, seg, i);
+    return value(l->dtype, l->rank, seg, i);
 }
 
 static float
@@ -90,36 +94,36 @@ expected(const layout *l, int seg, int64_t i)
     int64_t e = l->counts[seg];
     switch (l->kind) {
     case SHL_COLL_ALL_GATHER:
-        return value((int)(i / e), seg, i % e);
+        return value(l->dtype, (int)(i / e), seg, i % e);
     case SHL_COLL_REDUCE_SCATTER:
-        return sum_of(l->world, seg, l->rank * e + i);
+        return sum_of(l->dtype, l->world, seg, l->rank * e + i);
     case SHL_COLL_ALL_REDUCE:
-        return sum_of(l->world, seg, i);
+        return sum_of(l->dtype, l->world, seg, i);
     case SHL_COLL_BROADCAST:
     case SHL_COLL_CONTROL:
     case SHL_COLL_COUNT:
         break;
     }
-    return value(l->world - 1, seg, i);
+    return value(l->dtype, l->world - 1, seg, i);
 }
 
 static shl_code
-run(cb_rank *r, shl_comm *c, const layout *l, float *in, float *out, shl_stream_kind stream)
+run(cb_rank *r, shl_comm *c, const layout *l, void *in, void *out, shl_stream_kind stream)
 {
     shl_comm_seg segs[MAX_SEGS];
     int64_t at_in = 0, at_out = 0;
     for (int i = 0; i < l->n; i++) {
         int64_t e = l->counts[i];
-        float *src = in + at_in, *dst = out + at_out;
+        void *src = shl_elem_ptr(in, l->dtype, at_in), *dst = shl_elem_ptr(out, l->dtype, at_out);
         if (l->in_place && l->kind == SHL_COLL_ALL_GATHER) {
-            src = dst + l->rank * e;
+            src = shl_elem_ptr(dst, l->dtype, l->rank * e);
         } else if (l->in_place && l->kind == SHL_COLL_REDUCE_SCATTER) {
-            dst = src + l->rank * e;
+            dst = shl_elem_ptr(src, l->dtype, l->rank * e);
         } else if (l->in_place) {
             dst = src;
         }
         for (int64_t k = 0; k < e * l->in_elems[0]; k++) {
-            src[k] = input_value(l, i, k);
+            shl_float_put(l->dtype, src, k, input_value(l, i, k));
         }
         segs[i] = (shl_comm_seg){src, dst, e};
         at_in += e * l->in_elems[0];
@@ -130,16 +134,16 @@ run(cb_rank *r, shl_comm *c, const layout *l, float *in, float *out, shl_stream_
     shl_code code = SHL_E_BUG;
     switch (l->kind) {
     case SHL_COLL_ALL_GATHER:
-        code = shl_comm_all_gather(c, segs, l->n, SHL_F32, s, &done);
+        code = shl_comm_all_gather(c, segs, l->n, l->dtype, s, &done);
         break;
     case SHL_COLL_REDUCE_SCATTER:
-        code = shl_comm_reduce_scatter(c, segs, l->n, SHL_F32, s, &done);
+        code = shl_comm_reduce_scatter(c, segs, l->n, l->dtype, s, &done);
         break;
     case SHL_COLL_ALL_REDUCE:
-        code = shl_comm_all_reduce(c, segs, l->n, SHL_F32, s, &done);
+        code = shl_comm_all_reduce(c, segs, l->n, l->dtype, s, &done);
         break;
     case SHL_COLL_BROADCAST:
-        code = shl_comm_broadcast(c, segs, l->n, SHL_F32, l->world - 1, s, &done);
+        code = shl_comm_broadcast(c, segs, l->n, l->dtype, l->world - 1, s, &done);
         break;
     case SHL_COLL_CONTROL:
     case SHL_COLL_COUNT:
@@ -148,13 +152,13 @@ run(cb_rank *r, shl_comm *c, const layout *l, float *in, float *out, shl_stream_
     SHL_TRY(code);
     SHL_TRY(shl_event_sync(r->device, done));
     for (int i = 0; i < l->n; i++) {
-        const float *dst = (const float *)segs[i].dst;
         for (int64_t k = 0; k < l->counts[i] * l->in_elems[1]; k++) {
-            float want = expected(l, i, k);
-            if (memcmp(&want, &dst[k], sizeof want) != 0) {
-                return SHL_RAISE(SHL_E_VERIFY, "%s%s of %d: segment %d element %lld is %a, not %a",
-                                 shl_coll_name(l->kind), l->in_place ? " in place" : "", l->world,
-                                 i, (long long)k, (double)dst[k], (double)want);
+            float want = expected(l, i, k), got = shl_float_at(l->dtype, segs[i].dst, k);
+            if (memcmp(&want, &got, sizeof want) != 0) {
+                return SHL_RAISE(
+                    SHL_E_VERIFY, "%s%s of %d, %s: segment %d element %lld is %a, not %a",
+                    shl_coll_name(l->kind), l->in_place ? " in place" : "", l->world,
+                    shl_dtype_name(l->dtype), i, (long long)k, (double)got, (double)want);
             }
         }
     }
@@ -171,7 +175,8 @@ cb_case(cb_rank *r, shl_comm *c, shl_coll kind, const int64_t *counts, int n, bo
                 .n = n,
                 .counts = counts,
                 .in_place = in_place,
-                .in_elems = {1, 1}};
+                .in_elems = {1, 1},
+                .dtype = r->dtype};
     SHL_ASSERT(n <= MAX_SEGS);
     for (int i = 0; i < n; i++) {
         l.total += counts[i];
@@ -181,7 +186,7 @@ cb_case(cb_rank *r, shl_comm *c, shl_coll kind, const int64_t *counts, int n, bo
     bool comm = r->memory == CB_COMM || (r->memory == CB_MIXED && l.rank % 2 == 0);
     unsigned flags = comm ? SHL_MEM_COMM : 0;
     shl_buf in = {0}, out = {0};
-    size_t bytes = (size_t)l.total * sizeof(float);
+    size_t bytes = (size_t)l.total * shl_dtype_bytes(l.dtype);
     shl_code code = shl_device_alloc(r->device, bytes * (size_t)l.in_elems[0], SHL_TIER_DEVICE,
                                      SHL_TAG_BUCKET, flags, "in", &in);
     if (code == SHL_OK) {
@@ -189,7 +194,7 @@ cb_case(cb_rank *r, shl_comm *c, shl_coll kind, const int64_t *counts, int n, bo
                                 SHL_TAG_BUCKET, flags, "out", &out);
     }
     if (code == SHL_OK) {
-        code = run(r, c, &l, (float *)in.data, (float *)out.data, stream);
+        code = run(r, c, &l, in.data, out.data, stream);
     }
     shl_err err = *shl_err_get();
     shl_device_free(r->device, &in);
@@ -210,14 +215,19 @@ cb_battery(cb_rank *r, shl_comm *c)
         int n;
     } sets[] = {{one, 1}, {three, 1}, {odd, 1}, {some, 5}, {many, 130}};
     for (int kind = 0; kind < SHL_COLL_CONTROL; kind++) {
-        for (size_t i = 0; i < SHL_ARRAY_LEN(sets); i++) {
-            for (int in_place = 0; in_place < 2; in_place++) {
-                shl_stream_kind stream = i % 2 == 0 ? SHL_STREAM_COMM : SHL_STREAM_COMPUTE;
-                SHL_TRY(cb_case(r, c, (shl_coll)kind, sets[i].counts, sets[i].n, in_place != 0,
-                                stream));
-            }
+        for (size_t i = 0; i < 2 * SHL_ARRAY_LEN(sets); i++) {
+            size_t set = i / 2;
+            shl_stream_kind stream = set % 2 == 0 ? SHL_STREAM_COMM : SHL_STREAM_COMPUTE;
+            r->dtype = SHL_F32;
+            SHL_TRY(
+                cb_case(r, c, (shl_coll)kind, sets[set].counts, sets[set].n, i % 2 != 0, stream));
+            /* The types of 16 bits take turns: both see every kind, in place or not. */
+            r->dtype = (set + i + (size_t)kind) % 2 == 0 ? SHL_BF16 : SHL_F16;
+            SHL_TRY(
+                cb_case(r, c, (shl_coll)kind, sets[set].counts, sets[set].n, i % 2 != 0, stream));
         }
     }
+    r->dtype = SHL_F32;
     return SHL_OK;
 }
 

@@ -15,6 +15,7 @@ typedef struct cb_rank {
     shl_device *device;
     shl_comm *comm;
     cb_memory memory;
+    shl_dtype dtype; /* of the next case */
 } cb_rank;
 
 /* timeout_ms, alpha_ns as in shl_comm_config; alpha_ns > 0 sleeps. */
@@ -27,7 +28,8 @@ shl_code cb_close(cb_rank *r, shl_code code);
 shl_code cb_case(cb_rank *r, shl_comm *c, shl_coll kind, const int64_t *counts, int n,
                  bool in_place, shl_stream_kind stream);
 
-/* Every kind, in place and separate, odd counts, coalesced, on the worker and on the caller. */
+/* Every kind, in place and separate, odd counts, coalesced, on the worker and on the caller, in fp32 and in
+ * 16 bits. */
 shl_code cb_battery(cb_rank *r, shl_comm *c);
 
 /* The battery as a rank's main; arg: cb_memory *. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engines/comm/world.h"
+#include "kernels/base/half.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/rng.h"
 #include "kernels/base/str.h"
@@ -69,8 +70,10 @@ set_initial(void *ctx, const shl_shard *s)
     if (whole == NULL) {
         return SHL_RAISE(SHL_E_CONFIG, "no initial value for %s", s->name);
     }
-    return shl_device_upload(d, s->local.data, whole + s->begin,
-                             (size_t)(s->end - s->begin) * sizeof(float));
+    for (int64_t i = s->begin; d->caps.has_bytes && i < s->end; ++i) {
+        shl_float_put(s->local.dtype, s->local.data, i - s->begin, whole[i]);
+    }
+    return SHL_OK;
 }
 
 /* Ranks hold disjoint ranges (replicas the same values), so they may write side by side. */
@@ -86,8 +89,10 @@ keep_shard(void *ctx, const shl_shard *s)
     for (int i = 0; i < job->r->n_tensors; ++i) {
         ew_tensor *t = &job->r->tensors[i];
         if (strcmp(t->name, s->name) == 0 && strcmp(t->kind, s->kind) == 0) {
-            return shl_device_download(d, t->values + s->begin, s->local.data,
-                                       (size_t)(s->end - s->begin) * sizeof(float));
+            for (int64_t k = s->begin; d->caps.has_bytes && k < s->end; ++k) {
+                t->values[k] = shl_float_at(s->local.dtype, s->local.data, k - s->begin);
+            }
+            return SHL_OK;
         }
     }
     return SHL_RAISE(SHL_E_BUG, "no room for %s %s", s->kind, s->name);
