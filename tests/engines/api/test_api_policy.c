@@ -153,6 +153,8 @@ test_api_policy_resumes_with_skipped_steps(void **state)
 {
     (void)state;
     check_resume("\"dtype\": \"fp32\"", 134);
+    check_resume("\"dtype\": \"bf16\", \"moment-dtype\": \"bf16\"", 134);
+    check_resume("\"dtype\": \"fp16\"", 22);
 }
 
 /* --- without an optimizer ------------------------------------------------------------------ */
