@@ -86,6 +86,20 @@ typedef struct shl_scale_config {
     bool raise_at_min;           /* a halving that is due at min_scale ends the run */
 } shl_scale_config;
 
+/* What only DeepSpeed's keys say (ds_config.h); lengths in elements. Zero unless a ds_config was given,
+ * then that file's values or DeepSpeed's defaults. `given` false: the strategies' own defaults hold. */
+typedef struct shl_zero_options {
+    bool given;
+    int64_t prefetch_elems, persistence_elems, model_persistence_elems; /* stage 3 */
+    int64_t max_live_elems, max_reuse_elems, granularity_elems;         /* stage 3 */
+    int64_t sub_group_elems;                                            /* stage 3: of an update */
+    bool gather_sequential, gather_on_save;                             /* stage 3 */
+    bool round_robin, prescale, sum_gradients;
+    double predivide;                                  /* 1: none */
+    bool offload_optimizer, offload_param, pin_memory; /* to host memory */
+    double offload_ratio;                              /* share of the update that is offloaded */
+} shl_zero_options;
+
 /* What an engine is told. Dtypes are explicit, one per role (shl_dtype_policy_set has the defaults). */
 typedef struct shl_engine_config {
     shl_strategy strategy;
@@ -104,6 +118,7 @@ typedef struct shl_engine_config {
     shl_dtype moment_dtype;  /* fp32 or bf16 */
     shl_scale_config scale;
     bool check_overflow; /* skips steps without a scaler too */
+    shl_zero_options zero;
 } shl_engine_config;
 
 /* Defaults of every field (fp32, AdamW 1e-3 / 0.9 / 0.95 / 1e-8 / 0.1, no clipping, bucket 16 Mi

@@ -1,0 +1,195 @@
+/* engines/config: the resolved configuration shown, value by value with its origin, and the way back: a
+ * ds_config.json of DeepSpeed's own keys from what an engine is told. */
+#include <math.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "engines/config/ds_config.h"
+#include "kernels/base/types.h"
+
+static const char *
+status_text(const shl_ds_config *c, const shl_ds_key *key, size_t i)
+{
+    if (key->status == SHL_DS_WORKS) {
+        return "works";
+    }
+    if (key->status == SHL_DS_INERT) {
+        return "no effect";
+    }
+    return shl_ds_passes(c, i) ? "not in this build" : "refused";
+}
+
+static void
+add_dump(shl_str *out, const json_t *json, size_t flags)
+{
+    char *dump = json_dumps(json, JSON_ENCODE_ANY | flags);
+    json_free_t release;
+    json_get_alloc_funcs(NULL, &release);
+    if (dump) {
+        shl_str_add(out, "%s", dump);
+    }
+    out->failed = out->failed || !dump;
+    release(dump);
+}
+
+void
+shl_ds_show(const shl_ds_config *c, bool changed, shl_str *out)
+{
+    size_t n;
+    const shl_ds_key *keys = shl_ds_keys(&n);
+    shl_str_add(out, "%-64s %-20s %-8s %s\n", "key", "value", "origin", "here");
+    for (size_t i = 0; i < n; i++) {
+        if (changed && c->rows[i].origin == SHL_DS_DEFAULT) {
+            continue;
+        }
+        shl_str value = {0};
+        add_dump(&value, c->rows[i].json, JSON_REAL_PRECISION(12) | JSON_COMPACT);
+        shl_str_add(out, "%-64s %-20s %-8s %s\n", keys[i].path, shl_str_get(&value),
+                    shl_ds_origin_name(c->rows[i].origin), status_text(c, &keys[i], i));
+        shl_str_fini(&value);
+    }
+}
+
+shl_code
+shl_ds_show_json(const shl_ds_config *c, shl_str *out)
+{
+    size_t n;
+    const shl_ds_key *keys = shl_ds_keys(&n);
+    json_t *all = json_array();
+    for (size_t i = 0; all && i < n; i++) {
+        json_t *row = json_pack("{ss sO ss ss ss}", "key", keys[i].path, "value", c->rows[i].json,
+                                "origin", shl_ds_origin_name(c->rows[i].origin), "here",
+                                status_text(c, &keys[i], i), "why", keys[i].why);
+        if (!row || json_array_append_new(all, row) != 0) {
+            json_decref(all);
+            all = NULL;
+        }
+    }
+    if (all) {
+        add_dump(out, all, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
+        shl_str_add(out, "\n");
+    }
+    json_decref(all);
+    return all ? SHL_OK : SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration");
+}
+
+/* What DeepSpeed's file cannot say. */
+static shl_code
+check_emit(const shl_engine_config *e)
+{
+    shl_reduce_every natural;
+    if (e->strategy > SHL_ZERO3) {
+        SHL_RAISE(SHL_E_USAGE, "%s has no ds_config.json", shl_strategy_name(e->strategy));
+        shl_err_because("DeepSpeed's stages are ddp (0), zero1, zero2 and zero3");
+        return shl_err_advice("--strategy zero3");
+    }
+    SHL_TRY(shl_reduce_every_resolve(e->strategy, SHL_REDUCE_AUTO, &natural));
+    if (e->reduce_every != natural) {
+        SHL_RAISE(SHL_E_USAGE, "DeepSpeed has no key for when gradients are reduced");
+        return shl_err_because("stages 0 and 1 reduce at the boundary, 2 and 3 at each micro-step");
+    }
+    bool foreign = e->optim.schedule == SHL_SCHEDULE_NAMED
+                       ? e->optim.named.kind > SHL_DS_WARMUP_COSINE_LR
+                       : e->optim.schedule != SHL_SCHEDULE_CONSTANT || e->optim.warmup_steps > 0;
+    if (foreign) {
+        SHL_RAISE(SHL_E_USAGE, "this schedule is none of DeepSpeed's");
+        shl_err_because("it has LRRangeTest, OneCycle, WarmupLR, WarmupDecayLR, WarmupCosineLR");
+        return shl_err_advice("--schedule constant, or a --config with a scheduler block");
+    }
+    return SHL_OK;
+}
+
+static json_t *
+schedule_json(const shl_ds_schedule *s)
+{
+    json_t *params = json_object();
+    int n;
+    const shl_ds_schedule_param *rows = shl_ds_schedule_params(s->kind, &n);
+    for (int i = 0; i < n; i++) {
+        const char *name = rows[i].name;
+        json_t *value = NULL;
+        if (isnan(s->p[i])) {
+            continue;
+        }
+        if (strcmp(name, "warmup_type") == 0) {
+            value = json_string(s->p[i] > 0.0 ? "linear" : "log");
+        } else if (strcmp(name, "cycle_momentum") == 0 || strstr(name, "staircase")) {
+            value = json_boolean(s->p[i] > 0.0);
+        } else {
+            value = rows[i].whole ? json_integer((json_int_t)s->p[i]) : json_real(s->p[i]);
+        }
+        json_object_set_new(params, name, value);
+    }
+    return json_pack("{ss so}", "type", shl_ds_schedule_name(s->kind), "params", params);
+}
+
+static json_t *
+fp16_json(const shl_scale_config *s)
+{
+    if (s->kind == SHL_SCALE_STATIC) {
+        return json_pack("{sb sf}", "enabled", 1, "loss_scale", s->scale);
+    }
+    return json_pack("{sb sf sI sI sI sb sI}", "enabled", 1, "loss_scale", 0.0,
+                     "initial_scale_power", (json_int_t)log2(s->scale), "loss_scale_window",
+                     (json_int_t)s->window, "hysteresis", (json_int_t)s->hysteresis,
+                     "consecutive_hysteresis", s->consecutive_hysteresis ? 1 : 0, "min_loss_scale",
+                     (json_int_t)s->min_scale);
+}
+
+static json_t *
+bf16_json(const shl_engine_config *e)
+{
+    return json_pack("{sb sb sb sb}", "enabled", 1, "check_grad_overflow",
+                     e->check_overflow ? 1 : 0, "bf16_master_weights_and_grads",
+                     e->master_dtype == SHL_BF16 ? 1 : 0, "bf16_optimizer_states",
+                     e->moment_dtype == SHL_BF16 ? 1 : 0);
+}
+
+static json_t *
+emit_json(const shl_engine_config *e, int ranks)
+{
+    const shl_optim_config *o = &e->optim;
+    json_t *optimizer =
+        json_pack("{ss s{sf s[ff] sf sf}}", "type", "AdamW", "params", "lr", o->lr, "betas",
+                  o->beta1, o->beta2, "eps", o->eps, "weight_decay", o->weight_decay);
+    json_t *zero = json_pack("{si sI}", "stage", (int)e->strategy, "reduce_bucket_size",
+                             (json_int_t)e->bucket_elems);
+    json_t *all =
+        json_pack("{sI sI sI so sf so}", "train_batch_size",
+                  (json_int_t)(e->batch * e->accum * ranks), "train_micro_batch_size_per_gpu",
+                  (json_int_t)e->batch, "gradient_accumulation_steps", (json_int_t)e->accum,
+                  "zero_optimization", zero, "gradient_clipping", o->clip, "optimizer", optimizer);
+    if (!all) {
+        return NULL;
+    }
+    if (e->compute_dtype == SHL_BF16) {
+        json_object_set_new(all, "bf16", bf16_json(e));
+    } else if (e->compute_dtype == SHL_F16) {
+        json_object_set_new(all, "fp16", fp16_json(&e->scale));
+    }
+    if (e->compute_dtype != SHL_F32) {
+        json_object_set_new(all, "communication_data_type",
+                            json_string(shl_dtype_name(e->reduce_dtype)));
+        json_object_set_new(all, "data_types",
+                            json_pack("{ss}", "grad_accum_dtype", shl_dtype_name(e->grad_dtype)));
+    }
+    if (o->schedule == SHL_SCHEDULE_NAMED) {
+        json_object_set_new(all, "scheduler", schedule_json(&o->named));
+    }
+    return all;
+}
+
+shl_code
+shl_ds_emit(const shl_engine_config *e, int ranks, shl_str *out)
+{
+    SHL_TRY(check_emit(e));
+    json_t *all = emit_json(e, ranks);
+    if (!all) {
+        return SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration");
+    }
+    add_dump(out, all, JSON_INDENT(2) | JSON_REAL_PRECISION(17));
+    shl_str_add(out, "\n");
+    json_decref(all);
+    return out->failed ? SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration") : SHL_OK;
+}
