@@ -13,16 +13,16 @@ drop_run(const shl_dropout_args *a, uint32_t bound, float scale, int64_t begin, 
     uint32_t room[RUN + CPU_RANDOM_SLACK];
     const uint32_t *word =
         cpu_random_words(a->seed, a->stream, (uint64_t)(a->first + begin), n, room);
-    float wide[RUN], out[RUN];
+    float wide[RUN];
     bool f32 = a->y.dtype == SHL_F32;
     const float *x = cpu_floats(a->x.dtype, a->x.data, begin, n, wide);
-    float *y = f32 ? (float *)a->y.data + begin : out;
+    float *y = f32 ? (float *)a->y.data + begin : wide;
     for (int64_t i = 0; i < n; i++) {
         float kept = x[i] * scale;
         y[i] = word[i] >= bound ? kept : 0.0f;
     }
     if (!f32) {
-        cpu_narrow(a->y.dtype, out, a->y.data, begin, n);
+        cpu_narrow(a->y.dtype, wide, a->y.data, begin, n);
     }
 }
 

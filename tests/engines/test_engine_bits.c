@@ -105,6 +105,29 @@ test_engine_bits_agree_for_an_untied_head(void **state)
     ew_result_fini(&ddp);
 }
 
+/* The same engines, another family: worlds and buckets that cut its tensors unevenly. */
+static void
+test_engine_bits_agree_for_a_llama(void **state)
+{
+    (void)state;
+    for (int ranks = 2; ranks <= 3; ++ranks) {
+        ew_config c;
+        ew_result ddp;
+        ew_config_init(&c, SHL_DDP, ranks);
+        ew_config_llama(&c);
+        c.engine.bucket_elems = ranks == 2 ? 4000 : 700;
+        c.engine.optim.clip = 0.5;
+        c.model.tied = ranks == 3;
+        ew_run(&c, &ddp);
+        assert_string_equal(ddp.what, "");
+        assert_true(ddp.reports[0].loss != ddp.reports[1].loss && ddp.param_hash != 0);
+        for (int s = SHL_ZERO1; s < SHL_STRATEGY_COUNT; ++s) {
+            agree_with_ddp(&c, &ddp, (shl_strategy)s);
+        }
+        ew_result_fini(&ddp);
+    }
+}
+
 /* Four micro-batches of one are one of four up to the order of sums, in both families. */
 static void
 test_engine_bits_accumulation_is_the_same_training(void **state)
@@ -150,6 +173,7 @@ main(void)
         cmocka_unit_test(test_engine_bits_do_not_depend_on_bucket_or_prefetch),
         cmocka_unit_test(test_engine_bits_agree_inside_a_family_and_across_with_micro),
         cmocka_unit_test(test_engine_bits_agree_for_an_untied_head),
+        cmocka_unit_test(test_engine_bits_agree_for_a_llama),
         cmocka_unit_test(test_engine_bits_accumulation_is_the_same_training),
         cmocka_unit_test(test_engine_bits_repeat),
     };

@@ -130,6 +130,23 @@ check_reductions(ew_config *c, size_t world)
     check_one(c);
 }
 
+/* Closed forms know parameters by number only: another family, the same forms. */
+static void
+test_engine_formulas_of_a_llama(void **state)
+{
+    (void)state;
+    for (int s = 0; s < SHL_STRATEGY_COUNT; ++s) {
+        for (int ranks = 2; ranks <= 3; ++ranks) {
+            ew_config c;
+            ew_config_init(&c, (shl_strategy)s, ranks);
+            ew_config_llama(&c);
+            c.engine.accum = ranks;
+            c.model.tied = ranks == 2;
+            check_one(&c);
+        }
+    }
+}
+
 static void
 test_engine_formulas_state_and_collectives(void **state)
 {
@@ -253,6 +270,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_engine_formulas_state_and_collectives),
+        cmocka_unit_test(test_engine_formulas_of_a_llama),
         cmocka_unit_test(test_engine_formulas_of_sixteen_bits),
         cmocka_unit_test(test_engine_formulas_by_policy),
         cmocka_unit_test(test_engine_formulas_explain_fsdp_against_zero3),

@@ -24,6 +24,10 @@ set_case(ew_config *c, shl_strategy s, int ranks, int variant)
     c->engine.optim.clip = variant & 2 ? 0.5 : 0.0;
     c->engine.bucket_elems = buckets[(variant >> 2) % 3];
     c->engine.prefetch = (variant >> 4) % 3;
+    /* Every third case of another family. */
+    if ((variant + ranks + (int)s) % 3 == 0) {
+        ew_config_llama(c);
+    }
     c->model.tied = (variant & 64) == 0;
     c->model.layers = 2;
 }

@@ -41,6 +41,21 @@ ew_config_init(ew_config *c, shl_strategy s, int ranks)
     c->fail_rank = -1;
 }
 
+void
+ew_config_llama(ew_config *c)
+{
+    c->model = (shl_model_config){.family = SHL_FAMILY_LLAMA,
+                                  .vocab = 67,
+                                  .context = 16,
+                                  .layers = 3,
+                                  .width = 20,
+                                  .heads = 6,
+                                  .kv_heads = 2,
+                                  .head_dim = 6,
+                                  .inner = 28,
+                                  .qkv_bias = true};
+}
+
 /* Rows [row, row + n) of a step's global batch. */
 static void
 fill_rows(const ew_config *c, int step, int64_t row, int64_t n, int32_t *tokens, int32_t *targets)

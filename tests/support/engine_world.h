@@ -60,6 +60,9 @@ typedef struct ew_result {
  * (uneven sizes), 3 layers, AdamW, seed printed by the caller. */
 void ew_config_init(ew_config *c, shl_strategy s, int ranks);
 
+/* The same with a LLaMA in the place of the gpt: grouped heads, biases, untied. */
+void ew_config_llama(ew_config *c);
+
 /* Resolves reduce_every AUTO, runs, fills *r. Never asserts: r->code tells. */
 void ew_run(const ew_config *c, ew_result *r);
 void ew_result_fini(ew_result *r);
