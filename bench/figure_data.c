@@ -171,7 +171,7 @@ read_run(shl_figure_data *d, place at, const json_t *record)
 }
 
 static shl_code
-read_step(shl_figure_data *d, place at, const json_t *record)
+read_loss(shl_step_row **rows, size_t *n, size_t *cap, place at, const json_t *record)
 {
     shl_step_row row = {0};
     SHL_TRY(get_text(at, record, "strategy", row.strategy, sizeof row.strategy));
@@ -185,12 +185,12 @@ read_step(shl_figure_data *d, place at, const json_t *record)
         return raise_record(at, "the number \"loss\" is missing");
     }
     row.loss = json_number_value(loss);
-    if (d->n_steps == d->cap_steps) {
-        size_t cap = d->cap_steps ? 2 * d->cap_steps : 256;
-        SHL_TRY(shl_heap_grow(&d->steps, d->cap_steps, cap, sizeof row));
-        d->cap_steps = cap;
+    if (*n == *cap) {
+        size_t more = *cap ? 2 * *cap : 256;
+        SHL_TRY(shl_heap_grow(rows, *cap, more, sizeof row));
+        *cap = more;
     }
-    d->steps[d->n_steps++] = row;
+    (*rows)[(*n)++] = row;
     return SHL_OK;
 }
 
@@ -268,7 +268,9 @@ read_line(shl_figure_data *d, place at, const char *line, size_t len)
     } else if (strcmp(kind, "run") == 0) {
         code = read_run(d, at, record);
     } else if (strcmp(kind, "step") == 0) {
-        code = read_step(d, at, record);
+        code = read_loss(&d->steps, &d->n_steps, &d->cap_steps, at, record);
+    } else if (strcmp(kind, "eval") == 0) {
+        code = read_loss(&d->evals, &d->n_evals, &d->cap_evals, at, record);
     } else if (strcmp(kind, "event") == 0) {
         code = read_event(d, at, record);
     }
@@ -304,6 +306,7 @@ shl_figure_data_fini(shl_figure_data *d)
 {
     shl_heap_free(&d->runs);
     shl_heap_free(&d->steps);
+    shl_heap_free(&d->evals);
     shl_heap_free(&d->events);
     *d = (shl_figure_data){0};
 }

@@ -1,4 +1,5 @@
-/* bench: figures: the loss of every strategy, one line per step. */
+/* bench: figures: the loss of every strategy, one line per step, and below it of their validation, one line
+ * per evaluation. */
 #include <float.h>
 #include <inttypes.h>
 #include <math.h>
@@ -83,6 +84,41 @@ add_losses(shl_str *data, const point *points, size_t n, int n_series, double *s
     }
 }
 
+/* The chosen rows that are of a series of *s , by step and series. Owner: caller. */
+static shl_code
+take_points(const shl_step_row *rows, size_t n_rows, const shl_figure_choice *choice, int64_t ranks,
+            shl_series *s, point **points, size_t *n)
+{
+    *n = 0;
+    SHL_TRY(shl_heap_alloc(n_rows, sizeof **points, points));
+    for (size_t i = 0; i < n_rows; i++) {
+        const shl_step_row *row = &rows[i];
+        int k =
+            is_chosen(row, choice) && row->ranks == ranks ? shl_series_of(s, row->strategy) : -1;
+        if (k >= 0) {
+            (*points)[(*n)++] = (point){row->step, k, i, row->loss};
+        }
+    }
+    qsort(*points, *n, sizeof **points, compare_points);
+    return SHL_OK;
+}
+
+/* A data set of its own behind two empty lines: gnuplot's index 1. */
+static shl_code
+add_validation(const shl_figure_data *d, const shl_figure_choice *choice, int64_t ranks,
+               shl_series *s, shl_str *data, size_t *n)
+{
+    point *points = NULL;
+    double spread = 0;
+    SHL_TRY(take_points(d->evals, d->n_evals, choice, ranks, s, &points, n));
+    if (*n > 0) {
+        shl_str_add(data, "\n\n# validation\n");
+        add_losses(data, points, *n, s->n, &spread);
+    }
+    shl_heap_free(&points);
+    return SHL_OK;
+}
+
 shl_code
 shl_figure_write_loss(const shl_figure_data *d, const shl_figure_choice *choice)
 {
@@ -90,18 +126,9 @@ shl_figure_write_loss(const shl_figure_data *d, const shl_figure_choice *choice)
     int64_t ranks = 1;
     point *points = NULL;
     shl_series s = {0};
-    size_t n = 0;
+    size_t n = 0, n_evals = 0;
     SHL_TRY(choose_ranks(d, choice, &ranks));
-    SHL_TRY(shl_heap_alloc(d->n_steps, sizeof *points, &points));
-    for (size_t i = 0; i < d->n_steps; i++) {
-        const shl_step_row *row = &d->steps[i];
-        int k =
-            is_chosen(row, choice) && row->ranks == ranks ? shl_series_of(&s, row->strategy) : -1;
-        if (k >= 0) {
-            points[n++] = (point){row->step, k, i, row->loss};
-        }
-    }
-    qsort(points, n, sizeof *points, compare_points);
+    SHL_TRY(take_points(d->steps, d->n_steps, choice, ranks, &s, &points, &n));
     shl_str data = {0}, vars = {0};
     double spread = 0;
     shl_str_add(&data, "# step");
@@ -112,6 +139,11 @@ shl_figure_write_loss(const shl_figure_data *d, const shl_figure_choice *choice)
     shl_str_add(&data, "\n");
     add_losses(&data, points, n, s.n, &spread);
     shl_heap_free(&points);
+    shl_code code = add_validation(d, choice, ranks, &s, &data, &n_evals);
+    if (code != SHL_OK) {
+        shl_str_fini(&data);
+        return code;
+    }
     char text[128];
     const char *model = choice->model ? choice->model : d->n_runs > 0 ? d->runs[0].model : "loss";
     shl_strf(text, sizeof text, "%s, %d strateg%s on %" PRId64 " rank%s", model, s.n,
@@ -123,5 +155,6 @@ shl_figure_write_loss(const shl_figure_data *d, const shl_figure_choice *choice)
     shl_figure_add_quoted(&vars, "verdict", text);
     /* A flat line needs some height around it: one unit in the last place of a float near 4. */
     shl_str_add(&vars, "spread = %.3e\n", spread > 0 ? 1.5 * spread : 4.0 * (double)FLT_EPSILON);
+    shl_str_add(&vars, "validated = %d\n", n_evals > 0);
     return shl_figure_write_pair(choice->out_dir, f, &data, &vars);
 }

@@ -37,7 +37,7 @@ typedef struct shl_run_row {
     int64_t save_ns, save_bytes;
 } shl_run_row;
 
-/* And of a step record. */
+/* And of a step record, or an eval record. */
 typedef struct shl_step_row {
     char strategy[24];
     int64_t ranks, step;
@@ -60,6 +60,8 @@ typedef struct shl_figure_data {
     size_t n_runs, cap_runs;
     shl_step_row *steps;
     size_t n_steps, cap_steps;
+    shl_step_row *evals;
+    size_t n_evals, cap_evals;
     shl_event_row *events;
     size_t n_events, cap_events;
 } shl_figure_data;

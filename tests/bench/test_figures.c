@@ -30,6 +30,9 @@ write_records(const char *text)
     "{\"kind\":\"run\",\"schema\":1,\"model\":\"" model "\",\"strategy\":\"" strategy              \
     "\",\"ranks\":" #ranks ",\"batch\":2,\"seq\":64,\"peak_bytes\":{\"device\":{\"total\":" #total \
     ",\"param\":" #param "}},\"at_peak\":{\"param\":" #param ",\"act\":" #act "}}\n"
+#define EVAL(strategy, ranks, step, loss)                                                          \
+    "{\"kind\":\"eval\",\"strategy\":\"" strategy "\",\"ranks\":" #ranks ",\"step\":" #step        \
+    ",\"loss\":" #loss "}\n"
 #define STEP(strategy, ranks, step, loss)                                                          \
     "{\"kind\":\"step\",\"schema\":1,\"strategy\":\"" strategy "\",\"ranks\":" #ranks              \
     ",\"step\":" #step ",\"loss\":" #loss "}\n"
@@ -163,6 +166,13 @@ test_figures_loss_lines_up_steps(void **state)
     assert_string_equal(read_output("loss.dat"),
                         "# step a b\n1 0.10000000000000001 0.10000000000000001\n");
     assert_holds(read_output("loss.vars"), "verdict = \"every difference is 0\"\n");
+    assert_holds(read_output("loss.vars"), "validated = 0\n");
+    write_records(EVAL("b", 3, 2, 0.5) STEP("a", 3, 1, 0.25) EVAL("b", 2, 2, 9)
+                      STEP("b", 3, 1, 0.25) EVAL("a", 3, 2, 0.75) EVAL("a", 3, 4, 0.5));
+    assert_int_equal(write_figure(SHL_FIGURE_LOSS, NULL, 0, 0), SHL_OK);
+    assert_string_equal(read_output("loss.dat"),
+                        "# step a b\n1 0.25 0.25\n\n\n# validation\n2 0.75 0.5\n4 0.5 ?\n");
+    assert_holds(read_output("loss.vars"), "validated = 1\n");
 }
 
 static void
