@@ -18,6 +18,7 @@ static const shl_option TABLE[] = {
     SHL_ROWS_BATCH,
     SHL_ROWS_DTYPE,
     SHL_ROW_CLIP,
+    SHL_ROWS_TUNE,
     SHL_ROWS_EVAL,
     SHL_ROWS_DEVICE,
     SHL_ROWS_FORMAT,

@@ -33,6 +33,7 @@ static const shl_option all_rows[] = {
     SHL_ROWS_OPTIMIZER,
     SHL_ROWS_DTYPE,
     SHL_ROWS_RUN,
+    SHL_ROWS_TUNE,
     SHL_ROWS_VALIDATION,
     SHL_ROWS_DEVICE,
     SHL_ROWS_CHECKPOINT,
@@ -51,6 +52,7 @@ enum {
     AXIS_BATCH,
     AXIS_ACCUM,
     AXIS_DTYPE,
+    AXIS_RECOMPUTE,
     AXIS_REDUCE,
     AXIS_BUCKET,
     AXIS_PREFETCH,
@@ -93,6 +95,7 @@ open_axes(const shl_run_options *o, shl_sweep_axis *axes)
     SHL_TRY(shl_sweep_names("model", model_text(o, beside, sizeof(beside)), &axes[AXIS_MODEL]));
     SHL_TRY(shl_sweep_names("strategy", o->strategy, &axes[AXIS_STRATEGY]));
     SHL_TRY(shl_sweep_names("dtype", o->dtype, &axes[AXIS_DTYPE]));
+    SHL_TRY(shl_sweep_names("recompute", o->recompute, &axes[AXIS_RECOMPUTE]));
     SHL_TRY(shl_sweep_names("reduce-every", o->reduce_every, &axes[AXIS_REDUCE]));
     SHL_TRY(shl_sweep_numbers("ranks", o->ranks, 1, INT64_C(1) << 20, &axes[AXIS_RANKS]));
     SHL_TRY(shl_sweep_numbers("batch", o->batch, 1, large, &axes[AXIS_BATCH]));
@@ -240,6 +243,37 @@ resolve_policy(const shl_run_options *o, const char *dtype, shl_engine_config *e
     return resolve_scale(o, &e->scale);
 }
 
+static shl_code
+take_patterns(const char *flag, const char *text, char *out)
+{
+    if (text && strlen(text) >= SHL_TUNE_TEXT) {
+        SHL_RAISE(SHL_E_USAGE, "--%s: too long a list", flag);
+        return shl_err_because("it has %zu characters, and at most %d", strlen(text),
+                               SHL_TUNE_TEXT - 1);
+    }
+    shl_strf(out, SHL_TUNE_TEXT, "%s", text ? text : "");
+    return SHL_OK;
+}
+
+/* What these values mean for a model is checked when it is built. */
+static shl_code
+resolve_tune(const shl_run_options *o, const char *recompute, shl_tune_config *t)
+{
+    SHL_TRY(shl_recompute_parse(recompute, &t->recompute));
+    SHL_TRY(take_patterns("freeze", o->freeze, t->freeze));
+    SHL_TRY(take_patterns("lora-targets", o->lora_targets, t->lora_targets));
+    /* In a list of ways to recompute it belongs to the one that has blocks to choose from. */
+    t->recompute_every =
+        t->recompute == SHL_RECOMPUTE_FULL || !strchr(o->recompute, ',') ? o->recompute_every : 0;
+    t->train_last = o->train_last;
+    t->lora_rank = o->lora_rank;
+    t->lora_alpha = o->lora_alpha;
+    t->lora_base = o->lora_base;
+    t->dropout = o->dropout;
+    t->attention_dropout = o->attention_dropout;
+    return SHL_OK;
+}
+
 static void
 resolve_run(const shl_run_options *o, shl_session_config *c)
 {
@@ -280,6 +314,7 @@ resolve_point(const shl_run_options *o, const shl_sweep_axis *axes, int64_t inde
     SHL_TRY(resolve_reduce(at[AXIS_REDUCE]->text, e->strategy, &e->reduce_every));
     SHL_TRY(resolve_optim(o, &e->optim));
     SHL_TRY(resolve_policy(o, at[AXIS_DTYPE]->text, e));
+    SHL_TRY(resolve_tune(o, at[AXIS_RECOMPUTE]->text, &c->tune));
     c->ranks = (int)at[AXIS_RANKS]->number;
     e->bucket_elems = at[AXIS_BUCKET]->number;
     e->prefetch = shl_prefetch_resolve(e->strategy, o->prefetch ? (int)at[AXIS_PREFETCH]->number

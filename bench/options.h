@@ -27,6 +27,11 @@ typedef struct shl_run_options {
     int64_t schedule_steps, warmup; /* schedule_steps 0: steps */
     const char *data, *val_data;
     const char *data_seed; /* list; NULL: the seed */
+    const char *recompute; /* list */
+    int64_t recompute_every, train_last, lora_rank;
+    const char *freeze, *lora_targets;
+    double lora_alpha, dropout, attention_dropout;
+    bool lora_base;
     int shuffle;
     double val_split;
     int64_t eval_every, eval_batches;
@@ -192,6 +197,31 @@ extern const char *const shl_choices_dtype[];
             "What ranks are."),                                                                      \
     SHL_ROW("timeout", SHL_OPT_DOUBLE, timeout_s, 0.1, 86400, "30", NULL, "seconds", "Run",          \
             "A rank that has not arrived by then is named and the run ends.")
+
+#define SHL_ROWS_TUNE                                                                                \
+    SHL_ROW("recompute", SHL_OPT_LIST, recompute, 0, 0, "none", NULL, NULL, "Tuning",                \
+            "What backward makes again instead of keeping it: none, selective (attention), full "    \
+            "(blocks)."),                                                                            \
+    SHL_ROW("recompute-every", SHL_OPT_COUNT, recompute_every, 1, 1e6, NULL, NULL, "blocks",         \
+            "Tuning", "With full: only every k-th block; default 1."),                               \
+    SHL_ROW("freeze", SHL_OPT_STRING, freeze, 0, 0, NULL, NULL, NULL, "Tuning",                      \
+            "Parameters that stay as they are, by name or its beginning up to a dot, * for "         \
+            "anything: wte,h.0,*.bias."),                                                            \
+    SHL_ROW("train-last", SHL_OPT_COUNT, train_last, 1, 1e6, NULL, NULL, "blocks", "Tuning",         \
+            "Trains only the last blocks and what is behind them; default all."),                    \
+    SHL_ROW("lora-rank", SHL_OPT_COUNT, lora_rank, 1, 1e6, NULL, NULL, NULL, "Tuning",               \
+            "Trains low-rank adapters of this rank; what they stand on is frozen."),                 \
+    SHL_ROW("lora-alpha", SHL_OPT_DOUBLE, lora_alpha, 0, 1e9, NULL, NULL, NULL, "Tuning",            \
+            "Their scale is alpha / rank; default the rank."),                                       \
+    SHL_ROW("lora-targets", SHL_OPT_STRING, lora_targets, 0, 0, NULL, NULL, NULL, "Tuning",          \
+            "Modules that get one, by the end of their path: c_attn,mlp.c_proj; default every linear "\
+            "one."),                                                                                 \
+    SHL_ROW("lora-base", SHL_OPT_BOOL, lora_base, 0, 0, NULL, NULL, NULL, "Tuning",                  \
+            "Trains what the adapters stand on as well."),                                           \
+    SHL_ROW("dropout", SHL_OPT_DOUBLE, dropout, 0, 0.999, "0", NULL, NULL, "Tuning",                 \
+            "Of the embedding's output and of residual branches, while training."),                  \
+    SHL_ROW("attention-dropout", SHL_OPT_DOUBLE, attention_dropout, 0, 0.999, "0", NULL, NULL,       \
+            "Tuning", "Of attention weights, while training.")
 
 #define SHL_ROWS_EVAL                                                                                \
     SHL_ROW("eval-every", SHL_OPT_COUNT, eval_every, 1, 1e15, NULL, NULL, "steps", "Validation",     \

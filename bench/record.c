@@ -136,7 +136,13 @@ static const shl_field run_fields[] = {
     RUN("steps_done", INT, steps_done, NULL, PLAIN, "steps of this run; fewer after an interrupt"),
     RUN("seed", INT, seed, "seed", VARIES, "initial parameters and order of the data"),
     RUN("data_seed", INT, data_seed, "data seed", VARIES, "order of the data"),
-    RUN("params", INT, params, NULL, PLAIN, "parameters of the model, ties once"),
+    RUN("params", INT, params, NULL, PLAIN,
+        "parameters of the model, ties once, adapters included"),
+    RUN("trainable_params", INT, trainable_params, NULL, PLAIN, "of them, adapters included"),
+    RUN("frozen_params", INT, frozen_params, "frozen", COUNT,
+        "the others: no gradient, no optimizer state"),
+    RUN("recompute", TEXT, recompute, "recompute", VARIES,
+        "what backward makes again: none, selective, full"),
     RUN("dtype", TEXT, dtype, "dtype", VARIES, "of computing"),
     RUN("dtypes", JSON, dtypes, NULL, PLAIN, "dtype policy by role"),
     RUN("loss", REAL, loss, "loss", SHORT, "of the last step; null on virtual"),
@@ -381,6 +387,9 @@ shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
     out->seed = (int64_t)e->seed;
     out->data_seed = (int64_t)cfg->data_seed;
     out->params = result->params;
+    out->trainable_params = result->trainable_params;
+    out->frozen_params = result->params - result->trainable_params;
+    out->recompute = shl_recompute_name(cfg->tune.recompute);
     out->loss = last ? last->loss : (double)NAN;
     out->grad_norm = last ? last->grad_norm : (double)NAN;
     bool has_eval = has_loss && result->n_evals > 0;

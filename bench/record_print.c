@@ -222,7 +222,8 @@ column_width(const shl_field *f, const void *const *records, size_t n)
         spell_cell(f, records[r], cell, sizeof(cell));
         size_t len = strlen(cell);
         width = len > width ? len : width;
-        shows = shows || (len > 0 && strcmp(cell, "0.00") != 0);
+        bool zero = strcmp(cell, f->look == SHL_LOOK_COUNT ? "0" : "0.00") == 0;
+        shows = shows || (len > 0 && !zero);
         varies = varies || (r > 0 && strcmp(cell, first) != 0);
         if (r == 0) {
             memcpy(first, cell, sizeof(first));

@@ -8,6 +8,7 @@
 
 #include "engines/engine.h"
 #include "models/named.h"
+#include "models/tune.h"
 
 struct json_t;
 
@@ -25,7 +26,8 @@ typedef struct shl_session_config {
     shl_model_config shape;
     bool approximate; /* also on a device that computes */
     char approximated
-        [192]; /* what the original of the shape computes and this does not; "": exact */
+        [192];            /* what the original of the shape computes and this does not; "": exact */
+    shl_tune_config tune; /* what is trained, kept and made again */
     shl_engine_config engine;
     int ranks;
     int threads;                /* compute threads per rank */
@@ -91,7 +93,7 @@ typedef struct shl_session_result {
     int64_t n_evals;
     int64_t first_step; /* updates done before it */
     bool predicted;     /* times are the virtual clock's; there is no loss */
-    int64_t params;
+    int64_t params, trainable_params;
     shl_engine_info info; /* of rank 0; layout points into layout_name */
     char layout_name[48];
     int worst_rank; /* largest peak on the device tier; the lowest of equals */

@@ -136,7 +136,9 @@ shl_session_config_check(const shl_session_config *c)
     SHL_TRY(shl_model_new(&c->shape, &model));
     /* Scaled rotary angles reach further than the context that is configured. */
     int64_t reach = model->context;
+    shl_code code = shl_model_tune(model, &c->tune);
     shl_model_free(&model);
+    SHL_TRY(code);
     if (c->engine.seq > reach) {
         SHL_RAISE(SHL_E_USAGE, "a sequence of %lld positions", (long long)c->engine.seq);
         shl_err_because("the context of %s is %lld", c->model, (long long)reach);
@@ -232,6 +234,16 @@ shl_session_lab_options(const shl_session_config *c, int rank, char *rope, shl_l
     out->sim_sleep = c->sim_sleep;
     out->flops_per_s = c->flops_per_s;
     out->bytes_per_s = c->bytes_per_s;
+    out->recompute = shl_recompute_name(c->tune.recompute);
+    out->recompute_every = c->tune.recompute_every;
+    out->freeze = c->tune.freeze;
+    out->train_last = c->tune.train_last;
+    out->lora_rank = c->tune.lora_rank;
+    out->lora_alpha = c->tune.lora_alpha;
+    out->lora_targets = c->tune.lora_targets;
+    out->lora_base = c->tune.lora_base;
+    out->dropout = c->tune.dropout;
+    out->attention_dropout = c->tune.attention_dropout;
     out->init_from = c->resume ? NULL : c->init_from;
     give_policy(e, out);
     return SHL_OK;
@@ -244,6 +256,17 @@ optim_json(const shl_optim_config *o)
                      "eps", o->eps, "weight-decay", o->weight_decay, "clip", o->clip, "schedule",
                      schedule_name(o->schedule), "schedule-steps", (json_int_t)o->schedule_steps,
                      "warmup", (json_int_t)o->warmup_steps, "min-lr-ratio", o->min_lr_ratio);
+}
+
+static json_t *
+tune_json(const shl_tune_config *t)
+{
+    return json_pack(
+        "{ss sI ss sI sI sf ss sb sf sf}", "recompute", shl_recompute_name(t->recompute),
+        "recompute-every", (json_int_t)t->recompute_every, "freeze", t->freeze, "train-last",
+        (json_int_t)t->train_last, "lora-rank", (json_int_t)t->lora_rank, "lora-alpha",
+        t->lora_alpha, "lora-targets", t->lora_targets, "lora-base", t->lora_base ? 1 : 0,
+        "dropout", t->dropout, "attention-dropout", t->attention_dropout);
 }
 
 /* The keys of a configuration that say what is trained on and what is validated with. */
@@ -276,7 +299,8 @@ shl_session_config_json(const shl_session_config *c, json_t **out)
                      c->timeline ? 1 : 0, "timeout-ms", (json_int_t)c->timeout_ms, "init-from",
                      c->init_from);
     json_t *data = data_json(c);
-    bool whole = *out && data && json_object_update(*out, data) == 0;
+    bool whole = *out && data && json_object_update(*out, data) == 0 &&
+                 json_object_set_new(*out, "tune", tune_json(&c->tune)) == 0;
     if (whole && c->approximated[0]) {
         whole = json_object_set_new(*out, "approximated", json_string(c->approximated)) == 0;
     }
