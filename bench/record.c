@@ -196,7 +196,8 @@ static const shl_field run_fields[] = {
         "whole gradients that fsdp holds until a boundary, beside it"),
     RUN("formula.paper_bytes", REAL, formula_paper_bytes, "2+2+12", MIB,
         "the same by the papers' convention for 16 bits, 2 + 2 + 12 bytes; null for fp32"),
-    RUN("formula.all_gather_bytes", REAL, formula_gather_bytes, NULL, PLAIN, "per rank and step"),
+    RUN("formula.all_gather_bytes", REAL, formula_gather_bytes, NULL, PLAIN,
+        "per rank and step; null where parts are frozen under zero3 and fsdp"),
     RUN("formula.reduce_scatter_bytes", REAL, formula_scatter_bytes, NULL, PLAIN,
         "per rank and step"),
     RUN("formula.all_reduce_bytes", REAL, formula_reduce_bytes, NULL, PLAIN, "per rank and step"),
@@ -352,13 +353,20 @@ fill_formulas(shl_run_record *out, const shl_session_config *cfg, const shl_sess
 {
     const shl_engine_config *e = &cfg->engine;
     shl_formula_comm comm = {0};
+    bool partly = cfg->tune.lora_rank > 0 || result->trainable_params < result->params;
+    bool sharded = e->strategy >= SHL_ZERO3;
     shl_formula_size size = {.train = (double)shl_model_formula_params(&cfg->shape),
                              .ranks = cfg->ranks};
+    if (partly) {
+        size.train = (double)result->trainable_params;
+        size.frozen = (double)(result->params - result->trainable_params);
+    }
     shl_formula_comm_bytes(e, size.train, (double)result->info.root_elems, &comm);
     out->formula_state_bytes = shl_formula_state_bytes(e, &size);
     out->formula_held_bytes = shl_formula_held_bytes(e, &size);
     out->formula_paper_bytes = shl_formula_paper_bytes(e, &size);
-    out->formula_gather_bytes = comm.all_gather_bytes;
+    /* What is frozen is gathered as well, and in backward only where backward comes: no closed form. */
+    out->formula_gather_bytes = partly && sharded ? (double)NAN : comm.all_gather_bytes;
     out->formula_scatter_bytes = comm.reduce_scatter_bytes;
     out->formula_reduce_bytes = comm.all_reduce_bytes;
 }

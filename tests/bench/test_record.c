@@ -37,6 +37,7 @@ make_run(shl_run_record *r, bool predicted, size_t limit_bytes)
     result.n_steps = 1;
     result.predicted = predicted;
     result.params = 842496;
+    result.trainable_params = 842496;
     (void)snprintf(result.layout_name, sizeof(result.layout_name), "a \"layout\", with commas");
     for (int t = 0; t < SHL_TIER_COUNT; t++) {
         shl_ledger_tier *tier = &result.tiers[t];
