@@ -1,7 +1,6 @@
-/* tests/engines: in 16 bits too, the six strategies are one training run when gradients are reduced in
- * fp32; the virtual device accounts for every policy as the cpu does; frozen parameters stay as they
- * are. */
-#include "tests/support/engine_world.h"
+/* tests/engines: 16 bits are the same training as fp32; the virtual device accounts for any dtype in any
+ * role as the cpu does; frozen parameters stay as they are. */
+#include "tests/support/engine_twin.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -18,72 +17,12 @@
 
 static const shl_dtype computes[] = {SHL_F32, SHL_BF16, SHL_F16};
 
-static void
-set_policy(ew_config *c, shl_dtype compute)
-{
-    shl_dtype_policy_set(&c->engine, compute);
-    c->engine.scale.kind = compute == SHL_F16 ? SHL_SCALE_DYNAMIC : SHL_SCALE_NONE;
-    c->engine.scale.scale = 1024.0;
-}
-
-static void
-label_of(const ew_config *c, char *text, size_t cap)
-{
-    char policy[SHL_DTYPE_POLICY_TEXT_BYTES];
-    shl_dtype_policy_text(&c->engine, policy, sizeof(policy));
-    snprintf(text, cap, "%s, %d ranks, accum %lld, %s%s", shl_strategy_name(c->engine.strategy),
-             c->ranks, (long long)c->engine.accum, policy,
-             c->tune.freeze[0] || c->tune.train_last ? ", frozen" : "");
-}
-
 static const shl_tune_config tunes[] = {
     {.recompute = SHL_RECOMPUTE_NONE},
     {.freeze = "wte,wpe", .recompute = SHL_RECOMPUTE_FULL},
     {.train_last = 1},
     {.freeze = "*.attn.*", .recompute = SHL_RECOMPUTE_SELECTIVE},
 };
-
-static void
-agree_with_ddp(ew_config *c, const ew_result *ddp, shl_strategy s)
-{
-    char label[200];
-    ew_result r;
-    c->engine.strategy = s;
-    label_of(c, label, sizeof(label));
-    ew_run(c, &r);
-    const char *why = ew_bits_differ(ddp, &r, c->steps);
-    if (why[0] != '\0') {
-        fail_msg("against ddp: %s: %s", label, why);
-    }
-    ew_result_fini(&r);
-}
-
-static void
-test_engine_dtypes_strategies_agree(void **state)
-{
-    (void)state;
-    for (size_t d = 0; d < SHL_ARRAY_LEN(computes); ++d) {
-        for (size_t f = 0; f < SHL_ARRAY_LEN(tunes); ++f) {
-            ew_config c;
-            ew_result ddp;
-            ew_config_init(&c, SHL_DDP, 2 + (int)(d + f) % 2);
-            c.engine.optim.clip = f % 2 == 0 ? 0.5 : 0.0;
-            c.engine.accum = f == 1 ? 2 : 1;
-            c.engine.reduce_every = SHL_REDUCE_MICRO;
-            c.tune = tunes[f];
-            set_policy(&c, computes[d]);
-            ew_run(&c, &ddp);
-            if (ddp.code != SHL_OK) {
-                fail_msg("%s", ddp.what);
-            }
-            assert_true(ddp.reports[0].loss > 3.5 && ddp.reports[0].loss < 5.0);
-            assert_true(ddp.reports[0].loss != ddp.reports[2].loss && ddp.param_hash != 0);
-            for (int s = SHL_ZERO1; s < SHL_STRATEGY_COUNT; ++s) {
-                agree_with_ddp(&c, &ddp, (shl_strategy)s);
-            }
-        }
-    }
-}
 
 /* 16 bits are the same training as fp32, up to their rounding. */
 static void
@@ -95,7 +34,7 @@ test_engine_dtypes_are_the_same_training(void **state)
         ew_config c;
         ew_config_init(&c, SHL_ZERO2, 2);
         c.steps = 6;
-        set_policy(&c, computes[d]);
+        et_set_policy(&c, computes[d]);
         ew_run(&c, &r[d]);
         assert_string_equal(r[d].what, "");
         double rel = computes[d] == SHL_F32 ? 0.0 : computes[d] == SHL_BF16 ? 0.01 : 0.002;
@@ -117,13 +56,16 @@ test_engine_dtypes_sixteen_bit_masters_agree(void **state)
         ew_config c;
         ew_result ddp;
         ew_config_init(&c, SHL_DDP, 2);
-        set_policy(&c, computes[d]);
+        et_set_policy(&c, computes[d]);
         c.engine.master_dtype = computes[d];
         c.engine.moment_dtype = SHL_BF16;
         ew_run(&c, &ddp);
         assert_string_equal(ddp.what, "");
         for (int s = SHL_ZERO1; s < SHL_STRATEGY_COUNT; ++s) {
-            agree_with_ddp(&c, &ddp, (shl_strategy)s);
+            ew_result other;
+            c.engine.strategy = (shl_strategy)s;
+            et_run(&c, &other);
+            et_expect_same_bits(&c, &ddp, &other);
         }
     }
 }
@@ -137,7 +79,7 @@ test_engine_dtypes_frozen_parameters_stay(void **state)
         ew_config c;
         ew_result before, after;
         ew_config_init(&c, (shl_strategy)s, 2);
-        set_policy(&c, computes[(size_t)s % SHL_ARRAY_LEN(computes)]);
+        et_set_policy(&c, computes[(size_t)s % SHL_ARRAY_LEN(computes)]);
         c.tune = tunes[3];
         c.keep_state = true;
         ew_run(&c, &after);
@@ -159,37 +101,6 @@ test_engine_dtypes_frozen_parameters_stay(void **state)
 }
 
 /* --- accounting ------------------------------------------------------------------------------ */
-
-static void
-expect_same_run(ew_config *c)
-{
-    char label[200];
-    ew_result cpu, virt;
-    label_of(c, label, sizeof(label));
-    c->device = "cpu";
-    ew_run(c, &cpu);
-    if (cpu.code != SHL_OK) {
-        fail_msg("%s: %s", label, cpu.what);
-    }
-    for (int rank = 0; rank < c->ranks; ++rank) {
-        c->device = "virtual";
-        c->virtual_rank = rank;
-        ew_run(c, &virt);
-        if (virt.code != SHL_OK) {
-            fail_msg("%s: virtual: %s", label, virt.what);
-        }
-        if (virt.trace_hash[0] != cpu.trace_hash[rank] ||
-            virt.device[0].peak_bytes != cpu.device[rank].peak_bytes) {
-            fail_msg("%s: virtual peak %zu in %s by %s, cpu %zu in %s by %s", label,
-                     virt.device[0].peak_bytes, shl_mark_name(virt.device[0].peak_mark),
-                     virt.device[0].peak_owner, cpu.device[rank].peak_bytes,
-                     shl_mark_name(cpu.device[rank].peak_mark), cpu.device[rank].peak_owner);
-        }
-        if (memcmp(&virt.comm[0], &cpu.comm[rank], sizeof(virt.comm[0])) != 0) {
-            fail_msg("%s: collectives differ", label);
-        }
-    }
-}
 
 /* Any dtype in any role, those that the strategy can do. */
 static void
@@ -224,7 +135,7 @@ test_engine_dtypes_virtual_equals_cpu(void **state)
         c.tune = tunes[(draw >> 36) % SHL_ARRAY_LEN(tunes)];
         draw_policy(&c.engine, draw);
         if (shl_engine_config_check(&c.engine) == SHL_OK) {
-            expect_same_run(&c);
+            et_expect_same_run(&c);
             n++;
         }
     }
@@ -237,7 +148,6 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_engine_dtypes_strategies_agree),
         cmocka_unit_test(test_engine_dtypes_are_the_same_training),
         cmocka_unit_test(test_engine_dtypes_sixteen_bit_masters_agree),
         cmocka_unit_test(test_engine_dtypes_frozen_parameters_stay),

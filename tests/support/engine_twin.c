@@ -8,6 +8,8 @@
 
 #include <cmocka.h>
 
+#include "models/shape.h"
+
 static void
 expect_equal_tier(const char *label, const shl_ledger_tier *v, const shl_ledger_tier *r)
 {
@@ -32,41 +34,81 @@ void
 et_label(const ew_config *c, char *label, size_t bytes)
 {
     const shl_tune_config *t = &c->tune;
-    snprintf(label, bytes,
-             "%s ranks %d accum %lld clip %g bucket %lld prefetch %d%s recompute %s %lld freeze "
-             "\"%.60s\" last %lld lora %lld%s dropout %g %g",
-             shl_strategy_name(c->engine.strategy), c->ranks, (long long)c->engine.accum,
-             c->engine.optim.clip, (long long)c->engine.bucket_elems, c->engine.prefetch,
-             c->model.tied ? "" : " untied", shl_recompute_name(t->recompute),
-             (long long)t->recompute_every, t->freeze, (long long)t->train_last,
-             (long long)t->lora_rank, t->lora_base ? " with base" : "", t->dropout,
-             t->attention_dropout);
+    const shl_model_config *m = &c->model;
+    char policy[SHL_DTYPE_POLICY_TEXT_BYTES];
+    shl_dtype_policy_text(&c->engine, policy, sizeof(policy));
+    snprintf(
+        label, bytes,
+        "%s%s%s, %s, %s, ranks %d accum %lld clip %g bucket %lld prefetch %d recompute %s %lld "
+        "freeze \"%.60s\" last %lld lora %lld%s dropout %g %g",
+        shl_family_name(m->family), m->tied ? "" : " untied", m->qkv_bias ? " with biases" : "",
+        policy, shl_strategy_name(c->engine.strategy), c->ranks, (long long)c->engine.accum,
+        c->engine.optim.clip, (long long)c->engine.bucket_elems, c->engine.prefetch,
+        shl_recompute_name(t->recompute), (long long)t->recompute_every, t->freeze,
+        (long long)t->train_last, (long long)t->lora_rank, t->lora_base ? " with base" : "",
+        t->dropout, t->attention_dropout);
 }
 
 void
-et_expect_same_run(ew_config *c)
+et_expect_twin(const ew_config *of, const ew_result *cpu, int rank, ew_result *virt)
 {
-    char label[400];
+    char label[ET_LABEL_BYTES];
+    ew_config c = *of;
+    c.device = "virtual";
+    c.virtual_rank = rank;
+    c.keep_state = false;
+    et_label(&c, label, sizeof(label));
+    ew_run(&c, virt);
+    if (virt->code != SHL_OK) {
+        fail_msg("%s: virtual: %s", label, virt->what);
+    }
+    expect_equal_tier(label, &virt->device[0], &cpu->device[rank]);
+    if (virt->trace_hash[0] != cpu->trace_hash[rank]) {
+        fail_msg("%s: same peaks, another order of events", label);
+    }
+    if (memcmp(&virt->comm[0], &cpu->comm[rank], sizeof(virt->comm[0])) != 0) {
+        fail_msg("%s: collectives differ", label);
+    }
+}
+
+void
+et_run(const ew_config *c, ew_result *r)
+{
+    char label[ET_LABEL_BYTES];
+    ew_run(c, r);
+    if (r->code != SHL_OK) {
+        et_label(c, label, sizeof(label));
+        fail_msg("%s: %s", label, r->what);
+    }
+}
+
+void
+et_expect_same_run(const ew_config *of)
+{
+    ew_config c = *of;
     ew_result cpu, virt;
-    et_label(c, label, sizeof(label));
-    c->device = "cpu";
-    ew_run(c, &cpu);
-    if (cpu.code != SHL_OK) {
-        fail_msg("%s: %s", label, cpu.what);
+    c.device = "cpu";
+    et_run(&c, &cpu);
+    for (int rank = 0; rank < c.ranks; ++rank) {
+        et_expect_twin(&c, &cpu, rank, &virt);
     }
-    for (int rank = 0; rank < c->ranks; ++rank) {
-        c->device = "virtual";
-        c->virtual_rank = rank;
-        ew_run(c, &virt);
-        if (virt.code != SHL_OK) {
-            fail_msg("%s: virtual: %s", label, virt.what);
-        }
-        expect_equal_tier(label, &virt.device[0], &cpu.device[rank]);
-        if (virt.trace_hash[0] != cpu.trace_hash[rank]) {
-            fail_msg("%s: same peaks, another order of events", label);
-        }
-        if (memcmp(&virt.comm[0], &cpu.comm[rank], sizeof(virt.comm[0])) != 0) {
-            fail_msg("%s: collectives differ", label);
-        }
+}
+
+void
+et_expect_same_bits(const ew_config *c, const ew_result *a, const ew_result *b)
+{
+    char label[ET_LABEL_BYTES];
+    const char *why = ew_bits_differ(a, b, c->steps);
+    if (why[0] != '\0') {
+        et_label(c, label, sizeof(label));
+        fail_msg("%s: %s", label, why);
     }
+}
+
+void
+et_set_policy(ew_config *c, shl_dtype compute)
+{
+    shl_dtype_policy_set(&c->engine, compute);
+    c->engine.scale.kind = compute == SHL_F16 ? SHL_SCALE_DYNAMIC : SHL_SCALE_NONE;
+    c->engine.scale.scale = 1024.0;
 }
