@@ -23,6 +23,7 @@ static const shl_option TABLE[] = {
     SHL_ROWS_VALIDATION,
     SHL_ROWS_DEVICE,
     SHL_ROWS_CHECKPOINT,
+    SHL_ROWS_DEEPSPEED,
     SHL_ROWS_FORMAT,
     SHL_ROWS_HIDDEN,
     /* clang-format on */
@@ -186,22 +187,66 @@ run_points(const shl_cli *cli, const shl_run_options *o, const shl_run_points *p
     return code;
 }
 
+/* --show-config of the first row; the rest of the run is resolved without the file. */
+static shl_code
+show_config(shl_run_options *o)
+{
+    shl_run_points points;
+    shl_str text = {0};
+    shl_ds_options ds = o->ds;
+    o->ds.config = NULL;
+    shl_code code = shl_run_points_resolve(o, &points);
+    if (code == SHL_OK) {
+        code = shl_ds_options_show(&ds, &points.configs[0], o->json, &text);
+        shl_err refusal = *shl_err_get();
+        shl_code printed = shl_cli_print(&text);
+        code = code == SHL_OK ? printed : shl_err_put(&refusal);
+    }
+    shl_str_fini(&text);
+    shl_run_points_fini(&points);
+    return code;
+}
+
+static shl_code
+train(const shl_cli *cli, shl_run_options *o)
+{
+    shl_run_points points;
+    if (o->ds.show) {
+        return show_config(o);
+    }
+    shl_code code = shl_run_points_resolve(o, &points);
+    if (code == SHL_OK) {
+        code = run_points(cli, o, &points);
+    }
+    shl_run_points_fini(&points);
+    return code;
+}
+
 static shl_code
 run_train(const shl_cli *cli)
 {
     shl_run_options o;
-    shl_run_points points;
     bool help_shown;
+    shl_origin origins[SHL_ARRAY_LEN(TABLE)];
+    const char *given[SHL_ARRAY_LEN(TABLE) + 1];
+    char ranks[24];
+    size_t n = 0;
     SHL_TRY(shl_run_options_init(&o));
-    SHL_TRY(shl_cli_parse(&shl_command_train, cli, &o, NULL, NULL, NULL, 0, &help_shown));
+    SHL_TRY(shl_cli_parse(&shl_command_train, cli, &o, origins, NULL, NULL, 0, &help_shown));
     if (help_shown) {
         return SHL_OK;
     }
-    shl_code code = shl_run_points_resolve(&o, &points);
-    if (code == SHL_OK) {
-        code = run_points(cli, &o, &points);
+    for (size_t i = 0; i < SHL_ARRAY_LEN(TABLE); i++) {
+        if (origins[i] == SHL_ORIGIN_USER) {
+            given[n++] = TABLE[i].name;
+        }
     }
-    shl_run_points_fini(&points);
+    given[n] = NULL;
+    shl_code code = shl_ds_options_resolve(&o.ds, given, &o.ranks, ranks);
+    if (code == SHL_OK) {
+        code = train(cli, &o);
+    }
+    shl_ds_options_fini(&o.ds);
     return code;
 }
 
@@ -212,7 +257,8 @@ const shl_command shl_command_train = {
     .examples = "  shardlab train --strategy zero3 --ranks 2 --steps 5\n"
                 "  shardlab train --strategy ddp,zero3,fsdp --ranks 1,2 --steps 2 --jsonl\n"
                 "  shardlab train --strategy fsdp --ranks 2 --steps 5 --ckpt-dir ckpt\n"
-                "  shardlab train --strategy fsdp --ranks 2 --steps 8 --ckpt-dir ckpt --resume\n",
+                "  shardlab train --strategy fsdp --ranks 2 --steps 8 --ckpt-dir ckpt --resume\n"
+                "  shardlab train --config ds_config.json --ranks 2 --steps 5\n",
     .common = "model strategy ranks dtype batch seq steps out",
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE) - SHL_N_ROWS_HIDDEN,

@@ -26,6 +26,7 @@ const char *const shl_choices_dtype[] = {"fp32", "bf16", "fp16", NULL};
 static const char *const reduce_names[] = {"auto", "micro", "boundary", NULL};
 
 static const shl_option all_rows[] = {
+    SHL_ROWS_DEEPSPEED,
     /* clang-format off */
     SHL_ROWS_MODEL,
     SHL_ROWS_WORLD("ddp", "1"),
@@ -328,6 +329,10 @@ resolve_point(const shl_run_options *o, const shl_sweep_axis *axes, int64_t inde
     e->seed = (uint64_t)at[AXIS_SEED]->number;
     c->data_seed = o->data_seed ? (uint64_t)at[AXIS_DATA_SEED]->number : e->seed;
     resolve_run(o, c);
+    if (o->ds.config) {
+        e->prefetch = o->prefetch ? (int)at[AXIS_PREFETCH]->number : SHL_PREFETCH_AUTO;
+        SHL_TRY(shl_ds_options_apply(&o->ds, o->data_seed == NULL, c, notes));
+    }
     return shl_session_config_check(c);
 }
 

@@ -4,6 +4,7 @@
 #ifndef SHL_BENCH_OPTIONS_H
 #define SHL_BENCH_OPTIONS_H
 
+#include "bench/ds_options.h"
 #include "bench/session.h"
 #include "kernels/base/option.h"
 #include "kernels/base/str.h"
@@ -20,6 +21,7 @@ typedef struct shl_run_options {
     int family, tied, qkv_bias;
     bool approximate;
     const char *init_from;
+    shl_ds_options ds;
     int64_t steps;
     double lr, min_lr_ratio, eps, weight_decay, clip;
     const char *betas;
@@ -243,6 +245,27 @@ extern const char *const shl_choices_dtype[];
             "What a virtual device stands for."),                                                    \
     SHL_ROW("device-memory", SHL_OPT_BYTES, device_memory_bytes, 1, 4e18, NULL, NULL, "per rank",    \
             "Run", "Memory limit, such as 2GiB; default none.")
+
+/* A ds_config.json, and the words of DeepSpeed's launcher. */
+#define SHL_ROWS_DEEPSPEED                                                                           \
+    SHL_ROW("config", SHL_OPT_STRING, ds.config, 0, 0, NULL, NULL, "file", "DeepSpeed",              \
+            "A ds_config.json (or its base64): strategy, batch, dtypes and optimizer are its own."), \
+    SHL_ROW("trainer-args", SHL_OPT_STRING, ds.trainer, 0, 0, NULL, NULL, "file", "DeepSpeed",       \
+            "TrainingArguments of a Hugging Face Trainer as JSON, for what is \"auto\"."),           \
+    SHL_ROW("deepspeed-defaults", SHL_OPT_INT, ds.dated, 2023, 2026, "2026", NULL, "year",           \
+            "DeepSpeed", "Defaults of 2023 or 2026 (clipping, pinned memory, overflow check)."),     \
+    SHL_ROW("show-config", SHL_OPT_BOOL, ds.show, 0, 0, NULL, NULL, NULL, "DeepSpeed",               \
+            "Prints every key with its value and origin, and ends."),                                \
+    SHL_ROW("hostfile", SHL_OPT_STRING, ds.hostfile, 0, 0, NULL, NULL, "file", "DeepSpeed",          \
+            "Lines of the form: host slots=N; one host runs."),                                      \
+    SHL_ROW("include", SHL_OPT_STRING, ds.include, 0, 0, NULL, NULL, NULL, "DeepSpeed",              \
+            "Hosts and slots that take part, as host:0,1."),                                         \
+    SHL_ROW("exclude", SHL_OPT_STRING, ds.exclude, 0, 0, NULL, NULL, NULL, "DeepSpeed",              \
+            "Hosts and slots that do not."),                                                         \
+    SHL_ROW("num_gpus", SHL_OPT_INT, ds.num_slots, 1, 1e6, NULL, NULL, "ranks", "DeepSpeed",         \
+            "The launcher's word for --ranks."),                                                     \
+    SHL_ROW("num_nodes", SHL_OPT_INT, ds.num_nodes, 1, 1e6, NULL, NULL, "hosts", "DeepSpeed",        \
+            "1: one host runs.")
 
 #define SHL_ROWS_CHECKPOINT                                                                          \
     SHL_ROW("ckpt-dir", SHL_OPT_STRING, ckpt_dir, 0, 0, NULL, NULL, NULL, "Checkpoint",              \

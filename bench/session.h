@@ -29,6 +29,7 @@ typedef struct shl_session_config {
         [192];            /* what the original of the shape computes and this does not; "": exact */
     shl_tune_config tune; /* what is trained, kept and made again */
     shl_engine_config engine;
+    char schedule_text[SHL_DS_SCHEDULE_TEXT_BYTES]; /* of a named schedule */
     int ranks;
     int threads;                /* compute threads per rank */
     const char *device;         /* "cpu", "virtual" */

@@ -150,14 +150,15 @@ shl_session_config_check(const shl_session_config *c)
 }
 
 static const char *
-schedule_name(shl_schedule s)
+schedule_name(const shl_session_config *c)
 {
     static const char *const names[] = {
         [SHL_SCHEDULE_CONSTANT] = "constant",
         [SHL_SCHEDULE_LINEAR] = "linear",
         [SHL_SCHEDULE_COSINE] = "cosine",
     };
-    return names[s];
+    shl_schedule s = c->engine.optim.schedule;
+    return s == SHL_SCHEDULE_NAMED ? c->schedule_text : names[s];
 }
 
 static void
@@ -218,7 +219,7 @@ shl_session_lab_options(const shl_session_config *c, int rank, char *rope, shl_l
     out->eps = e->optim.eps;
     out->weight_decay = e->optim.weight_decay;
     out->clip = e->optim.clip;
-    out->schedule = schedule_name(e->optim.schedule);
+    out->schedule = schedule_name(c);
     out->schedule_steps = e->optim.schedule_steps;
     out->warmup = e->optim.warmup_steps;
     out->min_lr_ratio = e->optim.min_lr_ratio;
@@ -250,12 +251,13 @@ shl_session_lab_options(const shl_session_config *c, int rank, char *rope, shl_l
 }
 
 static json_t *
-optim_json(const shl_optim_config *o)
+optim_json(const shl_session_config *c)
 {
+    const shl_optim_config *o = &c->engine.optim;
     return json_pack("{sf s[ff] sf sf sf ss sI sI sf}", "lr", o->lr, "betas", o->beta1, o->beta2,
                      "eps", o->eps, "weight-decay", o->weight_decay, "clip", o->clip, "schedule",
-                     schedule_name(o->schedule), "schedule-steps", (json_int_t)o->schedule_steps,
-                     "warmup", (json_int_t)o->warmup_steps, "min-lr-ratio", o->min_lr_ratio);
+                     schedule_name(c), "schedule-steps", (json_int_t)o->schedule_steps, "warmup",
+                     (json_int_t)o->warmup_steps, "min-lr-ratio", o->min_lr_ratio);
 }
 
 static json_t *
@@ -283,7 +285,7 @@ shl_code
 shl_session_config_json(const shl_session_config *c, json_t **out)
 {
     const shl_engine_config *e = &c->engine;
-    json_t *shape = shl_lab_shape_json(&c->shape), *optim = optim_json(&e->optim);
+    json_t *shape = shl_lab_shape_json(&c->shape), *optim = optim_json(c);
     /* "s?" gives null for NULL; the inner objects are stolen, also on failure. */
     *out = json_pack("{ss so ss sI sI sI sI sI so sI ss sI sI sI ss ss ss sI ss? sI sb sb sI ss?}",
                      "model", c->model, "shape", shape, "strategy", shl_strategy_name(e->strategy),

@@ -305,10 +305,17 @@ optim_json(const shl_optim_config *o)
         [SHL_SCHEDULE_LINEAR] = "linear",
         [SHL_SCHEDULE_COSINE] = "cosine",
     };
+    char named[SHL_DS_SCHEDULE_TEXT_BYTES];
+    const char *schedule = named;
+    if (o->schedule == SHL_SCHEDULE_NAMED) {
+        shl_ds_schedule_format(&o->named, named, sizeof(named));
+    } else {
+        schedule = schedules[o->schedule];
+    }
     return json_pack("{sf s[ff] sf sf sf ss sI sI sf}", "lr", o->lr, "betas", o->beta1, o->beta2,
                      "eps", o->eps, "weight-decay", o->weight_decay, "clip", o->clip, "schedule",
-                     schedules[o->schedule], "schedule-steps", (json_int_t)o->schedule_steps,
-                     "warmup", (json_int_t)o->warmup_steps, "min-lr-ratio", o->min_lr_ratio);
+                     schedule, "schedule-steps", (json_int_t)o->schedule_steps, "warmup",
+                     (json_int_t)o->warmup_steps, "min-lr-ratio", o->min_lr_ratio);
 }
 
 /* What is at its default is left out, as a caller would. */

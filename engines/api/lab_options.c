@@ -172,7 +172,12 @@ resolve_optim(const shl_lab_options *o, shl_optim_config *c)
 {
     static const char *const schedules[] = {"constant", "linear", "cosine", NULL};
     int schedule = 0;
-    SHL_TRY(choose("schedule", o->schedule, schedules, &schedule));
+    if (o->schedule && strchr(o->schedule, '(')) {
+        SHL_TRY(shl_ds_schedule_parse(o->schedule, &c->named));
+        schedule = SHL_SCHEDULE_NAMED;
+    } else {
+        SHL_TRY(choose("schedule", o->schedule, schedules, &schedule));
+    }
     c->schedule = (shl_schedule)schedule;
     c->lr = o->lr;
     c->beta1 = o->beta1;

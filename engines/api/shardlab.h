@@ -141,7 +141,7 @@ typedef struct shl_lab_options {
     double lr, beta1, beta2, eps;   /* betas: "betas": [beta1, beta2] */
     double weight_decay;            /* on tensors of two or more dimensions; "weight-decay" */
     double clip;                    /* largest global gradient norm; 0: none */
-    const char *schedule;           /* constant, linear, cosine */
+    const char *schedule;           /* constant, linear, cosine; or DeepSpeed's: "WarmupLR(...)" */
     int64_t schedule_steps, warmup; /* "schedule-steps" */
     double min_lr_ratio;            /* last learning rate / lr; "min-lr-ratio" */
 
