@@ -41,6 +41,7 @@ typedef struct shl_command {
 extern const shl_command shl_command_train;
 extern const shl_command shl_command_bench;
 extern const shl_command shl_command_plan;
+extern const shl_command shl_command_check;
 extern const shl_command shl_command_ckpt;
 extern const shl_command shl_command_plot;
 extern const shl_command shl_command_info;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "bench/cli.h"
+#include "bench/ds_plan.h"
 #include "bench/options.h"
 #include "bench/output.h"
 
@@ -17,7 +18,8 @@ static const shl_option TABLE[] = {
     SHL_ROWS_WORLD("ddp,zero1,zero2,zero3,fsdp,fsdp-grad-op", "1,2,4,8"),
     SHL_ROWS_BATCH,
     SHL_ROWS_DTYPE,
-    SHL_ROW_CLIP,
+    SHL_ROWS_OPTIMIZER,
+    SHL_ROWS_PLAN,
     SHL_ROWS_TUNE,
     SHL_ROWS_EVAL,
     SHL_ROWS_DEVICE,
@@ -58,8 +60,33 @@ raise_no_fit(const verdict *v, size_t limit_bytes)
     return shl_err_advice("more --ranks, a smaller --batch or --seq, or a larger --device-memory");
 }
 
+/* What DeepSpeed says of the same rows, below the table. */
 static shl_code
-plan_rows(const shl_run_points *points, shl_output *output, size_t limit_bytes)
+print_estimates(const shl_output *output)
+{
+    shl_str text = {0};
+    shl_code code = shl_ds_plan_estimates(output, &text);
+    if (code == SHL_OK) {
+        code = shl_cli_print(&text);
+    }
+    shl_str_fini(&text);
+    return code;
+}
+
+static shl_code
+print_emitted(const shl_run_points *points)
+{
+    shl_str text = {0};
+    shl_code code = shl_ds_plan_emit(points, &text);
+    if (code == SHL_OK) {
+        code = shl_cli_print(&text);
+    }
+    shl_str_fini(&text);
+    return code;
+}
+
+static shl_code
+plan_rows(const shl_run_points *points, shl_output *output, bool estimates, size_t limit_bytes)
 {
     verdict v = {0};
     for (int64_t i = 0; i < points->n; i++) {
@@ -73,6 +100,9 @@ plan_rows(const shl_run_points *points, shl_output *output, size_t limit_bytes)
         judge(&v, output->rows[output->n_rows - 1], limit_bytes);
     }
     SHL_TRY(shl_output_finish(output));
+    if (estimates) {
+        SHL_TRY(print_estimates(output));
+    }
     return v.n_fit == 0 ? raise_no_fit(&v, limit_bytes) : SHL_OK;
 }
 
@@ -85,6 +115,10 @@ plan(const shl_cli *cli, shl_run_options *o)
     size_t limit_bytes = o->device_memory_bytes;
     shl_form form;
     SHL_TRY(shl_output_form(o, &form));
+    if (o->convention == 1 && form != SHL_FORM_TABLE) {
+        SHL_RAISE(SHL_E_USAGE, "--convention deepspeed in another form than the table");
+        return shl_err_because("its lines stand below the table");
+    }
     o->device_memory_bytes = 0;
     o->device = 1;
     o->steps = PLAN_STEPS;
@@ -94,10 +128,12 @@ plan(const shl_cli *cli, shl_run_options *o)
     if (code == SHL_OK && points.notes.len > 0) {
         shl_cli_note("%s", shl_str_get(&points.notes));
     }
-    if (code == SHL_OK) {
+    if (code == SHL_OK && o->emit == 1) {
+        code = print_emitted(&points);
+    } else if (code == SHL_OK) {
         code = shl_output_open(o, cli, &output);
         if (code == SHL_OK) {
-            code = plan_rows(&points, &output, limit_bytes);
+            code = plan_rows(&points, &output, o->convention == 1, limit_bytes);
         }
         shl_output_close(&output);
     }
@@ -121,7 +157,9 @@ const shl_command shl_command_plan = {
     .usage = "shardlab plan [options]",
     .examples = "  shardlab plan --model gpt-7b --ranks 8-1024*2 --device-memory 80GiB\n"
                 "  shardlab plan --model gpt2-1.5b --strategy zero2,zero3 --batch 1-16*2 --csv\n"
-                "  shardlab plan --model gpt-7b --dtype fp32,bf16 --ranks 64\n",
+                "  shardlab plan --model gpt-7b --dtype fp32,bf16 --ranks 64\n"
+                "  shardlab plan --strategy zero2,zero3 --ranks 8 --convention deepspeed\n"
+                "  shardlab plan --strategy zero2 --ranks 8 --dtype bf16 --emit deepspeed\n",
     .common = "model strategy ranks dtype batch seq device-memory out",
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE),

@@ -164,13 +164,14 @@ run_points(const shl_cli *cli, const shl_run_options *o, const shl_run_points *p
         }
         return shl_session_run_rank(&points->configs[o->row], cli->world, (int)o->result_fd);
     }
-    if (points->notes.len > 0) {
-        shl_cli_note("%s", shl_str_get(&points->notes));
-    }
     SHL_TRY(shl_output_form(o, &form));
     int ranks = most_ranks(points, &threads);
     if (points->configs[0].device == shl_choices_device[0]) {
         SHL_TRY(shl_cli_fit_openmp(cli, ranks, threads));
+    }
+    /* Behind the new start of the program that the line above may make. */
+    if (points->notes.len > 0) {
+        shl_cli_note("%s", shl_str_get(&points->notes));
     }
     shl_code code = shl_output_open(o, cli, &output);
     if (code == SHL_OK) {
@@ -258,7 +259,7 @@ const shl_command shl_command_train = {
                 "  shardlab train --strategy ddp,zero3,fsdp --ranks 1,2 --steps 2 --jsonl\n"
                 "  shardlab train --strategy fsdp --ranks 2 --steps 5 --ckpt-dir ckpt\n"
                 "  shardlab train --strategy fsdp --ranks 2 --steps 8 --ckpt-dir ckpt --resume\n"
-                "  shardlab train --config ds_config.json --ranks 2 --steps 5\n",
+                "  shardlab train --config '{\"train_batch_size\": 8}' --ranks 2 --steps 5\n",
     .common = "model strategy ranks dtype batch seq steps out",
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE) - SHL_N_ROWS_HIDDEN,

@@ -11,7 +11,7 @@ struct shl_option;
 typedef struct shl_ds_options {
     const char *config, *trainer;
     int64_t dated;
-    bool show;
+    bool show, keys;
     const char *hostfile, *include, *exclude;
     int64_t num_slots, num_nodes;
     bool steps_given, seed_given; /* on the command line: they win */

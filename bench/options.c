@@ -12,6 +12,8 @@
 #include "kernels/base/str.h"
 #include "models/hf_config.h"
 
+const char *const shl_choices_convention[] = {"shardlab", "deepspeed", NULL};
+const char *const shl_choices_emit[] = {"none", "deepspeed", NULL};
 const char *const shl_choices_schedule[] = {"constant", "linear", "cosine", NULL};
 const char *const shl_choices_family[] = {"preset", "gpt", "llama", NULL};
 const char *const shl_choices_preset[] = {"preset", "on", "off", NULL};
@@ -26,7 +28,7 @@ const char *const shl_choices_dtype[] = {"fp32", "bf16", "fp16", NULL};
 static const char *const reduce_names[] = {"auto", "micro", "boundary", NULL};
 
 static const shl_option all_rows[] = {
-    SHL_ROWS_DEEPSPEED,
+    SHL_ROWS_DEEPSPEED, SHL_ROWS_PLAN,
     /* clang-format off */
     SHL_ROWS_MODEL,
     SHL_ROWS_WORLD("ddp", "1"),

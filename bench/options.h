@@ -52,12 +52,15 @@ typedef struct shl_run_options {
     double min_loss_scale;
     bool check_overflow;
     bool json, jsonl, csv, md;
+    int convention, emit; /* plan */
     const char *out;
     bool timeline;
     int64_t row, result_fd; /* hidden: which row a rank process runs, and where it reports */
 } shl_run_options;
 
 extern const char *const shl_choices_schedule[];
+extern const char *const shl_choices_convention[];
+extern const char *const shl_choices_emit[];
 extern const char *const shl_choices_family[];
 extern const char *const shl_choices_preset[];
 extern const char *const shl_choices_device[];
@@ -266,6 +269,12 @@ extern const char *const shl_choices_dtype[];
             "The launcher's word for --ranks."),                                                     \
     SHL_ROW("num_nodes", SHL_OPT_INT, ds.num_nodes, 1, 1e6, NULL, NULL, "hosts", "DeepSpeed",        \
             "1: one host runs.")
+
+#define SHL_ROWS_PLAN                                                                                \
+    SHL_ROW("convention", SHL_OPT_ENUM, convention, 0, 0, "shardlab", shl_choices_convention, NULL,  \
+            "Output", "deepspeed: its own estimates beside ours, and what makes the difference."),   \
+    SHL_ROW("emit", SHL_OPT_ENUM, emit, 0, 0, "none", shl_choices_emit, NULL, "Output",              \
+            "deepspeed: prints the ds_config.json of the row instead.")
 
 #define SHL_ROWS_CHECKPOINT                                                                          \
     SHL_ROW("ckpt-dir", SHL_OPT_STRING, ckpt_dir, 0, 0, NULL, NULL, NULL, "Checkpoint",              \
