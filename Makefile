@@ -323,6 +323,12 @@ syntax-clang: ## compile everything with clang, to nothing
 	printf '%s\n' $(filter-out $(KERNEL_SRC),$(ALL_C)) | xargs -P 2 -n 8 $(SYNTAX) $(if $(KERNEL_SRC),\
 	$(foreach isa,$(ISAS),&& $(SYNTAX) $(ISA_$(isa)) $(KERNEL_SRC)))
 
+keys: $(PROG) ## write the table of DeepSpeed's keys into engines/zero/README.md
+	$(Q)$(PROG) check --keys > $(OUT)/keys.md
+	$(Q)awk -v table=$(OUT)/keys.md '/^<!-- end of keys -->/ { skip = 0 } !skip { print } \
+	  /^<!-- keys -->/ { skip = 1; while ((getline line < table) > 0) print line }' \
+	  engines/zero/README.md > $(OUT)/zero.md && cp $(OUT)/zero.md engines/zero/README.md
+
 config: ## what was found
 	@echo 'profile   $(PROFILE) in $(OUT)'
 	@echo "compiler  $(CC): $$($(CC) --version 2>/dev/null | head -n 1)"
@@ -388,4 +394,4 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z_.-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: all tests deps check check-all check-golden run-tests mutations gpu-check demo bench peers lint format \
-  format-check syntax-clang config install clean help FORCE
+  format-check syntax-clang keys config install clean help FORCE

@@ -102,7 +102,8 @@ bool shl_ds_passes(const shl_ds_config *c, size_t i);
 void shl_ds_show(const shl_ds_config *c, bool changed, shl_str *out);
 shl_code shl_ds_show_json(const shl_ds_config *c, shl_str *out) SHL_MUST_USE;
 
-/* A ds_config.json with DeepSpeed's own keys only that reads back as the same engine configuration.
+/* A ds_config.json with DeepSpeed's own keys only that reads back as the same engine configuration, in
+ * an empty text.
  * Errors: SHL_E_USAGE naming what DeepSpeed has no key for (FSDP, a linear schedule, ...). */
 shl_code shl_ds_emit(const shl_engine_config *e, int ranks, shl_str *out) SHL_MUST_USE;
 

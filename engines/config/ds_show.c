@@ -188,7 +188,14 @@ shl_ds_emit(const shl_engine_config *e, int ranks, shl_str *out)
     if (!all) {
         return SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration");
     }
-    add_dump(out, all, JSON_INDENT(2) | JSON_REAL_PRECISION(17));
+    add_dump(out, all, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
+    /* The short spelling, 0.9, where no bit is lost with it. */
+    json_t *again = json_loads(shl_str_get(out), 0, NULL);
+    if (json_equal(all, again) != 1) {
+        shl_str_clear(out);
+        add_dump(out, all, JSON_INDENT(2) | JSON_REAL_PRECISION(17));
+    }
+    json_decref(again);
     shl_str_add(out, "\n");
     json_decref(all);
     return out->failed ? SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration") : SHL_OK;

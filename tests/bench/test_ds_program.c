@@ -1,0 +1,188 @@
+/* tests/bench: a ds_config.json through the program: hostfiles and selections, the generated key table of
+ * engines/zero/README.md, what flags may stand beside a file, and the codes that `check` leaves. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "bench/ds_options.h"
+#include "kernels/base/types.h"
+
+static char program[4096], out[1 << 16];
+
+/* Exit status of `shardlab WORDS`; stdout and stderr in out. */
+static int
+run(const char *words)
+{
+    char line[8192];
+    shl_strf(line, sizeof(line), "%s %s 2>&1", program, words);
+    FILE *f = popen(line, "r");
+    assert_non_null(f);
+    size_t n = fread(out, 1, sizeof(out) - 1, f);
+    out[n] = '\0';
+    int status = pclose(f);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void
+expect(const char *words, int status, const char *text)
+{
+    int is = run(words);
+    if (is != status || !strstr(out, text)) {
+        fail_msg("%s: exit %d, no \"%s\" in: %s", words, is, text, out);
+    }
+}
+
+static void
+test_ds_program_hosts(void **state)
+{
+    (void)state;
+    static const struct {
+        shl_ds_options o;
+        const char *text;
+        int64_t ranks; /* -1: refused */
+    } rows[] = {
+        {{0}, NULL, 0},
+        {{.num_slots = 4}, NULL, 4},
+        {{.num_slots = 4, .num_nodes = 1}, NULL, 4},
+        {{.num_nodes = 2}, NULL, -1},
+        {{.include = "a:0"}, NULL, -1},
+        {{0}, "a slots=4\n", 4},
+        {{.num_slots = 3}, "# hosts\n\na slots=4 # here\n", 3},
+        {{0}, "a slots=4\nb slots=2\n", -1},
+        {{.num_nodes = 1}, "a slots=4\nb slots=2\n", 4},
+        {{.include = "b"}, "a slots=4\nb slots=2\n", 2},
+        {{.include = "a:0,2"}, "a slots=4\nb slots=2\n", 2},
+        {{.include = "a:0,2@b:1"}, "a slots=4\nb slots=2\n", -1},
+        {{.exclude = "b"}, "a slots=4\nb slots=2\n", 4},
+        {{.exclude = "a:3@b"}, "a slots=4\nb slots=2\n", 3},
+        {{.exclude = "a@b"}, "a slots=4\nb slots=2\n", -1},
+        {{.include = "c"}, "a slots=4\n", -1},
+        {{.include = "a:4"}, "a slots=4\n", -1},
+        {{.include = "a", .exclude = "a"}, "a slots=4\n", -1},
+        {{.include = "a", .num_slots = 1}, "a slots=4\n", -1},
+        {{0}, "a slots=0\n", -1},
+        {{0}, "a\n", -1},
+        {{0}, "a slots=1\na slots=1\n", -1},
+        {{0}, "", -1},
+    };
+    for (size_t i = 0; i < SHL_ARRAY_LEN(rows); i++) {
+        int64_t ranks = -2;
+        shl_code code = shl_ds_hosts(&rows[i].o, rows[i].text, &ranks);
+        if (rows[i].ranks >= 0 ? code != SHL_OK || ranks != rows[i].ranks : code == SHL_OK) {
+            fail_msg("row %zu: %s, %lld ranks", i, shl_code_name(code), (long long)ranks);
+        }
+        assert_true(code == SHL_OK || shl_err_get()->because[0] != '\0');
+    }
+}
+
+static void
+test_ds_program_readme_has_the_table(void **state)
+{
+    (void)state;
+    static char page[1 << 17];
+    FILE *f = fopen("engines/zero/README.md", "rb");
+    assert_non_null(f);
+    page[fread(page, 1, sizeof(page) - 1, f)] = '\0';
+    (void)fclose(f);
+    shl_str table = {0};
+    shl_str_add(&table, "<!-- keys -->\n");
+    shl_ds_keys_markdown(&table);
+    shl_str_add(&table, "<!-- end of keys -->\n");
+    if (!strstr(page, shl_str_get(&table))) {
+        fail_msg("the table is another one: make keys");
+    }
+    shl_str_fini(&table);
+}
+
+#define SMALL " --layers 1 --width 32 --heads 2 --context 16 --threads 1"
+
+static void
+test_ds_program_trains_from_a_file(void **state)
+{
+    (void)state;
+    const char *file = "'{\"train_batch_size\":256,\"gradient_accumulation_steps\":4,\"fp16\":"
+                       "{\"enabled\":true},\"zero_optimization\":{\"stage\":2,"
+                       "\"offload_optimizer\":{\"device\":\"none\"},\"contiguous_gradients\":true,"
+                       "\"overlap_comm\":true,\"reduce_scatter\":true},\"optimizer\":{\"type\":"
+                       "\"AdamW\",\"params\":{\"lr\":1e-4,\"weight_decay\":0.01}}}'";
+    char words[2048];
+    shl_strf(words, sizeof(words), "train --config %s --ranks 2 --steps 1" SMALL, file);
+    expect(words, 0, "accumulation 4");
+    assert_non_null(strstr(out, "B 32, T 16"));
+    assert_non_null(strstr(out, "is above the model"));
+    shl_strf(words, sizeof(words), "train --config %s --show-config --ranks 8" SMALL, file);
+    expect(words, 0, "train_micro_batch_size_per_gpu                                   8     ");
+    shl_strf(words, sizeof(words), "train --config %s --batch 3" SMALL, file);
+    expect(words, 2, "--batch beside --config");
+    shl_strf(words, sizeof(words), "train --config %s --ranks 3" SMALL, file);
+    expect(words, 2, "256 sequences are not whole for 3 ranks");
+    /* In processes, whose ranks read the same words; a schedule goes with a checkpoint. */
+    expect("train --config '{\"train_batch_size\":4,\"scheduler\":{\"type\":\"WarmupLR\","
+           "\"params\":{\"warmup_num_steps\":3}}}' --launch processes --ranks 2 --steps 2 "
+           "--jsonl" SMALL,
+           0, "WarmupLR(warmup_min_lr=0,");
+    expect("train --show-config", 2, "without a configuration");
+    expect("train --trainer-args '{}'", 2, "without a configuration");
+}
+
+static void
+test_ds_program_check_leaves_a_code(void **state)
+{
+    (void)state;
+    expect("check '{\"train_batch_size\":4}' --ranks 2" SMALL, 0, "4 = 2 (micro) x 1");
+    expect("check '{\"train_batch_size\":4,\"steps_per_print\":1}' --ranks 2" SMALL, 0,
+           "steps_per_print has no effect");
+    expect("check '{\"zero_optimization\":{\"stage\":1,\"reduce_bucket_size\":\"auto\"}}' "
+           "--trainer-args '{\"bf16\":true}' --ranks 2" SMALL,
+           0, "reduce_bucket_size is 1024");
+    expect("check '{\"train_batch_sise\":4}'", 2, "train_batch_size");
+    expect("check '{\"train_batch_size\":4}' --device-memory 1KiB" SMALL, 3, "does not fit");
+    expect("check", 2, "no configuration");
+    expect("check '{\"train_batch_size\":4}' --ranks 1,2", 2, "one of each");
+}
+
+static void
+test_ds_program_plan_speaks_deepspeed(void **state)
+{
+    (void)state;
+    char words[2048];
+    expect("plan --strategy zero2,ddp --ranks 4 --convention deepspeed" SMALL, 0,
+           "optimizer offloaded");
+    assert_non_null(strstr(out, "not in theirs: act"));
+    assert_non_null(strstr(out, "ddp: DeepSpeed has no estimator"));
+    expect("plan --strategy fsdp --ranks 4 --emit deepspeed" SMALL, 2, "no ds_config.json");
+    expect("plan --strategy zero2 --ranks 2,4 --emit deepspeed" SMALL, 2, "2 rows");
+    expect("plan --strategy zero2 --ranks 4 --batch 3 --emit deepspeed" SMALL, 0,
+           "\"train_batch_size\": 12");
+    shl_strf(words, sizeof(words), "check '%s' --ranks 4" SMALL, out);
+    expect(words, 0, "12 = 3 (micro) x 1 (accumulation) x 4 (ranks)");
+}
+
+int
+main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ds_program_hosts),
+        cmocka_unit_test(test_ds_program_readme_has_the_table),
+        cmocka_unit_test(test_ds_program_trains_from_a_file),
+        cmocka_unit_test(test_ds_program_check_leaves_a_code),
+        cmocka_unit_test(test_ds_program_plan_speaks_deepspeed),
+    };
+    char *slash;
+    SHL_UNUSED(argc);
+    /* Tests lie in <profile>/tests beside the program. */
+    shl_strf(program, sizeof(program), "%s", argv[0]);
+    slash = strrchr(program, '/');
+    if (slash) {
+        shl_strf(slash, sizeof(program) - (size_t)(slash - program), "/../shardlab");
+    }
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
