@@ -1,7 +1,7 @@
 /* kernels/cpu: AdamW (Loshchilov & Hutter 2019), formulas as torch.optim.AdamW; a memory-bound
  * sweep over four arrays. An element's bits depend on its own four values only. */
+#include "kernels/cpu/cpu_block.h"
 #include "kernels/cpu/cpu_slots.h"
-#include "kernels/cpu/cpu_typed.h"
 
 typedef struct adamw_constants {
     vf grad_scale, keep, one_minus_b1, b2, one_minus_b2, step_size, inv_sqrt_c2, eps;
@@ -27,19 +27,17 @@ adamw_p(const adamw_constants *k, vf p, vf m, vf v)
     return p * k->keep - k->step_size * m / denom;
 }
 
-enum { AHEAD = 512, BLOCK = 64, LINE = 64 / 4 }; /* elements: 2 KiB ahead, a cache line */
-
 /* One block of each array in turn. */
 static inline void
 adamw_lanes(const adamw_constants *k, float *p, const float *g, float *m, float *v)
 {
-    for (int j = 0; j < BLOCK; j += VL) {
+    for (int j = 0; j < CPU_BLOCK; j += VL) {
         vstore(m + j, adamw_m(k, vload(g + j), vload(m + j)));
     }
-    for (int j = 0; j < BLOCK; j += VL) {
+    for (int j = 0; j < CPU_BLOCK; j += VL) {
         vstore(v + j, adamw_v(k, vload(g + j), vload(v + j)));
     }
-    for (int j = 0; j < BLOCK; j += VL) {
+    for (int j = 0; j < CPU_BLOCK; j += VL) {
         vstore(p + j, adamw_p(k, vload(p + j), vload(m + j), vload(v + j)));
     }
 }
@@ -49,7 +47,7 @@ adamw_lanes(const adamw_constants *k, float *p, const float *g, float *m, float 
 static inline void
 adamw_block(const adamw_constants *k, float *p, const float *g, float *m, float *v)
 {
-    for (int j = AHEAD; j < AHEAD + BLOCK; j += LINE) {
+    for (int j = CPU_AHEAD; j < CPU_AHEAD + CPU_BLOCK; j += CPU_LINE) {
         __builtin_prefetch(p + j, 1);
         __builtin_prefetch(g + j, 0);
         __builtin_prefetch(m + j, 1);
@@ -63,7 +61,7 @@ adamw_range(const adamw_constants *k, float *p, const float *g, float *m, float 
             int64_t end)
 {
     int64_t i = begin;
-    for (; i + BLOCK <= end; i += BLOCK) {
+    for (; i + CPU_BLOCK <= end; i += CPU_BLOCK) {
         adamw_block(k, p + i, g + i, m + i, v + i);
     }
     while (i < end) {
@@ -77,43 +75,20 @@ adamw_range(const adamw_constants *k, float *p, const float *g, float *m, float 
     }
 }
 
-/* Where a block is updated: in place where it is fp32 and whole, else in room. */
-static float *
-adamw_in(const shl_tensor *t, int64_t i, int64_t n, float *room)
-{
-    if (t->dtype == SHL_F32 && n == BLOCK) {
-        float *x = (float *)t->data + i;
-        for (int j = AHEAD; j < AHEAD + BLOCK; j += LINE) {
-            __builtin_prefetch(x + j, 1);
-        }
-        return x;
-    }
-    cpu_widen(t->dtype, t->data, i, n, room);
-    return room;
-}
-
-static void
-adamw_out(const shl_tensor *t, int64_t i, int64_t n, const float *x, const float *room)
-{
-    if (x == room) {
-        cpu_narrow(t->dtype, x, t->data, i, n);
-    }
-}
-
 /* The same for any types; what lies behind the end of a part-filled room is of no interest. */
 static void
 adamw_mixed(const adamw_constants *k, const shl_adamw_args *a, int64_t begin, int64_t end)
 {
-    float room[4][BLOCK] = {{0}};
-    for (int64_t i = begin; i < end; i += BLOCK) {
-        int64_t n = end - i < BLOCK ? end - i : BLOCK;
-        const float *g = adamw_in(&a->grad, i, n, room[0]);
-        float *p = adamw_in(&a->param, i, n, room[1]);
-        float *m = adamw_in(&a->m, i, n, room[2]), *v = adamw_in(&a->v, i, n, room[3]);
+    float room[4][CPU_BLOCK] = {{0}};
+    for (int64_t i = begin; i < end; i += CPU_BLOCK) {
+        int64_t n = end - i < CPU_BLOCK ? end - i : CPU_BLOCK;
+        const float *g = cpu_block_in(&a->grad, i, n, room[0]);
+        float *p = cpu_block_in(&a->param, i, n, room[1]);
+        float *m = cpu_block_in(&a->m, i, n, room[2]), *v = cpu_block_in(&a->v, i, n, room[3]);
         adamw_lanes(k, p, g, m, v);
-        adamw_out(&a->param, i, n, p, room[1]);
-        adamw_out(&a->m, i, n, m, room[2]);
-        adamw_out(&a->v, i, n, v, room[3]);
+        cpu_block_out(&a->param, i, n, p, room[1]);
+        cpu_block_out(&a->m, i, n, m, room[2]);
+        cpu_block_out(&a->v, i, n, v, room[3]);
         if (a->rounded.data != NULL) {
             cpu_narrow(a->rounded.dtype, p, a->rounded.data, i, n);
         }

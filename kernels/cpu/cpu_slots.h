@@ -91,7 +91,8 @@ cpu_need_f32(shl_dtype dtype, shl_op op)
     X(SILU_MUL_FORWARD, shl_cpu_silu_mul_forward)                                                  \
     X(SILU_MUL_BACKWARD, shl_cpu_silu_mul_backward)                                                \
     X(DROPOUT, shl_cpu_dropout)                                                                    \
-    X(CAST, shl_cpu_cast)
+    X(CAST, shl_cpu_cast)                                                                          \
+    X(OPTIM, shl_cpu_optim)
 
 #define X(op, name) shl_code SHL_K(name)(shl_stream * s, const void *args, void *work) SHL_MUST_USE;
 SHL_CPU_SLOTS(X)

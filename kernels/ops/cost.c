@@ -189,6 +189,22 @@ adamw_cost(const shl_adamw_args *a)
     return c;
 }
 
+/* LAMB's half leaves the parameter and writes the gradient instead. */
+static shl_cost
+optim_cost(const shl_optim_args *a)
+{
+    static const double flops[SHL_RULE_COUNT] = {[SHL_RULE_ADAM] = 16.0,
+                                                 [SHL_RULE_LION] = 9.0,
+                                                 [SHL_RULE_ADAGRAD] = 9.0,
+                                                 [SHL_RULE_SGD] = 7.0,
+                                                 [SHL_RULE_LAMB] = 15.0};
+    double bytes = 2.0 * (bytes_of(&a->m) + bytes_of(&a->v)) + bytes_of(&a->param) +
+                   bytes_of(&a->grad) + bytes_of(&a->rounded);
+    bytes += a->rule == SHL_RULE_LAMB ? bytes_of(&a->grad) : bytes_of(&a->param);
+    shl_cost c = {flops[a->rule] * (double)shl_tensor_elems(&a->param), bytes};
+    return c;
+}
+
 static shl_cost
 norm_cost(const shl_norm_args *a)
 {
@@ -217,6 +233,8 @@ shl_op_cost(shl_op op, const void *args)
         return loss_cost(args);
     case SHL_OP_ADAMW:
         return adamw_cost(args);
+    case SHL_OP_OPTIM:
+        return optim_cost(args);
     case SHL_OP_NORM_MAX:
     case SHL_OP_NORM_SUM:
         return norm_cost(args);

@@ -9,7 +9,7 @@
 #define SHL_CASE_ACCUMULATE 2u /* adds to what the gradients hold */
 #define SHL_CASE_PLAIN                                                                             \
     4u                     /* linear: no bias; embedding: no positions; loss: no gradient;
-                                  rmsnorm: no dw; rope: the inverse; silu_mul: separate, in place */
+                                  rmsnorm: no dw; optim: SGD without momentum; rope: the inverse; silu_mul: separate, in place */
 #define SHL_CASE_LARGE 8u  /* great inputs: offsets of 1e4, scores of hundreds, far positions */
 #define SHL_CASE_SPEED 16u /* sized for timing: no reference is computed */
 #define SHL_CASE_BF16 32u  /* activations and weights in bf16 instead of fp32 */
@@ -22,7 +22,7 @@
 
 /* size by op: linear R I O; layernorm R C; gelu, add, scale, adamw, norms, init, cast N; embedding B
  * T C V; attention B T NH NK D; cross-entropy R V; sum_ranks N ranks; rmsnorm R C; rope B T NH NK D;
- * silu_mul R I; dropout R C. */
+ * silu_mul R I; dropout R C; optim N rule. */
 typedef struct shl_op_case {
     const char *name;
     shl_op op;
@@ -70,6 +70,7 @@ typedef union shl_op_any_args {
     shl_silu_mul_args silu;
     shl_dropout_args dropout;
     shl_cast_args cast;
+    shl_optim_args optim;
 } shl_op_any_args;
 
 typedef struct shl_op_run {

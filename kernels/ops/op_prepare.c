@@ -401,6 +401,7 @@ shl_op_run_prepare(shl_op_run *run)
         [SHL_OP_SUM_RANKS] = shl_op_prepare_sum_ranks,
         [SHL_OP_INIT] = shl_op_prepare_init,
         [SHL_OP_CAST] = shl_op_prepare_cast,
+        [SHL_OP_OPTIM] = shl_op_prepare_optim,
     };
     return prepare[run->c->op](run);
 }

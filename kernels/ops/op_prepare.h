@@ -91,4 +91,7 @@ shl_code shl_op_prepare_elementwise(shl_op_run *run) SHL_MUST_USE;
 shl_code shl_op_prepare_init(shl_op_run *run) SHL_MUST_USE;
 shl_code shl_op_prepare_cast(shl_op_run *run) SHL_MUST_USE;
 
+/* kernels/ops/op_prepare_optim: the optimizers beside AdamW. */
+shl_code shl_op_prepare_optim(shl_op_run *run) SHL_MUST_USE;
+
 #endif

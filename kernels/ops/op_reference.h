@@ -55,5 +55,7 @@ double shl_ref_cross_entropy(int64_t rows, int64_t vocab, const double *targets,
 
 /* One element; a gives the constants. */
 void shl_ref_adamw(const shl_adamw_args *a, double *p, double g, double *m, double *v);
+/* The same; *g is written by LAMB only, m and v may be NULL where the rule has none. */
+void shl_ref_optim(const shl_optim_args *a, double *p, double *g, double *m, double *v);
 
 #endif

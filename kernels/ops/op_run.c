@@ -204,6 +204,8 @@ shl_op_run_call(shl_op_run *run)
         return shl_op_dropout(s, &a->dropout);
     case SHL_OP_CAST:
         return shl_op_cast(s, &a->cast.dst, &a->cast.src);
+    case SHL_OP_OPTIM:
+        return shl_op_optim(s, &a->optim);
     case SHL_OP_COUNT:
         break;
     }

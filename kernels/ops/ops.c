@@ -30,6 +30,7 @@ static const char *const op_names[SHL_OP_COUNT] = {
     [SHL_OP_SILU_MUL_BACKWARD] = "silu_mul_backward",
     [SHL_OP_DROPOUT] = "dropout",
     [SHL_OP_CAST] = "cast",
+    [SHL_OP_OPTIM] = "optim",
 };
 
 const char *
@@ -314,6 +315,41 @@ shl_op_adamw(shl_stream *s, const shl_adamw_args *a)
     NEED(op, is_floats(&a->m, n) && a->m.dtype != SHL_F16);
     NEED(op, is_floats(&a->v, n) && a->v.dtype != SHL_F16);
     NEED(op, !has_data(&a->rounded) || is_floats(&a->rounded, n));
+    NEED(op, a->step >= 1);
+    NEED(op, a->beta1 >= 0.0 && a->beta1 < 1.0 && a->beta2 >= 0.0 && a->beta2 < 1.0);
+    return n == 0 ? SHL_OK : call(s, op, a);
+}
+
+bool
+shl_rule_has_m(shl_optim_rule rule)
+{
+    return rule != SHL_RULE_ADAGRAD;
+}
+
+bool
+shl_rule_has_v(shl_optim_rule rule)
+{
+    return rule == SHL_RULE_ADAM || rule == SHL_RULE_ADAGRAD || rule == SHL_RULE_LAMB;
+}
+
+/* A moment that the rule has, in fp32 or bf16, or none. */
+static bool
+is_moment(const shl_tensor *t, int64_t n, bool wanted)
+{
+    return wanted ? is_floats(t, n) && t->dtype != SHL_F16 : !has_data(t);
+}
+
+shl_code
+shl_op_optim(shl_stream *s, const shl_optim_args *a)
+{
+    const shl_op op = SHL_OP_OPTIM;
+    int64_t n = shl_tensor_elems(&a->param);
+    bool without_m = a->rule == SHL_RULE_SGD && !has_data(&a->m);
+    NEED(op, (int)a->rule >= 0 && a->rule < SHL_RULE_COUNT);
+    NEED(op, is_floats(&a->param, n) && is_floats(&a->grad, n));
+    NEED(op, is_moment(&a->m, n, shl_rule_has_m(a->rule) && !without_m));
+    NEED(op, is_moment(&a->v, n, shl_rule_has_v(a->rule)));
+    NEED(op, !has_data(&a->rounded) || (a->rule != SHL_RULE_LAMB && is_floats(&a->rounded, n)));
     NEED(op, a->step >= 1);
     NEED(op, a->beta1 >= 0.0 && a->beta1 < 1.0 && a->beta2 >= 0.0 && a->beta2 < 1.0);
     return n == 0 ? SHL_OK : call(s, op, a);

@@ -44,6 +44,7 @@ typedef enum shl_op {
     SHL_OP_SILU_MUL_BACKWARD,
     SHL_OP_DROPOUT,
     SHL_OP_CAST,
+    SHL_OP_OPTIM,
     SHL_OP_COUNT
 } shl_op;
 
@@ -166,6 +167,36 @@ typedef struct shl_adamw_args {
     int64_t step;
 } shl_adamw_args;
 shl_code shl_op_adamw(shl_stream *s, const shl_adamw_args *a) SHL_MUST_USE;
+
+/* The other optimizers, element by element; g = grad * grad_scale. Types, rounding and what bits depend
+ * on are AdamW's. m, v of NULL data: the rule has no such moment (SGD: no momentum). */
+typedef enum shl_optim_rule {
+    /* Kingma & Ba 2015, as torch.optim.Adam: g += wd p; then as AdamW with wd 0. */
+    SHL_RULE_ADAM = 0,
+    /* Chen et al. 2023: p *= 1 - lr wd; p -= lr sign(b1 m + (1-b1) g); m = b2 m + (1-b2) g. */
+    SHL_RULE_LION,
+    /* Duchi et al. 2011, as torch.optim.Adagrad: g += wd p; v += g g; p -= lr g / (sqrt(v) + eps). */
+    SHL_RULE_ADAGRAD,
+    /* torch.optim.SGD, dampening 0, no Nesterov: g += wd p; m = b1 m + g; p -= lr m (lr g without m). */
+    SHL_RULE_SGD,
+    /* First half of LAMB (You et al. 2020): m, v as AdamW; param is only read, and grad, which is spent,
+     * becomes u = m / (1-b1^t) / (sqrt(v) / sqrt(1-b2^t) + eps) + wd p. The second half, p -= lr ratio u
+     * with the ratio of whole tensors' norms, is SGD without m on u. */
+    SHL_RULE_LAMB,
+    SHL_RULE_COUNT
+} shl_optim_rule;
+typedef struct shl_optim_args {
+    shl_optim_rule rule;
+    shl_tensor param, grad, m, v;
+    shl_tensor rounded;                         /* as AdamW's; none for LAMB */
+    double lr, beta1, beta2, eps, weight_decay; /* beta1 of SGD: its momentum */
+    double grad_scale;
+    int64_t step;
+} shl_optim_args;
+shl_code shl_op_optim(shl_stream *s, const shl_optim_args *a) SHL_MUST_USE;
+/* Moments that a rule keeps; SGD's m only with momentum. */
+bool shl_rule_has_m(shl_optim_rule rule);
+bool shl_rule_has_v(shl_optim_rule rule);
 
 /* Order-independent squared norm of fp32, bf16 or fp16, widened to fp32 where it is not, in two
  * passes over any partition of the data:

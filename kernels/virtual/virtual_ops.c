@@ -44,7 +44,8 @@ charge(shl_op op, shl_stream *s, const void *args)
     X(silu_mul_forward, SHL_OP_SILU_MUL_FORWARD)                                                   \
     X(silu_mul_backward, SHL_OP_SILU_MUL_BACKWARD)                                                 \
     X(dropout, SHL_OP_DROPOUT)                                                                     \
-    X(cast, SHL_OP_CAST)
+    X(cast, SHL_OP_CAST)                                                                           \
+    X(optim, SHL_OP_OPTIM)
 
 VIRTUAL_OPS(VIRTUAL_OP)
 

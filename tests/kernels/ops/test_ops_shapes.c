@@ -60,6 +60,9 @@ spoil(shl_op op, shl_op_any_args *a)
     case SHL_OP_ADAMW:
         a->adamw.step = 0;
         break;
+    case SHL_OP_OPTIM:
+        a->optim.step = 0;
+        break;
     case SHL_OP_NORM_MAX:
         a->norm.out_max.dims[0] = 2;
         break;
