@@ -123,7 +123,7 @@ shl_code shl_engine_eval(shl_engine *e, const int32_t *tokens, const int32_t *ta
  * neither parameters nor moments, and counts as skipped: on every rank alike. */
 shl_code shl_engine_end_step(shl_engine *e, shl_step_report *out) SHL_MUST_USE;
 
-/* Calls v for every shard: kinds "param", "opt/m", "opt/v". READ: values are complete on the host
+/* Calls v for every shard: kinds "param", and "opt/m", "opt/v" where the optimizer has them. READ: values are complete on the host
  * side of the device. WRITE: v fills them; afterwards the engine makes itself consistent (gathers
  * replicated parameters). The engine's progress is set by the caller through shl_engine_set_progress. */
 shl_code shl_engine_visit_state(shl_engine *e, shl_visit_mode mode, shl_state_visitor v,

@@ -149,29 +149,13 @@ check_int(const char *field, int64_t value, int64_t min, int64_t max)
     return SHL_OK;
 }
 
-/* lo <= value <= hi, or value < hi when hi is excluded; NaN never passes. */
-static shl_code
-check_double(const char *field, double value, double lo, double hi, bool hi_excluded)
-{
-    if (value >= lo && (hi_excluded ? value < hi : value <= hi)) {
-        return SHL_OK;
-    }
-    SHL_RAISE(SHL_E_USAGE, "%s is %g", field, value);
-    return shl_err_because("it must be a number from %g to %s%g", lo, hi_excluded ? "below " : "",
-                           hi);
-}
-
 static shl_code
 check_optim(const shl_optim_config *o)
 {
-    SHL_TRY(check_double("lr", o->lr, 0.0, 1e6, false));
-    SHL_TRY(check_double("beta1", o->beta1, 0.0, 1.0, true));
-    SHL_TRY(check_double("beta2", o->beta2, 0.0, 1.0, true));
-    SHL_TRY(check_double("eps", o->eps, 1e-30, 1.0, false));
-    SHL_TRY(check_double("weight decay", o->weight_decay, 0.0, 1e6, false));
-    SHL_TRY(check_double("clip", o->clip, 0.0, 1e30, false));
-    SHL_TRY(check_double("clip eps", o->clip_eps, 0.0, 1.0, false));
-    SHL_TRY(check_double("min lr ratio", o->min_lr_ratio, 0.0, 1.0, false));
+    SHL_TRY(shl_optim_check(o));
+    SHL_TRY(shl_config_check_real("clip", o->clip, 0.0, 1e30, false));
+    SHL_TRY(shl_config_check_real("clip eps", o->clip_eps, 0.0, 1.0, false));
+    SHL_TRY(shl_config_check_real("min lr ratio", o->min_lr_ratio, 0.0, 1.0, false));
     SHL_TRY(check_int("warmup steps", o->warmup_steps, 0, INT64_MAX / 2));
     SHL_TRY(check_int("schedule steps", o->schedule_steps, 0, INT64_MAX / 2));
     if (o->schedule == SHL_SCHEDULE_NAMED) {

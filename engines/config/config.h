@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "engines/config/ds_schedules.h"
+#include "engines/config/optim_kinds.h"
 #include "kernels/base/err.h"
 #include "kernels/base/types.h"
 
@@ -44,10 +45,14 @@ typedef enum shl_schedule {
     SHL_SCHEDULE_NAMED /* DeepSpeed's or the Trainer's, in `named` */
 } shl_schedule;
 
+/* What an optimizer does not have is 0 (optim_kinds.h). */
 typedef struct shl_optim_config {
+    shl_optim_kind kind;
     double lr, beta1, beta2, eps, weight_decay;
-    double clip;     /* global L2 norm; 0: none */
-    double clip_eps; /* 1e-6, as torch.nn.utils.clip_grad_norm_ */
+    double momentum;             /* sgd */
+    double min_coeff, max_coeff; /* lamb: bounds of its trust ratio */
+    double clip;                 /* global L2 norm; 0: none */
+    double clip_eps;             /* 1e-6, as torch.nn.utils.clip_grad_norm_ */
     shl_schedule schedule;
     int64_t warmup_steps, schedule_steps; /* schedule_steps: total; needed by linear, cosine */
     double min_lr_ratio;

@@ -200,7 +200,7 @@ shl_sharded_end_step(shl_engine *e, shl_step_report *r)
     shl_sharded *s = e->impl;
     double coef = 0.0;
     SHL_TRY(shl_update_prepare(&s->state, r, &coef));
-    return r->skipped ? SHL_OK : shl_update_adamw(&s->state, -1, coef, r->lr);
+    return r->skipped ? SHL_OK : shl_update_apply(&s->state, -1, coef, r->lr);
 }
 
 shl_code

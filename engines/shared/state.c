@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "engines/shared/lamb.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/rng.h"
 #include "kernels/ops/ops.h"
@@ -106,6 +107,21 @@ describe_stores(shl_state *st, const shl_state_spec *spec)
     st->v = (shl_store){.dtype = c->moment_dtype};
 }
 
+static shl_code
+take_moments(shl_state *st)
+{
+    const shl_optim_config *o = &st->engine->config.optim;
+    st->has_m = shl_optim_has_m(o);
+    st->has_v = shl_optim_has_v(o);
+    if (st->has_m) {
+        SHL_TRY(take(st, &st->m, SHL_TAG_OPTIM, 0, shl_optim_owner_m(o->kind)));
+    }
+    if (st->has_v) {
+        SHL_TRY(take(st, &st->v, SHL_TAG_OPTIM, 0, shl_optim_owner_v(o->kind)));
+    }
+    return shl_lamb_init(st);
+}
+
 shl_code
 shl_state_init(shl_state *st, shl_engine *e, shl_layout **layout, const shl_state_spec *spec)
 {
@@ -128,8 +144,7 @@ shl_state_init(shl_state *st, shl_engine *e, shl_layout **layout, const shl_stat
     }
     SHL_TRY(
         take(st, &st->grad, SHL_TAG_GRAD, SHL_MEM_COMM, st->grad.full ? "grads" : "grad shards"));
-    SHL_TRY(take(st, &st->m, SHL_TAG_OPTIM, 0, "adamw.m"));
-    SHL_TRY(take(st, &st->v, SHL_TAG_OPTIM, 0, "adamw.v"));
+    SHL_TRY(take_moments(st));
     SHL_TRY(shl_device_alloc(e->device, NORM_SCRATCH_BYTES, SHL_TIER_DEVICE, SHL_TAG_WORK, 0,
                              "grad norm", &st->scratch));
     SHL_TRY(init_store(st, &st->param));
@@ -144,6 +159,7 @@ shl_state_fini(shl_state *st)
     if (st->engine == NULL) {
         return;
     }
+    shl_lamb_fini(st);
     shl_device_free(st->engine->device, &st->scratch);
     for (size_t i = 0; i < SHL_ARRAY_LEN(stores); ++i) {
         shl_device_free(st->engine->device, &stores[i]->buf);
@@ -281,10 +297,10 @@ shl_state_visit(shl_state *st, shl_state_visitor v, void *ctx)
         const shl_fragment *f = &st->frags[i];
         SHL_TRY(visit_fragment(st, "param", shl_state_master_of(st, f->flat), f, v, ctx));
     }
-    for (int i = 0; i < st->n_train_frags; ++i) {
+    for (int i = 0; st->has_m && i < st->n_train_frags; ++i) {
         SHL_TRY(visit_fragment(st, "opt/m", &st->m, &st->frags[i], v, ctx));
     }
-    for (int i = 0; i < st->n_train_frags; ++i) {
+    for (int i = 0; st->has_v && i < st->n_train_frags; ++i) {
         SHL_TRY(visit_fragment(st, "opt/v", &st->v, &st->frags[i], v, ctx));
     }
     return SHL_OK;

@@ -1,5 +1,5 @@
 /* engines/shared: the stores of a rank: parameters (whole or sharded), master weights, gradients
- * (whole or sharded) and AdamW moments (always sharded), addressed by layout fragments; initial
+ * (whole or sharded) and the moments that the optimizer has (always sharded), addressed by layout fragments; initial
  * values, state visits, the parameter fingerprint. Floor 3.
  *
  * Who holds what, by policy. A 16-bit model with fp32 master weights:
@@ -29,7 +29,10 @@ typedef struct shl_state {
     int n_frags, n_train_frags; /* the trainable ones come first */
     bool apart;                 /* `master` is a store of its own */
     shl_store param, frozen, master, grad, m, v;
-    shl_buf scratch; /* norm: u32 max, i128 sum; tag work */
+    shl_buf scratch;    /* norm: u32 max, i128 sum; tag work */
+    bool has_m, has_v;  /* of the optimizer; the other stores are empty */
+    shl_buf lamb_norms; /* lamb.c; tag work */
+    double *lamb_ratio; /* by parameter */
 } shl_state;
 
 typedef struct shl_state_spec {
@@ -80,7 +83,7 @@ shl_code shl_state_gather_flat(shl_state *st, int flat, shl_event *done) SHL_MUS
 shl_code shl_state_encode(const shl_state *st, int flat, void *whole,
                           shl_comm_seg *seg) SHL_MUST_USE;
 
-/* Visits "param", "opt/m", "opt/v" of each fragment (shl_engine_visit_state); a parameter's values are
+/* Visits "param", and of the moments that there are "opt/m", "opt/v", of each fragment (shl_engine_visit_state); a parameter's values are
  * its master's; frozen ones have no moments. */
 shl_code shl_state_visit(shl_state *st, shl_state_visitor v, void *ctx) SHL_MUST_USE;
 

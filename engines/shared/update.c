@@ -1,10 +1,11 @@
-/* engines/shared: norm, clipping and AdamW over fragments: each element is updated by the rank that
+/* engines/shared: norm, clipping and the optimizer over fragments: each element is updated by the rank that
  * owns it, with bits that do not depend on who that is. */
 #include "engines/shared/update.h"
 
 #include <math.h>
 #include <string.h>
 
+#include "engines/shared/lamb.h"
 #include "kernels/ops/ops.h"
 
 /* x * x < 2^(2E) for max < 2^E. 50 bits below that leave room for carries in 64-bit partial sums and
@@ -34,12 +35,27 @@ norm_over(shl_state *st, bool sum, int quantum)
     return SHL_OK;
 }
 
-/* Square root of hi:lo * 2^quantum; hi:lo is a non-negative 128-bit integer. */
-static double
-root_of(const int64_t sum[2], int quantum)
+int
+shl_update_norm_quantum(uint32_t max_bits)
+{
+    float max_value;
+    int exponent = 0;
+    memcpy(&max_value, &max_bits, sizeof(max_value));
+    if (max_bits < F32_INF_BITS) {
+        (void)frexp((double)max_value, &exponent);
+    }
+    return 2 * exponent - NORM_BITS;
+}
+
+/* hi:lo is a non-negative 128-bit integer. */
+double
+shl_update_norm_root(uint32_t max_bits, const int64_t sum[2])
 {
     double value = ldexp((double)sum[1], 64) + (double)(uint64_t)sum[0];
-    return sqrt(ldexp(value, quantum));
+    if (max_bits >= F32_INF_BITS) {
+        return max_bits == F32_INF_BITS ? (double)INFINITY : (double)NAN;
+    }
+    return sqrt(ldexp(value, shl_update_norm_quantum(max_bits)));
 }
 
 shl_code
@@ -48,9 +64,7 @@ shl_update_norm(shl_state *st, double *out)
     shl_device *d = st->engine->device;
     shl_comm *group = st->engine->mesh.shard;
     uint32_t max_bits = 0;
-    float max_value;
     int64_t sum[2] = {0, 0};
-    int exponent = 0;
     *out = 0.0;
     SHL_TRY(shl_device_fill(d, st->scratch.data, 0, st->scratch.bytes, NULL));
     SHL_TRY(norm_over(st, false, 0));
@@ -58,19 +72,17 @@ shl_update_norm(shl_state *st, double *out)
     if (group != NULL) {
         SHL_TRY(shl_comm_control(group, SHL_CONTROL_MAX_U32, &max_bits, 1));
     }
-    memcpy(&max_value, &max_bits, sizeof(max_value));
     if (max_bits >= F32_INF_BITS) {
-        *out = max_bits == F32_INF_BITS ? (double)INFINITY : (double)NAN;
+        *out = shl_update_norm_root(max_bits, sum);
         return SHL_OK;
     }
     /* A device without data answers 0: go on, so that its schedule is the same. */
-    (void)frexp((double)max_value, &exponent);
-    SHL_TRY(norm_over(st, true, 2 * exponent - NORM_BITS));
+    SHL_TRY(norm_over(st, true, shl_update_norm_quantum(max_bits)));
     SHL_TRY(shl_device_download(d, sum, (char *)st->scratch.data + 16, sizeof(sum)));
     if (group != NULL) {
         SHL_TRY(shl_comm_control(group, SHL_CONTROL_SUM_I128, sum, 1));
     }
-    *out = root_of(sum, 2 * exponent - NORM_BITS);
+    *out = shl_update_norm_root(max_bits, sum);
     return SHL_OK;
 }
 
@@ -84,35 +96,108 @@ shl_update_clip_coef(const shl_optim_config *c, double norm)
     return coef < 1.0 ? coef : 1.0;
 }
 
-shl_code
-shl_update_adamw(shl_state *st, int flat, double coef, double lr)
+/* What all fragments of an update have in common. */
+typedef struct update_step {
+    shl_stream *s;
+    double lr, beta1, beta2, coef;
+    int64_t step; /* from 1 */
+} update_step;
+
+static update_step
+step_of(const shl_state *st, double coef, double lr)
 {
     const shl_engine *e = st->engine;
-    const shl_optim_config *o = &e->config.optim;
-    shl_stream *s = shl_device_stream(e->device, SHL_STREAM_COMPUTE);
-    double beta1, beta2;
-    shl_betas_at(o, e->step - e->skipped, &beta1, &beta2);
+    int64_t done = e->step - e->skipped;
+    update_step u = {.s = shl_device_stream(e->device, SHL_STREAM_COMPUTE),
+                     .lr = lr,
+                     .coef = coef,
+                     .step = done + 1};
+    shl_betas_at(&e->config.optim, done, &u.beta1, &u.beta2);
+    return u;
+}
+
+static shl_code
+adamw_fragment(const shl_state *st, const shl_fragment *f, const update_step *u)
+{
+    const shl_optim_config *o = &st->engine->config.optim;
+    shl_adamw_args a = {.param = shl_state_fragment(st, shl_state_master_of(st, f->flat), f),
+                        .grad = shl_state_fragment(st, &st->grad, f),
+                        .m = shl_state_fragment(st, &st->m, f),
+                        .v = shl_state_fragment(st, &st->v, f),
+                        .lr = u->lr,
+                        .beta1 = u->beta1,
+                        .beta2 = u->beta2,
+                        .eps = o->eps,
+                        .weight_decay =
+                            st->engine->model->params[f->param]->decay ? o->weight_decay : 0.0,
+                        .grad_scale = u->coef,
+                        .step = u->step};
+    if (st->apart) {
+        a.rounded = shl_state_fragment(st, &st->param, f);
+    }
+    return shl_op_adamw(u->s, &a);
+}
+
+/* LAMB's second half is SGD on what its first half left in the place of the gradient. */
+static shl_code
+optim_fragment(const shl_state *st, const shl_fragment *f, const update_step *u,
+               shl_optim_rule rule)
+{
+    const shl_optim_config *o = &st->engine->config.optim;
+    bool second = o->kind == SHL_OPTIM_LAMB && rule == SHL_RULE_SGD;
+    bool decays = st->engine->model->params[f->param]->decay && !second;
+    shl_optim_args a = {.rule = rule,
+                        .param = shl_state_fragment(st, shl_state_master_of(st, f->flat), f),
+                        .grad = shl_state_fragment(st, &st->grad, f),
+                        .lr = u->lr,
+                        .beta1 = o->kind == SHL_OPTIM_SGD ? o->momentum : u->beta1,
+                        .beta2 = u->beta2,
+                        .eps = o->eps,
+                        .weight_decay = decays ? o->weight_decay : 0.0,
+                        .grad_scale = second ? 1.0 : u->coef,
+                        .step = u->step};
+    if (second) {
+        a.lr *= st->lamb_ratio[f->param];
+    }
+    if (st->has_m && !second) {
+        a.m = shl_state_fragment(st, &st->m, f);
+    }
+    if (st->has_v && !second) {
+        a.v = shl_state_fragment(st, &st->v, f);
+    }
+    if (st->apart && rule != SHL_RULE_LAMB) {
+        a.rounded = shl_state_fragment(st, &st->param, f);
+    }
+    return shl_op_optim(u->s, &a);
+}
+
+shl_code
+shl_update_apply(shl_state *st, int flat, double coef, double lr)
+{
+    static const shl_optim_rule rules[] = {[SHL_OPTIM_ADAM] = SHL_RULE_ADAM,
+                                           [SHL_OPTIM_LION] = SHL_RULE_LION,
+                                           [SHL_OPTIM_ADAGRAD] = SHL_RULE_ADAGRAD,
+                                           [SHL_OPTIM_SGD] = SHL_RULE_SGD,
+                                           [SHL_OPTIM_LAMB] = SHL_RULE_SGD};
+    shl_optim_kind kind = st->engine->config.optim.kind;
+    const update_step u = step_of(st, coef, lr);
     for (int i = 0; i < st->n_train_frags; ++i) {
         const shl_fragment *f = &st->frags[i];
         if (flat >= 0 && f->flat != flat) {
             continue;
         }
-        const shl_param *p = e->model->params[f->param];
-        shl_adamw_args a = {.param = shl_state_fragment(st, shl_state_master_of(st, f->flat), f),
-                            .grad = shl_state_fragment(st, &st->grad, f),
-                            .m = shl_state_fragment(st, &st->m, f),
-                            .v = shl_state_fragment(st, &st->v, f),
-                            .lr = lr,
-                            .beta1 = beta1,
-                            .beta2 = beta2,
-                            .eps = o->eps,
-                            .weight_decay = p->decay ? o->weight_decay : 0.0,
-                            .grad_scale = coef,
-                            .step = e->step - e->skipped + 1};
-        if (st->apart) {
-            a.rounded = shl_state_fragment(st, &st->param, f);
-        }
-        SHL_TRY(shl_op_adamw(s, &a));
+        SHL_TRY(kind == SHL_OPTIM_ADAMW ? adamw_fragment(st, f, &u)
+                                        : optim_fragment(st, f, &u, rules[kind]));
+    }
+    return SHL_OK;
+}
+
+shl_code
+shl_update_lamb_moments(shl_state *st, double coef)
+{
+    const update_step u = step_of(st, coef, 0.0);
+    for (int i = 0; i < st->n_train_frags; ++i) {
+        SHL_TRY(optim_fragment(st, &st->frags[i], &u, SHL_RULE_LAMB));
     }
     return SHL_OK;
 }
@@ -129,5 +214,5 @@ shl_update_prepare(shl_state *st, shl_step_report *r, double *coef)
     r->clip_coef = r->skipped ? 0.0 : shl_update_clip_coef(o, r->grad_norm);
     r->lr = shl_lr_at(o, e->step - e->skipped);
     *coef = r->clip_coef / r->loss_scale;
-    return SHL_OK;
+    return o->kind == SHL_OPTIM_LAMB && !r->skipped ? shl_lamb_prepare(st, *coef) : SHL_OK;
 }

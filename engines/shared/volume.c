@@ -6,7 +6,7 @@
 
 /* Bytes per element of each role, and whether a strategy shards it. */
 typedef struct roles {
-    double param, grad, state; /* state: master weights that lie apart, and two moments */
+    double param, grad, state; /* state: master weights that lie apart, and moments */
     bool param_shard, grad_shard, state_shard;
 } roles;
 
@@ -14,6 +14,13 @@ static double
 bytes_of(shl_dtype dtype)
 {
     return (double)shl_dtype_bytes(dtype);
+}
+
+/* How many moments the optimizer keeps: Adam's two, one, or none. */
+static double
+moments_of(const shl_engine_config *c)
+{
+    return (shl_optim_has_m(&c->optim) ? 1.0 : 0.0) + (shl_optim_has_v(&c->optim) ? 1.0 : 0.0);
 }
 
 static void
@@ -31,7 +38,7 @@ roles_of(const shl_engine_config *c)
     bool fsdp = c->strategy == SHL_FSDP || c->strategy == SHL_FSDP_GRAD_OP;
     roles r = {.param = bytes_of(fsdp ? c->master_dtype : c->compute_dtype),
                .grad = bytes_of(c->grad_dtype),
-               .state = 2.0 * bytes_of(c->moment_dtype)};
+               .state = moments_of(c) * bytes_of(c->moment_dtype)};
     if (!fsdp && c->master_dtype != c->compute_dtype) {
         r.state += bytes_of(c->master_dtype);
     }
@@ -66,7 +73,7 @@ shl_formula_held_bytes(const shl_engine_config *c, const shl_formula_size *n)
 double
 shl_formula_paper_bytes(const shl_engine_config *c, const shl_formula_size *n)
 {
-    roles r = {.param = 2.0, .grad = 2.0, .state = 12.0};
+    roles r = {.param = 2.0, .grad = 2.0, .state = 4.0 + 4.0 * moments_of(c)};
     if (c->compute_dtype == SHL_F32) {
         return (double)NAN;
     }

@@ -21,7 +21,7 @@ double shl_formula_state_bytes(const shl_engine_config *c, const shl_formula_siz
 double shl_formula_held_bytes(const shl_engine_config *c, const shl_formula_size *n);
 
 /* The papers' convention for 16-bit training (Rajbhandari et al., SC'20, section 3.1): 2 bytes of
- * parameter, 2 of gradient, 12 of master weights and moments, sharded as the strategy does. NaN for
+ * parameter, 2 of gradient, 4 of master weights and 4 of each moment (Adam: 12), sharded as the strategy does. NaN for
  * fp32, where it says nothing. */
 double shl_formula_paper_bytes(const shl_engine_config *c, const shl_formula_size *n);
 

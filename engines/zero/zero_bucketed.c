@@ -139,7 +139,7 @@ end_step(shl_engine *e, shl_step_report *r)
         return SHL_OK; /* what the others hold is still the same */
     }
     for (int f = 0; f < z->state.layout->n_train_flats; ++f) {
-        SHL_TRY(shl_update_adamw(&z->state, f, coef, r->lr));
+        SHL_TRY(shl_update_apply(&z->state, f, coef, r->lr));
         if (e->mesh.shard != NULL) {
             SHL_TRY(shl_state_gather_flat(&z->state, f, &done));
         }
