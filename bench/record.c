@@ -6,8 +6,6 @@
 
 #include <jansson.h>
 
-#include "engines/shared/volume.h"
-
 #define STEP(path, type, member, help)                                                             \
     {                                                                                              \
         path, SHL_FIELD_##type, offsetof(shl_step_record, member), NULL, SHL_LOOK_PLAIN, help      \
@@ -197,10 +195,11 @@ static const shl_field run_fields[] = {
     RUN("formula.paper_bytes", REAL, formula_paper_bytes, "2+2+12", MIB,
         "the same by the papers' convention for 16 bits, 2 + 2 + 12 bytes; null for fp32"),
     RUN("formula.all_gather_bytes", REAL, formula_gather_bytes, NULL, PLAIN,
-        "per rank and step; null where parts are frozen under zero3 and fsdp"),
+        "per rank and step, frozen parts too where they are sharded, without padding"),
     RUN("formula.reduce_scatter_bytes", REAL, formula_scatter_bytes, NULL, PLAIN,
-        "per rank and step"),
-    RUN("formula.all_reduce_bytes", REAL, formula_reduce_bytes, NULL, PLAIN, "per rank and step"),
+        "per rank and step, of what is trained"),
+    RUN("formula.all_reduce_bytes", REAL, formula_reduce_bytes, NULL, PLAIN,
+        "per rank and step, of what is trained"),
     COLL(ALL_GATHER, "all_gather", "AG", "AG MiB"),
     COLL(REDUCE_SCATTER, "reduce_scatter", "RS", "RS MiB"),
     COLL(ALL_REDUCE, "all_reduce", "AR", "AR MiB"),
@@ -353,20 +352,11 @@ fill_formulas(shl_run_record *out, const shl_session_config *cfg, const shl_sess
 {
     const shl_engine_config *e = &cfg->engine;
     shl_formula_comm comm = {0};
-    bool partly = cfg->tune.lora_rank > 0 || result->trainable_params < result->params;
-    bool sharded = e->strategy >= SHL_ZERO3;
-    shl_formula_size size = {.train = (double)shl_model_formula_params(&cfg->shape),
-                             .ranks = cfg->ranks};
-    if (partly) {
-        size.train = (double)result->trainable_params;
-        size.frozen = (double)(result->params - result->trainable_params);
-    }
-    shl_formula_comm_bytes(e, size.train, (double)result->info.root_elems, &comm);
-    out->formula_state_bytes = shl_formula_state_bytes(e, &size);
-    out->formula_held_bytes = shl_formula_held_bytes(e, &size);
-    out->formula_paper_bytes = shl_formula_paper_bytes(e, &size);
-    /* What is frozen is gathered as well, and in backward only where backward comes: no closed form. */
-    out->formula_gather_bytes = partly && sharded ? (double)NAN : comm.all_gather_bytes;
+    shl_formula_comm_bytes(e, &result->size, &comm);
+    out->formula_state_bytes = shl_formula_state_bytes(e, &result->size);
+    out->formula_held_bytes = shl_formula_held_bytes(e, &result->size);
+    out->formula_paper_bytes = shl_formula_paper_bytes(e, &result->size);
+    out->formula_gather_bytes = comm.all_gather_bytes;
     out->formula_scatter_bytes = comm.reduce_scatter_bytes;
     out->formula_reduce_bytes = comm.all_reduce_bytes;
 }

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 
 #include "engines/engine.h"
+#include "engines/shared/volume.h"
 #include "models/named.h"
 #include "models/tune.h"
 
@@ -95,7 +96,8 @@ typedef struct shl_session_result {
     int64_t first_step; /* updates done before it */
     bool predicted;     /* times are the virtual clock's; there is no loss */
     int64_t params, trainable_params;
-    shl_engine_info info; /* of rank 0; layout points into layout_name */
+    shl_formula_size size; /* what closed forms are told of the model */
+    shl_engine_info info;  /* of rank 0; layout points into layout_name */
     char layout_name[48];
     int worst_rank; /* largest peak on the device tier; the lowest of equals */
     shl_ledger_tier tiers[SHL_TIER_COUNT]; /* of that rank, at the end of steps and saves */

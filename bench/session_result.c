@@ -150,6 +150,7 @@ shl_session_collect(shl_session_rank *r)
     out->predicted = r->device->caps.predicted;
     out->params = r->model->n_elems;
     out->trainable_params = shl_model_trainable_elems(r->model);
+    shl_formula_size_of(r->cfg->engine.strategy, r->model, r->cfg->ranks, &out->size);
     out->trace_hash = shl_ledger_trace_hash(r->device->ledger);
     shl_engine_info_get(r->engine, &out->info);
     shl_strf(out->layout_name, sizeof(out->layout_name), "%s", out->info.layout);

@@ -46,6 +46,7 @@ typedef struct shl_engine_info {
     int64_t n_units;       /* buckets, gather groups or units */
     int64_t payload_elems; /* full flat elements of all trainable units with padding */
     int64_t frozen_elems;  /* the same of frozen ones: gathered, never reduced */
+    int64_t again_elems;   /* of both, with padding: gathered a second time, for backward */
     int64_t root_elems;    /* fsdp: the unit that is kept between forward and backward; else 0 */
     int64_t n_reduce;      /* reduction calls per reduced micro-step */
     int64_t n_gather_forward, n_gather_backward; /* gather calls per micro-step (zero3, fsdp) */

@@ -217,6 +217,16 @@ shl_sharded_param_hash(shl_engine *e, uint64_t *sum)
     return shl_state_param_hash(&((shl_sharded *)e->impl)->state, sum);
 }
 
+static int64_t
+group_elems(const shl_layout *l, const shl_gather_group *group)
+{
+    int64_t elems = 0;
+    for (int f = 0; f < group->n_flats; ++f) {
+        elems += l->flats[group->flats[f]].flat_elems;
+    }
+    return elems;
+}
+
 void
 shl_sharded_info(const shl_engine *e, shl_engine_info *out)
 {
@@ -232,10 +242,12 @@ shl_sharded_info(const shl_engine *e, shl_engine_info *out)
                              .n_reduce = s->reducer.n_groups,
                              .n_gather_forward = g->n_groups};
     for (int i = 0; i < g->n_groups; ++i) {
-        out->n_gather_backward += !g->groups[i].keep && g->groups[i].n_uses[1] > 0;
+        bool again = !g->groups[i].keep && g->groups[i].n_uses[1] > 0;
+        out->n_gather_backward += again;
+        out->again_elems += again ? group_elems(l, &g->groups[i]) : 0;
     }
-    for (int f = 0; s->root_group >= 0 && f < g->groups[s->root_group].n_flats; ++f) {
-        out->root_elems += l->flats[g->groups[s->root_group].flats[f]].flat_elems;
+    if (s->root_group >= 0) {
+        out->root_elems = group_elems(l, &g->groups[s->root_group]);
     }
 }
 

@@ -82,13 +82,12 @@ shl_formula_paper_bytes(const shl_engine_config *c, const shl_formula_size *n)
 }
 
 void
-shl_formula_comm_bytes(const shl_engine_config *c, double params, double root,
-                       shl_formula_comm *out)
+shl_formula_comm_bytes(const shl_engine_config *c, const shl_formula_size *n, shl_formula_comm *out)
 {
     double k = (double)c->accum;
     double gathered = bytes_of(c->compute_dtype);
     double reduced =
-        (c->reduce_every == SHL_REDUCE_MICRO ? k : 1.0) * params * bytes_of(c->reduce_dtype);
+        (c->reduce_every == SHL_REDUCE_MICRO ? k : 1.0) * n->train * bytes_of(c->reduce_dtype);
     *out = (shl_formula_comm){.reduce_scatter_bytes = reduced};
     switch (c->strategy) {
     case SHL_DDP:
@@ -96,19 +95,71 @@ shl_formula_comm_bytes(const shl_engine_config *c, double params, double root,
         break;
     case SHL_ZERO1:
     case SHL_ZERO2:
-        out->all_gather_bytes = gathered * params;
+        out->all_gather_bytes = gathered * n->train;
         break;
     case SHL_ZERO3:
-        out->all_gather_bytes = gathered * 2.0 * k * params;
-        break;
     case SHL_FSDP:
-        out->all_gather_bytes = gathered * k * (2.0 * params - root);
-        break;
     case SHL_FSDP_GRAD_OP:
-        out->all_gather_bytes = gathered * k * params;
+        out->all_gather_bytes = gathered * k * (n->train + n->frozen + n->again);
         break;
     case SHL_STRATEGY_COUNT:
         SHL_ASSERT(!"a strategy");
         break;
     }
+}
+
+static bool
+backward_reads(const shl_model *model, const shl_param *p)
+{
+    for (int id = 0; id < model->n_modules; ++id) {
+        const shl_module *m = model->modules[id];
+        for (int i = 0; m->in_backward && i < m->n_params; ++i) {
+            if (m->params[i] == p) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static double
+elems_under(const shl_module *m)
+{
+    double elems = 0.0;
+    for (int i = 0; i < m->n_params; ++i) {
+        elems += (double)m->params[i]->elems;
+    }
+    for (int i = 0; i < m->n_children; ++i) {
+        elems += elems_under(m->children[i]);
+    }
+    return elems;
+}
+
+/* Whole units: blocks, and embeddings that share no tensor. */
+static double
+units_again(const shl_model *model)
+{
+    bool tied = false;
+    double again = 0.0;
+    for (int i = 0; i < model->n_params; ++i) {
+        tied = tied || model->params[i]->n_uses > 1;
+    }
+    for (int id = 0; id < model->n_modules; ++id) {
+        const shl_module *m = model->modules[id];
+        bool given_back = m->wrap == SHL_WRAP_BLOCK || (m->wrap == SHL_WRAP_INPUT && !tied);
+        again += given_back && m->in_backward ? elems_under(m) : 0.0;
+    }
+    return again;
+}
+
+void
+shl_formula_size_of(shl_strategy s, const shl_model *model, int ranks, shl_formula_size *out)
+{
+    *out = (shl_formula_size){.ranks = ranks};
+    for (int i = 0; i < model->n_params; ++i) {
+        const shl_param *p = model->params[i];
+        *(p->trainable ? &out->train : &out->frozen) += (double)p->elems;
+        out->again += s == SHL_ZERO3 && backward_reads(model, p) ? (double)p->elems : 0.0;
+    }
+    out->again += s == SHL_FSDP ? units_again(model) : 0.0;
 }

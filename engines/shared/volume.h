@@ -5,12 +5,19 @@
 #define SHL_SHARED_VOLUME_H
 
 #include "engines/config/config.h"
+#include "models/module.h"
 
 /* Elements of a model over `ranks`: frozen ones have neither gradient nor state. */
 typedef struct shl_formula_size {
     double train, frozen;
+    double again; /* of both: what zero3 and fsdp gather once more for backward */
     int ranks;
 } shl_formula_size;
+
+/* Counted from the tree. Backward does not come to what lies before every trainable parameter, so that is
+ * not gathered again; nor is what fsdp keeps: the last norm and the head, or the root unit that they
+ * form with the embeddings when one tensor is shared. */
+void shl_formula_size_of(shl_strategy s, const shl_model *model, int ranks, shl_formula_size *out);
 
 /* Bytes that stay from step to step on a rank: param + grad + master + optim, as an exact rational
  * rounded to double. */
@@ -29,9 +36,9 @@ typedef struct shl_formula_comm {
     double all_gather_bytes, reduce_scatter_bytes, all_reduce_bytes; /* payload per rank and step */
 } shl_formula_comm;
 
-/* `params` elements that are all trainable; root: elements of the unit fsdp keeps between forward and
- * backward. A skipped step of zero1 and zero2 gathers nothing. */
-void shl_formula_comm_bytes(const shl_engine_config *c, double params, double root,
+/* Gathers carry both kinds of parameters in the compute dtype (zero1 and zero2 only what was updated),
+ * reductions gradients of trainable ones. A skipped step of zero1 and zero2 gathers nothing. */
+void shl_formula_comm_bytes(const shl_engine_config *c, const shl_formula_size *n,
                             shl_formula_comm *out);
 
 #endif

@@ -38,6 +38,7 @@ make_run(shl_run_record *r, bool predicted, size_t limit_bytes)
     result.predicted = predicted;
     result.params = 842496;
     result.trainable_params = 842496;
+    result.size = (shl_formula_size){.train = 842496.0, .again = 842496.0, .ranks = 4};
     (void)snprintf(result.layout_name, sizeof(result.layout_name), "a \"layout\", with commas");
     for (int t = 0; t < SHL_TIER_COUNT; t++) {
         shl_ledger_tier *tier = &result.tiers[t];
@@ -258,6 +259,7 @@ test_record_prediction_has_no_loss(void **state)
     assert_int_equal(json_integer_value(at_path(json, "margin_bytes")),
                      1 - r.peak[SHL_TIER_DEVICE].total);
     assert_true(json_real_value(at_path(json, "formula.state_bytes")) == 16.0 * 842496 / 4);
+    assert_true(json_real_value(at_path(json, "formula.all_gather_bytes")) == 8.0 * 842496);
     json_decref(json);
     shl_step_record_fill(&s, &config, &last_step, true);
     json = through_text(step_fields, n_step, &s);

@@ -14,7 +14,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
-#include "bench/session.h"
+#include "bench/record.h"
 #include "kernels/base/heap.h"
 
 static char folder[] = "/tmp/shl-tuning-XXXXXX";
@@ -106,6 +106,24 @@ test_tuning_masks_do_not_depend_on_ranks(void **state)
     shl_session_result_fini(&plain);
 }
 
+/* What a record says by the closed forms, against what was counted; layouts add their padding. */
+static void
+expect_formulas(const shl_session_config *c, const shl_session_result *r)
+{
+    shl_run_record record;
+    shl_run_record_fill(&record, c, r, 0);
+    const shl_comm_counter *kind = r->comm_step.kind;
+    double padding = 2.0 * 4.0 * (double)(c->engine.accum * r->info.padding_elems);
+    double gathered = (double)kind[SHL_COLL_ALL_GATHER].bytes - record.formula_gather_bytes;
+    double scattered = (double)kind[SHL_COLL_REDUCE_SCATTER].bytes - record.formula_scatter_bytes;
+    double reduced = (double)kind[SHL_COLL_ALL_REDUCE].bytes - record.formula_reduce_bytes;
+    assert_true(gathered >= 0.0 && gathered <= padding);
+    assert_true(scattered >= 0.0 && scattered <= padding);
+    assert_true(reduced >= 0.0 && reduced <= padding);
+    assert_true(record.formula_gather_bytes > 0.0 || c->engine.strategy == SHL_DDP);
+    assert_int_equal(record.frozen_params, (int64_t)r->size.frozen);
+}
+
 static void
 test_tuning_virtual_tells_the_same_bytes(void **state)
 {
@@ -123,6 +141,8 @@ test_tuning_virtual_tells_the_same_bytes(void **state)
             assert_memory_equal(&plan.comm_step, &real.comm_step, sizeof(real.comm_step));
             assert_int_equal(plan.trainable_params, real.trainable_params);
             assert_true(real.trainable_params > 0 && real.trainable_params <= real.params);
+            assert_memory_equal(&plan.size, &real.size, sizeof(real.size));
+            expect_formulas(&c, &plan);
             shl_session_result_fini(&real);
             shl_session_result_fini(&plan);
         }

@@ -1,6 +1,6 @@
 /* tests/engines: model-state bytes and collective payloads equal the closed forms, padding apart, and
  * calls equal those of the strategies' definitions; on the virtual device, which equals the cpu. */
-#include "tests/support/engine_world.h"
+#include "tests/support/engine_twin.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -9,8 +9,6 @@
 #include <stdlib.h>
 
 #include <cmocka.h>
-
-#include "engines/shared/volume.h"
 
 typedef struct sums {
     double state_less_padding; /* over all ranks */
@@ -34,33 +32,6 @@ run_all_ranks(ew_config *c, sums *out)
         assert_int_equal(now[SHL_TAG_GATHER] + now[SHL_TAG_BUCKET], 0);
         out->state_less_padding += (double)state - (double)out->last.info.padding_bytes;
     }
-}
-
-static void
-expect_bytes(const char *what, shl_strategy s, int64_t got, double bytes, int steps)
-{
-    int64_t want = (int64_t)(bytes * steps);
-    if (got != want) {
-        fail_msg("%s %s: %lld bytes, the formula says %lld", shl_strategy_name(s), what,
-                 (long long)got, (long long)want);
-    }
-}
-
-static void
-check_comm(const ew_config *c, const ew_result *r, double params)
-{
-    shl_strategy s = c->engine.strategy;
-    shl_engine_config e = c->engine;
-    shl_formula_comm f;
-    double payload = (double)r->info.payload_elems;
-    const shl_comm_counter *k = r->comm[0].kind;
-    assert_int_equal(shl_reduce_every_resolve(s, e.reduce_every, &e.reduce_every), SHL_OK);
-    shl_formula_comm_bytes(&e, payload, (double)r->info.root_elems, &f);
-    expect_bytes("all_gather", s, k[SHL_COLL_ALL_GATHER].bytes, f.all_gather_bytes, c->steps);
-    expect_bytes("reduce_scatter", s, k[SHL_COLL_REDUCE_SCATTER].bytes, f.reduce_scatter_bytes,
-                 c->steps);
-    expect_bytes("all_reduce", s, k[SHL_COLL_ALL_REDUCE].bytes, f.all_reduce_bytes, c->steps);
-    assert_true(payload == params + (double)r->info.padding_elems);
 }
 
 static void
@@ -98,7 +69,8 @@ check_one(const ew_config *of)
     sums sum;
     c.steps = 2;
     shl_strategy s = c.engine.strategy;
-    shl_formula_size n = {.train = (double)shl_model_formula_params(&c.model), .ranks = c.ranks};
+    shl_formula_size n;
+    et_size(&c, &n);
     run_all_ranks(&c, &sum);
     double want = shl_formula_state_bytes(&c.engine, &n) * c.ranks;
     if (sum.state_less_padding - want > 0.5 || want - sum.state_less_padding > 0.5) {
@@ -107,9 +79,9 @@ check_one(const ew_config *of)
         fail_msg("%s, %d ranks, %s: state of all ranks less padding %.1f, the formula says %.1f",
                  shl_strategy_name(s), c.ranks, policy, sum.state_less_padding, want);
     }
-    check_comm(&c, &sum.last, n.train);
+    et_expect_volume(&c, &sum.last, &n);
     check_held(&c, &sum.last, &n);
-    if (s == SHL_FSDP || s == SHL_FSDP_GRAD_OP) {
+    if (n.frozen == 0.0 && (s == SHL_FSDP || s == SHL_FSDP_GRAD_OP)) {
         check_fsdp_calls(&c, &sum.last);
     }
 }
@@ -247,6 +219,68 @@ test_engine_formulas_by_policy(void **state)
     assert_int_equal(n, 6 * 6 + 4 * 4);
 }
 
+static const shl_tune_config partly[] = {
+    {.freeze = "*.attn.*"},
+    {.freeze = "wte,wpe,h.0"},
+    {.freeze = "ln_f,h.2"},
+    {.train_last = 1},
+    {.train_last = 2, .recompute = SHL_RECOMPUTE_FULL},
+    {.lora_rank = 8, .train_last = 1},
+    {.lora_rank = 8, .lora_base = true},
+};
+
+/* Sizes that need no padding: counters are the closed forms of the tree alone, written out below for the
+ * last block of three. */
+static void
+test_engine_formulas_of_frozen_parts(void **state)
+{
+    (void)state;
+    for (int s = 0; s < SHL_STRATEGY_COUNT; ++s) {
+        for (size_t t = 0; t < 2 * SHL_ARRAY_LEN(partly); ++t) {
+            for (int ranks = 1; ranks <= 2; ++ranks) {
+                ew_config c;
+                ew_config_init(&c, (shl_strategy)s, ranks);
+                c.model.width = 16;
+                c.model.heads = 2;
+                c.model.vocab = 64;
+                c.model.tied = t % 2 == 0;
+                c.engine.accum = ranks;
+                c.tune = partly[t / 2];
+                et_set_policy(&c, t % 3 == 0 ? SHL_F32 : SHL_BF16);
+                sums sum;
+                c.steps = 2;
+                run_all_ranks(&c, &sum);
+                assert_int_equal(sum.last.info.padding_elems, 0);
+                check_one(&c);
+            }
+        }
+    }
+}
+
+/* GPT-2 of 12 C^2 + 13 C a block with only the last of three trained: forward carries everything; backward,
+ * of what ZeRO-3 gives back, that block, the norm and the head; of what FSDP gives back, the block. */
+static void
+test_engine_formulas_of_the_last_block(void **state)
+{
+    (void)state;
+    const double block = 12 * 16 * 16 + 13 * 16, head = 64 * 16, norm = 2 * 16;
+    const double all = 3 * block + 2 * head + 16 * 16 + norm;
+    shl_model_config cfg = {.vocab = 64, .context = 16, .layers = 3, .width = 16, .heads = 2};
+    shl_tune_config tune = {.train_last = 1};
+    shl_formula_size n;
+    shl_model *model = NULL;
+    assert_int_equal(shl_model_new(&cfg, &model), SHL_OK);
+    assert_int_equal(shl_model_tune(model, &tune), SHL_OK);
+    shl_formula_size_of(SHL_ZERO3, model, 2, &n);
+    assert_true(n.train == block + norm + head && n.frozen == all - n.train);
+    assert_true(n.again == block + norm + head);
+    shl_formula_size_of(SHL_FSDP, model, 2, &n);
+    assert_true(n.train == block + norm + head && n.again == block);
+    shl_formula_size_of(SHL_FSDP_GRAD_OP, model, 2, &n);
+    assert_true(n.again == 0.0 && n.ranks == 2);
+    shl_model_free(&model);
+}
+
 /* FSDP gathers its root once where ZeRO-3 gathers everything twice: that is all that differs. */
 static void
 test_engine_formulas_explain_fsdp_against_zero3(void **state)
@@ -273,6 +307,8 @@ main(void)
         cmocka_unit_test(test_engine_formulas_of_a_llama),
         cmocka_unit_test(test_engine_formulas_of_sixteen_bits),
         cmocka_unit_test(test_engine_formulas_by_policy),
+        cmocka_unit_test(test_engine_formulas_of_frozen_parts),
+        cmocka_unit_test(test_engine_formulas_of_the_last_block),
         cmocka_unit_test(test_engine_formulas_explain_fsdp_against_zero3),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

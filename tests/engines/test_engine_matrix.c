@@ -9,7 +9,6 @@
 
 #include <cmocka.h>
 
-#include "engines/shared/volume.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/option.h"
 #include "kernels/base/rng.h"
@@ -80,19 +79,6 @@ set_cell(ew_config *c, const cell *at, uint64_t draw)
     et_set_policy(c, computes[at->dtype]);
 }
 
-static void
-count_params(const ew_config *c, shl_formula_size *out)
-{
-    shl_model *model = NULL;
-    assert_int_equal(shl_model_new(&c->model, &model), SHL_OK);
-    assert_true(model->n_elems == shl_model_formula_params(&c->model));
-    assert_int_equal(shl_model_tune(model, &c->tune), SHL_OK);
-    out->train = (double)shl_model_trainable_elems(model);
-    out->frozen = (double)(model->n_elems - shl_model_trainable_elems(model));
-    out->ranks = c->ranks;
-    shl_model_free(&model);
-}
-
 /* Where everything is trained, as it stands: tokens, targets (4 bytes each) and the loss (8) beside what
  * the closed form knows. Without recomputation the end of forward is the peak. */
 static void
@@ -119,12 +105,16 @@ check_activations(const ew_config *c, const ew_result *r)
     }
 }
 
-/* What stays from step to step over all ranks, padding apart, is the closed form of the strategy. */
+/* What stays from step to step over all ranks, padding apart, is the closed form of the strategy, and so
+ * is what travels. */
 static void
-check_strategy(const ew_config *c, const ew_result *cpu, const shl_formula_size *n)
+check_strategy(const ew_config *c, const ew_result *cpu)
 {
     char label[ET_LABEL_BYTES];
-    double got = 0.0, want = shl_formula_state_bytes(&c->engine, n) * c->ranks;
+    shl_formula_size n;
+    et_size(c, &n);
+    et_expect_volume(c, cpu, &n);
+    double got = 0.0, want = shl_formula_state_bytes(&c->engine, &n) * c->ranks;
     for (int rank = 0; rank < c->ranks; ++rank) {
         ew_result r;
         et_expect_twin(c, cpu, rank, &r);
@@ -149,20 +139,18 @@ check_cell(const cell *at, uint64_t draw)
 {
     ew_config c;
     ew_result ddp, other;
-    shl_formula_size n = {0};
     set_cell(&c, at, draw);
-    count_params(&c, &n);
     et_run(&c, &ddp);
     /* A training, not zeros: about the log of the vocabulary, moving, with gradients. */
     assert_true(ddp.reports[0].loss > 3.5 && ddp.reports[0].loss < 5.0);
     assert_true(ddp.reports[0].loss != ddp.reports[1].loss && ddp.param_hash != 0);
     assert_true(ddp.reports[0].grad_norm > 0.0 && !ddp.reports[0].skipped);
-    check_strategy(&c, &ddp, &n);
+    check_strategy(&c, &ddp);
     for (int s = SHL_ZERO1; s < SHL_STRATEGY_COUNT; ++s) {
         c.engine.strategy = (shl_strategy)s;
         et_run(&c, &other);
         et_expect_same_bits(&c, &ddp, &other);
-        check_strategy(&c, &other, &n);
+        check_strategy(&c, &other);
     }
 }
 

@@ -106,6 +106,57 @@ et_expect_same_bits(const ew_config *c, const ew_result *a, const ew_result *b)
 }
 
 void
+et_size(const ew_config *c, shl_formula_size *out)
+{
+    shl_model *model = NULL;
+    assert_int_equal(shl_model_new(&c->model, &model), SHL_OK);
+    assert_true(model->n_elems == shl_model_formula_params(&c->model));
+    assert_int_equal(shl_model_tune(model, &c->tune), SHL_OK);
+    shl_formula_size_of(c->engine.strategy, model, c->ranks, out);
+    assert_true(out->train == (double)shl_model_trainable_elems(model));
+    assert_true(out->train + out->frozen == (double)model->n_elems);
+    shl_model_free(&model);
+}
+
+static void
+expect_bytes(const char *label, const char *what, int64_t got, double bytes, int steps)
+{
+    if ((double)got != bytes * steps) {
+        fail_msg("%s: %s: %lld bytes, the formula says %.1f", label, what, (long long)got,
+                 bytes * steps);
+    }
+}
+
+void
+et_expect_volume(const ew_config *c, const ew_result *r, const shl_formula_size *n)
+{
+    char label[ET_LABEL_BYTES];
+    const shl_comm_counter *kind = r->comm[0].kind;
+    shl_formula_size padded = {.train = (double)r->info.payload_elems,
+                               .frozen = (double)r->info.frozen_elems,
+                               .again = (double)r->info.again_elems,
+                               .ranks = c->ranks};
+    double padding = (double)r->info.padding_elems, again = padded.again - n->again;
+    shl_engine_config e = c->engine;
+    shl_formula_comm f;
+    et_label(c, label, sizeof(label));
+    if (padded.train + padded.frozen != n->train + n->frozen + padding || again < 0.0 ||
+        again > padding) {
+        fail_msg("%s: %.0f + %.0f elements, %.0f again; with padding %.0f: %.0f + %.0f, %.0f again",
+                 label, n->train, n->frozen, n->again, padding, padded.train, padded.frozen,
+                 padded.again);
+    }
+    assert_int_equal(shl_reduce_every_resolve(e.strategy, e.reduce_every, &e.reduce_every), SHL_OK);
+    shl_formula_comm_bytes(&e, &padded, &f);
+    expect_bytes(label, "all_gather", kind[SHL_COLL_ALL_GATHER].bytes, f.all_gather_bytes,
+                 c->steps);
+    expect_bytes(label, "reduce_scatter", kind[SHL_COLL_REDUCE_SCATTER].bytes,
+                 f.reduce_scatter_bytes, c->steps);
+    expect_bytes(label, "all_reduce", kind[SHL_COLL_ALL_REDUCE].bytes, f.all_reduce_bytes,
+                 c->steps);
+}
+
+void
 et_set_policy(ew_config *c, shl_dtype compute)
 {
     shl_dtype_policy_set(&c->engine, compute);
