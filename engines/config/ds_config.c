@@ -246,6 +246,9 @@ walk(shl_ds_config *c, const json_t *object, const char *block)
         word = json_object_iter_key(at);
         value = json_object_iter_value(at);
         shl_strf(path, sizeof(path), "%s%s%s", block, block[0] ? "." : "", word);
+        if (strchr(word, '.')) {
+            return raise_unknown(c, path, block, word); /* no key has a dot in its name */
+        }
         if (shl_ds_key_find(path) >= 0) {
             SHL_TRY(take(c, path, value));
         } else if (!shl_ds_is_block(path)) {

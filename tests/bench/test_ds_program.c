@@ -133,6 +133,36 @@ test_ds_program_trains_from_a_file(void **state)
     expect("train --trainer-args '{}'", 2, "without a configuration");
 }
 
+/* The parameters after four steps under OneCycle: "param_hash":... */
+static void
+one_cycle_hash(const char *momentum, char *dst, size_t cap)
+{
+    char words[1024];
+    shl_strf(words, sizeof(words),
+             "train --config '{\"train_batch_size\":4,\"optimizer\":{\"type\":\"Adam\"},"
+             "\"scheduler\":{\"type\":\"OneCycle\",\"params\":{\"cycle_min_lr\":0.001,"
+             "\"cycle_max_lr\":0.01,\"cycle_first_step_size\":5,\"cycle_momentum\":%s}}}' "
+             "--steps 4 --jsonl" SMALL,
+             momentum);
+    assert_int_equal(run(words), 0);
+    const char *at = strstr(out, "\"param_hash\"");
+    assert_non_null(at);
+    shl_strf(dst, cap, "%.*s", (int)strcspn(at, ",}"), at);
+}
+
+/* OneCycle moves the betas too, and the update uses them. */
+static void
+test_ds_program_cycles_the_betas(void **state)
+{
+    (void)state;
+    char moving[64], again[64], fixed[64];
+    one_cycle_hash("true", moving, sizeof(moving));
+    one_cycle_hash("true", again, sizeof(again));
+    one_cycle_hash("false", fixed, sizeof(fixed));
+    assert_string_equal(moving, again);
+    assert_string_not_equal(moving, fixed);
+}
+
 static void
 test_ds_program_check_leaves_a_code(void **state)
 {
@@ -173,6 +203,7 @@ main(int argc, char **argv)
         cmocka_unit_test(test_ds_program_hosts),
         cmocka_unit_test(test_ds_program_readme_has_the_table),
         cmocka_unit_test(test_ds_program_trains_from_a_file),
+        cmocka_unit_test(test_ds_program_cycles_the_betas),
         cmocka_unit_test(test_ds_program_check_leaves_a_code),
         cmocka_unit_test(test_ds_program_plan_speaks_deepspeed),
     };

@@ -275,6 +275,8 @@ test_ds_resolve_unknown_keys_at_every_level(void **state)
             "offload_optimizer.devise", "\"device\"");
     REFUSES("{\"optimizer\": {\"type\": \"Adam\", \"params\": {\"lrr\": 1}}}", 2,
             "optimizer.params.lrr", "\"lr\"");
+    REFUSES("{\"zero_optimization.stage\": 2}", 2, "zero_optimization.stage", "not a key");
+    REFUSES("{\"\": 2}", 2, "not a key");
     REFUSES("{\"aio\": {\"thread_count\": 1}}", 2, "aio.thread_count");
     REFUSES("{\"zero_optimization\": 3}", 2, "zero_optimization", "block");
 }
