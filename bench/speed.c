@@ -24,6 +24,8 @@ shl_speed_parts(int *n)
         {"cross-entropy", "loss and its gradient", shl_speed_cross_entropy},
         {"step", "whole steps, one rank", shl_speed_step},
         {"ranks", "whole steps, two ranks", shl_speed_ranks},
+        {"recompute", "steps that recompute every block", shl_speed_recompute},
+        {"step-bf16", "steps in bf16", shl_speed_step_bf16},
         {"memory", "resident set of a rank", shl_speed_memory},
         {"comm", "collectives over shared memory", shl_speed_comm},
         {"save", "a checkpoint", shl_speed_save},

@@ -9,7 +9,7 @@
 
 #include "kernels/device/device.h"
 
-#define SHL_SPEED_MAX_ROWS 32
+#define SHL_SPEED_MAX_ROWS 40
 #define SHL_SPEED_MAX_ROUNDS 64
 
 /* One line of the table. ratio = how much of the limit is reached; PASS when ratio >= bound. */
@@ -101,6 +101,13 @@ shl_code shl_speed_cross_entropy(const shl_speed_config *c, shl_speed_list *out)
  * per parameter at the same-traffic rate, for the threads used: one rank; two ranks of one thread. */
 shl_code shl_speed_step(const shl_speed_config *c, shl_speed_list *out) SHL_MUST_USE;
 shl_code shl_speed_ranks(const shl_speed_config *c, shl_speed_list *out) SHL_MUST_USE;
+
+/* Steps of GPT-2 124M against the same step done plainly: every block recomputed; in bf16. */
+shl_code shl_speed_recompute(const shl_speed_config *c, shl_speed_list *out) SHL_MUST_USE;
+shl_code shl_speed_step_bf16(const shl_speed_config *c, shl_speed_list *out) SHL_MUST_USE;
+
+/* True where products run on the CPU's own bf16 instructions. */
+bool shl_speed_has_bf16(void);
 
 /* Resident set of a rank under full sharding, above that of a run of a tiny model and without the
  * ledger's activations, per parameter. Ranks are processes of this program. */

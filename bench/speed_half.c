@@ -151,9 +151,8 @@ measure_layer(shl_device *d, shl_buf b[2][4], const shl_speed_config *c, shl_spe
     return SHL_OK;
 }
 
-/* True where products run on the CPU's own bf16 instructions. */
-static bool
-has_bf16(void)
+bool
+shl_speed_has_bf16(void)
 {
 #if defined(SHL_HAVE_X86_ISA)
     return __builtin_cpu_supports("avx512bf16") != 0;
@@ -166,7 +165,7 @@ has_bf16(void)
 shl_code
 shl_speed_gemm_bf16(const shl_speed_config *c, shl_speed_list *out)
 {
-    bool native = has_bf16();
+    bool native = shl_speed_has_bf16();
     shl_speed_rounds r = {.n = 0};
     shl_buf b[2][4] = {{{0}}};
     shl_device *d = NULL;

@@ -94,6 +94,20 @@ test_speed_of_16_bits_compares_rates(void **state)
 }
 
 static void
+test_speed_of_choices_compares_steps(void **state)
+{
+    SHL_UNUSED(state);
+    shl_speed_list list;
+    run_part("recompute", ".", &list);
+    assert_int_equal(list.n, 1);
+    assert_true(list.rows[0].bound == 1 / 1.36);
+    run_part("step-bf16", ".", &list);
+    assert_int_equal(list.n, 1);
+    assert_true(list.rows[0].bound == (shl_speed_has_bf16() ? 1.5 : 0.9));
+    assert_true(list.rows[0].ratio == list.rows[0].reference / list.rows[0].value);
+}
+
+static void
 test_speed_comm_compares_rates_of_three_collectives(void **state)
 {
     shl_speed_list list;
@@ -153,6 +167,7 @@ main(void)
         cmocka_unit_test(test_speed_parts_have_distinct_names),
         cmocka_unit_test(test_speed_cross_entropy_compares_times),
         cmocka_unit_test(test_speed_of_16_bits_compares_rates),
+        cmocka_unit_test(test_speed_of_choices_compares_steps),
         cmocka_unit_test(test_speed_comm_compares_rates_of_three_collectives),
         cmocka_unit_test(test_speed_save_leaves_nothing),
         cmocka_unit_test(test_speed_save_says_where_it_cannot_write),
