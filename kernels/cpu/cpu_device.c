@@ -6,11 +6,13 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <time.h>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#include "kernels/base/clock.h"
 #include "kernels/base/heap.h"
 #include "kernels/cpu/cpu_stream.h"
 #include "kernels/cpu/cpu_table.h"
@@ -32,8 +34,15 @@ typedef struct cpu_tier {
     shl_arena *arena;
 } cpu_tier;
 
+/* One direction of the link; used by the worker of its stream only. */
+typedef struct cpu_link {
+    double bytes_per_s;
+    int64_t free_ns; /* when the copy before is through */
+} cpu_link;
+
 typedef struct cpu_impl {
     cpu_tier tiers[SHL_TIER_NVME]; /* device and host */
+    cpu_link links[SHL_MOVE_COUNT];
 } cpu_impl;
 
 static shl_code
@@ -58,7 +67,7 @@ grow_pages(void *ctx, void *base, size_t old_bytes, size_t new_bytes)
 }
 
 static shl_code
-reserve_tier(cpu_tier *t)
+reserve_tier(cpu_tier *t, size_t align_bytes)
 {
     size_t bytes = RANGE_BYTES;
     void *base = MAP_FAILED;
@@ -75,7 +84,7 @@ reserve_tier(cpu_tier *t)
     (void)madvise(base, bytes, MADV_HUGEPAGE);
     t->base = base;
     t->range_bytes = bytes;
-    return shl_arena_open(base, bytes, ALIGN_BYTES, STEP_BYTES, grow_pages, NULL, &t->arena);
+    return shl_arena_open(base, bytes, align_bytes, STEP_BYTES, grow_pages, NULL, &t->arena);
 }
 
 static void
@@ -99,7 +108,12 @@ cpu_open(shl_device *d, const shl_device_config *cfg)
     SHL_TRY(shl_heap_alloc(1, sizeof(*c), &c));
     d->impl = c;
     for (size_t i = 0; i < SHL_ARRAY_LEN(c->tiers); i++) {
-        SHL_TRY_TO(code, out, reserve_tier(&c->tiers[i]));
+        SHL_TRY_TO(
+            code, out,
+            reserve_tier(&c->tiers[i], i == SHL_TIER_HOST ? SHL_PIN_PAGE_BYTES : ALIGN_BYTES));
+    }
+    for (int m = 0; m < SHL_MOVE_COUNT; m++) {
+        c->links[m].bytes_per_s = cfg->link_bytes_per_s;
     }
     d->caps = (shl_device_caps){.has_bytes = true, .align_bytes = ALIGN_BYTES};
     d->op_table = shl_cpu_op_table();
@@ -151,6 +165,32 @@ cpu_reserved_bytes(const shl_device *d, shl_tier tier)
         bytes += shl_arena_reserved_bytes(d->config.comm_arena);
     }
     return bytes;
+}
+
+static shl_code
+cpu_pin(shl_device *d, void *data, size_t bytes)
+{
+    struct rlimit most = {0, 0};
+    SHL_UNUSED(d);
+    if (mlock(data, bytes) == 0) {
+        return SHL_OK;
+    }
+    int err = errno;
+    SHL_RAISE(SHL_E_OOM, "the system does not lock %zu bytes of host memory", bytes);
+    if (getrlimit(RLIMIT_MEMLOCK, &most) == 0 && most.rlim_cur != RLIM_INFINITY) {
+        shl_err_because("mlock: %s; RLIMIT_MEMLOCK is %llu bytes", strerror(err),
+                        (unsigned long long)most.rlim_cur);
+    } else {
+        shl_err_because("mlock: %s", strerror(err));
+    }
+    return shl_err_advice("a larger limit (ulimit -l), or memory that is not pinned");
+}
+
+static void
+cpu_unpin(shl_device *d, void *data, size_t bytes)
+{
+    SHL_UNUSED(d);
+    (void)munlock(data, bytes); /* of pages that were locked: cannot fail */
 }
 
 typedef struct bulk_args {
@@ -216,6 +256,40 @@ static shl_code
 cpu_fill(shl_device *d, void *dst, int byte, size_t bytes, shl_stream *s)
 {
     return bulk(d, (bulk_args){dst, NULL, bytes, byte}, s);
+}
+
+typedef struct move_args {
+    bulk_args bulk;
+    cpu_link *link;
+} move_args;
+
+/* Sleeps late are made up for by the next copy when it follows at once. */
+#define LINK_SLACK_NS 500000
+
+static shl_code
+move_run(void *arg)
+{
+    const move_args *a = arg;
+    cpu_link *link = a->link;
+    int64_t now = shl_clock_ns();
+    int64_t start = now - link->free_ns > LINK_SLACK_NS ? now : link->free_ns;
+    link->free_ns = start + (int64_t)((double)a->bulk.bytes * 1e9 / link->bytes_per_s);
+    SHL_TRY(bulk_run(&(bulk_args){a->bulk.dst, a->bulk.src, a->bulk.bytes, 0}));
+    while ((now = shl_clock_ns()) < link->free_ns) {
+        int64_t left = link->free_ns - now;
+        struct timespec pause = {left / 1000000000, left % 1000000000};
+        (void)nanosleep(&pause, NULL);
+    }
+    return SHL_OK;
+}
+
+static shl_code
+cpu_move(shl_device *d, void *dst, const void *src, size_t bytes, shl_move direction, shl_stream *s)
+{
+    cpu_impl *c = d->impl;
+    move_args a = {{dst, src, bytes, 0}, &c->links[direction]};
+    return a.link->bytes_per_s > 0.0 ? shl_cpu_worker_submit(s->impl, move_run, &a, sizeof(a))
+                                     : cpu_copy(d, dst, src, bytes, s);
 }
 
 /* Both directions: device memory is host memory here. */
@@ -305,6 +379,9 @@ const shl_device_ops shl_cpu_device_ops = {
     .mem_give = cpu_mem_give,
     .mem_give_after = NULL,
     .reserved_bytes = cpu_reserved_bytes,
+    .pin = cpu_pin,
+    .unpin = cpu_unpin,
+    .move = cpu_move,
     .copy = cpu_copy,
     .fill = cpu_fill,
     .upload = cpu_transfer,

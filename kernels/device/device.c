@@ -7,6 +7,7 @@
 #include "kernels/device/device_registry.h"
 
 #define MAX_ARG_BYTES 256
+#define ROUND_PAGES(bytes) (((bytes) + SHL_PIN_PAGE_BYTES - 1) & ~(SHL_PIN_PAGE_BYTES - 1))
 
 static void
 close_streams(shl_device *d)
@@ -96,16 +97,48 @@ explain_oom(const shl_device *d, size_t bytes, shl_tier tier, shl_tag tag, const
     return shl_err_advice("more ranks, a strategy that shards more, or a smaller batch");
 }
 
+/* Locks the pages of a buffer, within the budget of the device. */
+static shl_code
+pin(shl_device *d, void *data, size_t bytes, const char *owner)
+{
+    size_t pages = ROUND_PAGES(bytes), limit = d->config.pin_limit_bytes;
+    if (limit > 0 && (pages > limit || d->pinned_bytes > limit - pages)) {
+        SHL_RAISE(SHL_E_OOM, "cannot lock %zu bytes of host memory for %s", pages, owner);
+        shl_err_because("%zu bytes are locked, the limit is %zu", d->pinned_bytes, limit);
+        return shl_err_advice("a larger limit, or memory that is not pinned");
+    }
+    if (d->ops->pin != NULL) {
+        SHL_TRY(d->ops->pin(d, data, pages));
+    }
+    d->pinned_bytes += pages;
+    d->pinned_peak_bytes =
+        d->pinned_bytes > d->pinned_peak_bytes ? d->pinned_bytes : d->pinned_peak_bytes;
+    return SHL_OK;
+}
+
+static void
+unpin(shl_device *d, const shl_buf *b)
+{
+    if (b->pinned) {
+        size_t pages = ROUND_PAGES(b->bytes);
+        d->pinned_bytes -= pages;
+        if (d->ops->unpin != NULL) {
+            d->ops->unpin(d, b->data, pages);
+        }
+    }
+}
+
 shl_code
 shl_device_alloc(shl_device *d, size_t bytes, shl_tier tier, shl_tag tag, unsigned flags,
                  const char *owner, shl_buf *out)
 {
     void *data = NULL;
     int64_t id = 0;
-    bool comm = (flags & SHL_MEM_COMM) != 0;
+    bool comm = (flags & SHL_MEM_COMM) != 0, pinned = (flags & SHL_MEM_PIN) != 0;
     SHL_ASSERT((unsigned)tier < SHL_TIER_COUNT && (unsigned)tag < SHL_TAG_COUNT);
-    SHL_ASSERT(owner != NULL && (flags & ~SHL_MEM_COMM) == 0);
-    *out = (shl_buf){NULL, 0, 0, tier, comm};
+    SHL_ASSERT(owner != NULL && (flags & ~(SHL_MEM_COMM | SHL_MEM_PIN)) == 0);
+    SHL_ASSERT(!pinned || (tier == SHL_TIER_HOST && !comm));
+    *out = (shl_buf){.tier = tier, .comm = comm};
     if (bytes == 0) {
         return SHL_OK;
     }
@@ -115,12 +148,20 @@ shl_device_alloc(shl_device *d, size_t bytes, shl_tier tier, shl_tag tag, unsign
         return explain_oom(d, bytes, tier, tag, owner);
     }
     SHL_TRY(code);
-    code = shl_ledger_post(d->ledger, tier, tag, bytes, owner, &id);
+    code = pinned ? pin(d, data, bytes, owner) : SHL_OK;
     if (code != SHL_OK) {
         d->ops->mem_give(d, data, bytes, tier, comm);
         return shl_err_trace(code, __FILE__, __LINE__, __func__);
     }
-    *out = (shl_buf){data, bytes, id, tier, comm};
+    *out = (shl_buf){data, bytes, 0, tier, comm, pinned};
+    code = shl_ledger_post(d->ledger, tier, tag, bytes, owner, &id);
+    if (code != SHL_OK) {
+        unpin(d, out);
+        d->ops->mem_give(d, data, bytes, tier, comm);
+        *out = (shl_buf){.tier = tier, .comm = comm};
+        return shl_err_trace(code, __FILE__, __LINE__, __func__);
+    }
+    out->ledger_id = id;
     return SHL_OK;
 }
 
@@ -129,20 +170,22 @@ shl_device_free(shl_device *d, shl_buf *b)
 {
     if (b->data != NULL) {
         shl_ledger_drop(d->ledger, b->ledger_id);
+        unpin(d, b);
         d->ops->mem_give(d, b->data, b->bytes, b->tier, b->comm);
     }
-    *b = (shl_buf){NULL, 0, 0, b->tier, b->comm};
+    *b = (shl_buf){.tier = b->tier, .comm = b->comm};
 }
 
 shl_code
 shl_device_free_after(shl_device *d, shl_buf *b, shl_event last_use)
 {
     shl_buf gone = *b;
-    *b = (shl_buf){NULL, 0, 0, gone.tier, gone.comm};
+    *b = (shl_buf){.tier = gone.tier, .comm = gone.comm};
     if (gone.data == NULL) {
         return shl_event_sync(d, last_use);
     }
     shl_ledger_drop(d->ledger, gone.ledger_id);
+    unpin(d, &gone);
     if (d->ops->mem_give_after != NULL && last_use.stream != NULL) {
         return d->ops->mem_give_after(d, gone.data, gone.bytes, gone.tier, gone.comm, last_use);
     }
@@ -183,6 +226,27 @@ shl_device_copy(shl_device *d, void *dst, const void *src, size_t bytes, shl_str
     }
     SHL_ASSERT(dst != NULL && src != NULL);
     return d->ops->copy(d, dst, src, bytes, stream_or_compute(d, s));
+}
+
+shl_stream *
+shl_device_move_stream(shl_device *d, shl_move direction)
+{
+    return &d->streams[direction == SHL_MOVE_TO_HOST ? SHL_STREAM_TO_HOST : SHL_STREAM_TO_DEVICE];
+}
+
+shl_code
+shl_device_move(shl_device *d, void *dst, const void *src, size_t bytes, shl_move direction)
+{
+    shl_stream *s = shl_device_move_stream(d, direction);
+    SHL_ASSERT((unsigned)direction < SHL_MOVE_COUNT);
+    if (bytes == 0) {
+        return SHL_OK;
+    }
+    SHL_ASSERT(dst != NULL && src != NULL);
+    SHL_TRY(d->ops->move == NULL ? d->ops->copy(d, dst, src, bytes, s)
+                                 : d->ops->move(d, dst, src, bytes, direction, s));
+    d->moved_bytes[direction] += (int64_t)bytes;
+    return SHL_OK;
 }
 
 shl_code

@@ -19,14 +19,18 @@ typedef struct shl_event {
     uint64_t seq; /* on virtual: nanoseconds of that clock */
 } shl_event;
 
-/* compute runs on the caller on a cpu; comm, reduce and copy are worker threads there, streams on
- * cuda, clocks on virtual. */
+/* compute runs on the caller on a cpu; comm and the two directions of copies between tiers are worker
+ * threads there, streams on cuda, clocks on virtual. */
 typedef enum shl_stream_kind {
     SHL_STREAM_COMPUTE = 0,
     SHL_STREAM_COMM,
-    SHL_STREAM_COPY,
+    SHL_STREAM_TO_HOST,
+    SHL_STREAM_TO_DEVICE,
     SHL_STREAM_KIND_COUNT
 } shl_stream_kind;
+
+/* Directions of copies between device and host memory. */
+typedef enum shl_move { SHL_MOVE_TO_HOST = 0, SHL_MOVE_TO_DEVICE, SHL_MOVE_COUNT } shl_move;
 
 /* What a device is asked for when it is opened. */
 typedef struct shl_device_config {
@@ -39,6 +43,9 @@ typedef struct shl_device_config {
                                      (engines/comm/world.h); NULL: comm memory is plain memory */
     double flops_per_s;           /* virtual clocks: compute rate; 0 = a documented default */
     double bytes_per_s;           /* virtual clocks: memory rate; 0 = default */
+    double link_bytes_per_s; /* cpu, virtual: a copy between tiers takes at least bytes / rate, each
+                                     direction by itself; 0: as fast as memory */
+    size_t pin_limit_bytes;  /* of locked pages; 0: what the system allows */
 } shl_device_config;
 
 typedef struct shl_device_caps {
@@ -49,6 +56,10 @@ typedef struct shl_device_caps {
 } shl_device_caps;
 
 #define SHL_MEM_COMM 1u /* the communicator must reach it: flat parameters, gather slots, buckets */
+#define SHL_MEM_PIN 2u  /* host tier: pages that stay where they are */
+
+/* Locked memory is counted in whole pages. Host memory begins at one, so that no two buffers share it. */
+#define SHL_PIN_PAGE_BYTES ((size_t)4096)
 
 /* A unit of host work queued on a worker stream (cpu). Returns a code; the first failure of a
  * stream is sticky: the work behind it is skipped, and every wait for an event at or behind it
@@ -68,6 +79,12 @@ typedef struct shl_device_ops {
     shl_code (*mem_give_after)(shl_device *d, void *data, size_t bytes, shl_tier tier, bool comm,
                                shl_event last_use);
     size_t (*reserved_bytes)(const shl_device *d, shl_tier tier); /* *: 0 */
+    /* *: nothing to do. Locks whole pages of the host tier. Errors: SHL_E_OOM with the system's limit. */
+    shl_code (*pin)(shl_device *d, void *data, size_t bytes);
+    void (*unpin)(shl_device *d, void *data, size_t bytes);
+    /* *: copy. Between tiers, at the pace of the link. */
+    shl_code (*move)(shl_device *d, void *dst, const void *src, size_t bytes, shl_move direction,
+                     shl_stream *s);
     shl_code (*copy)(shl_device *d, void *dst, const void *src, size_t bytes, shl_stream *s);
     shl_code (*fill)(shl_device *d, void *dst, int byte, size_t bytes, shl_stream *s);
     /* Host pointer <-> device memory, synchronous. */
@@ -98,6 +115,8 @@ struct shl_device {
     shl_device_config config;
     shl_ledger *ledger; /* owned */
     shl_stream streams[SHL_STREAM_KIND_COUNT];
+    int64_t moved_bytes[SHL_MOVE_COUNT];    /* between tiers, since open */
+    size_t pinned_bytes, pinned_peak_bytes; /* in whole pages */
     void *impl;
 };
 
@@ -114,8 +133,8 @@ shl_code shl_device_close(shl_device **d) SHL_MUST_USE;
 const char *const *shl_device_kinds(void);
 
 /* `bytes` uninitialised bytes of a tier. owner: borrowed, must live as long as the buffer (path of a
- * module, or a literal). flags: SHL_MEM_COMM or 0. bytes 0 gives an empty buffer that may be
- * freed. Errors: SHL_E_OOM (limit, or the system has no more) with the phase, tag and owner;
+ * module, or a literal). flags: SHL_MEM_COMM, SHL_MEM_PIN (host tier only). bytes 0 gives an empty
+ * buffer that may be freed. Errors: SHL_E_OOM (limit, or the system has no more) with the phase, tag and owner;
  * *out empty. Takes effect at once (a schedule point of the rank). */
 shl_code shl_device_alloc(shl_device *d, size_t bytes, shl_tier tier, shl_tag tag, unsigned flags,
                           const char *owner, shl_buf *out) SHL_MUST_USE;
@@ -137,6 +156,12 @@ shl_code shl_device_copy(shl_device *d, void *dst, const void *src, size_t bytes
                          shl_stream *s) SHL_MUST_USE;
 shl_code shl_device_fill(shl_device *d, void *dst, int byte, size_t bytes,
                          shl_stream *s) SHL_MUST_USE;
+
+/* Copies between the device and the host tier on the stream of that direction, behind what is queued there;
+ * counted in moved_bytes. */
+shl_code shl_device_move(shl_device *d, void *dst, const void *src, size_t bytes,
+                         shl_move direction) SHL_MUST_USE;
+shl_stream *shl_device_move_stream(shl_device *d, shl_move direction);
 
 /* Host memory to device and back; blocks until done. On virtual a download gives zeros. */
 shl_code shl_device_upload(shl_device *d, void *dst, const void *host, size_t bytes) SHL_MUST_USE;

@@ -15,7 +15,8 @@ typedef struct shl_buf {
     size_t bytes;
     int64_t ledger_id;
     shl_tier tier;
-    bool comm; /* reachable by the communicator */
+    bool comm;   /* reachable by the communicator */
+    bool pinned; /* its pages are locked */
 } shl_buf;
 
 /* A look at row-major, contiguous elements. No free. */

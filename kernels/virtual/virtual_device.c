@@ -3,6 +3,7 @@
 #include "kernels/virtual/virtual_device.h"
 
 #include <errno.h>
+#include <math.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -37,7 +38,7 @@ typedef struct virtual_impl {
     void *base;
     size_t range_bytes;
     shl_arena *arenas[N_TIERS];
-    double flops_per_s, bytes_per_s;
+    double flops_per_s, bytes_per_s, link_bytes_per_s;
 } virtual_impl;
 
 static shl_code
@@ -106,11 +107,13 @@ virtual_open(shl_device *d, const shl_device_config *cfg)
     v->target = target;
     v->flops_per_s = cfg->flops_per_s > 0 ? cfg->flops_per_s : SHL_VIRTUAL_FLOPS_PER_S;
     v->bytes_per_s = cfg->bytes_per_s > 0 ? cfg->bytes_per_s : SHL_VIRTUAL_BYTES_PER_S;
+    v->link_bytes_per_s = cfg->link_bytes_per_s;
     SHL_TRY_TO(code, out, reserve_range(v));
     half = v->range_bytes / N_TIERS;
     for (int i = 0; i < N_TIERS; i++) {
         SHL_TRY_TO(code, out,
-                   shl_arena_open((char *)v->base + half * (size_t)i, half, target->align_bytes,
+                   shl_arena_open((char *)v->base + half * (size_t)i, half,
+                                  i == SHL_TIER_HOST ? SHL_PIN_PAGE_BYTES : target->align_bytes,
                                   target->step_bytes, NULL, NULL, &v->arenas[i]));
     }
     d->config.stands_for = target->kind;
@@ -203,6 +206,23 @@ virtual_copy(shl_device *d, void *dst, const void *src, size_t bytes, shl_stream
     return SHL_OK;
 }
 
+/* At the slower one of memory and link. */
+static shl_code
+virtual_move(shl_device *d, void *dst, const void *src, size_t bytes, shl_move direction,
+             shl_stream *s)
+{
+    const virtual_impl *v = d->impl;
+    SHL_UNUSED(dst);
+    SHL_UNUSED(src);
+    SHL_UNUSED(direction);
+    double seconds = 2.0 * (double)bytes / v->bytes_per_s;
+    if (v->link_bytes_per_s > 0.0) {
+        seconds = fmax(seconds, (double)bytes / v->link_bytes_per_s);
+    }
+    advance(s, (int64_t)(seconds * 1e9 + 0.5));
+    return SHL_OK;
+}
+
 static shl_code
 virtual_fill(shl_device *d, void *dst, int byte, size_t bytes, shl_stream *s)
 {
@@ -288,6 +308,7 @@ const shl_device_ops shl_virtual_device_ops = {
     .mem_give = virtual_mem_give,
     .mem_give_after = virtual_mem_give_after,
     .reserved_bytes = virtual_reserved_bytes,
+    .move = virtual_move,
     .copy = virtual_copy,
     .fill = virtual_fill,
     .upload = virtual_upload,

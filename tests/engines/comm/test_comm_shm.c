@@ -242,7 +242,7 @@ stream_checks(cb_rank *r)
     shl_comm_seg seg = {x, x, ELEMS};
     shl_code code = SHL_OK;
     for (int i = 0; i < N && code == SHL_OK; i++) {
-        shl_stream_kind kind = i % 2 == 0 ? SHL_STREAM_COMM : SHL_STREAM_COPY;
+        shl_stream_kind kind = i % 2 == 0 ? SHL_STREAM_COMM : SHL_STREAM_TO_HOST;
         shl_stream *s = shl_device_stream(r->device, kind);
         code = i % 3 == 0 ? shl_comm_broadcast(r->comm, &seg, 1, SHL_F32, 0, s, NULL)
                           : shl_comm_all_reduce(r->comm, &seg, 1, SHL_F32, s, NULL);

@@ -256,7 +256,7 @@ test_device_waits_order_two_workers(void **state)
     shl_event ev, zero = {NULL, 0};
     shl_device *d = open_cpu(0);
     shl_stream *comm = shl_device_stream(d, SHL_STREAM_COMM);
-    shl_stream *copy = shl_device_stream(d, SHL_STREAM_COPY);
+    shl_stream *copy = shl_device_stream(d, SHL_STREAM_TO_HOST);
     shl_stream *compute = shl_device_stream(d, SHL_STREAM_COMPUTE);
     SHL_UNUSED(state);
     /* An event that has passed starts no thread and blocks nobody. */
@@ -283,7 +283,7 @@ test_device_failure_sticks_and_crosses_streams(void **state)
     shl_event before, behind, other;
     shl_device *d = open_cpu(0);
     shl_stream *comm = shl_device_stream(d, SHL_STREAM_COMM);
-    shl_stream *copy = shl_device_stream(d, SHL_STREAM_COPY);
+    shl_stream *copy = shl_device_stream(d, SHL_STREAM_TO_HOST);
     SHL_UNUSED(state);
     submit_step(comm, (step){log, &n, 1, 0, SHL_OK});
     assert_int_equal(shl_stream_record(comm, &before), SHL_OK);
