@@ -120,6 +120,7 @@ shl_engine_begin_step(shl_engine *e, int64_t global_valid)
     e->dloss = e->scaler.scale / (double)global_valid;
     e->step_start_ns = now(e);
     memset(&e->report, 0, sizeof(e->report));
+    memcpy(e->moved_before, e->device->moved_bytes, sizeof(e->moved_before));
     return shl_device_fill(e->device, e->loss_sum.data, 0, sizeof(double), NULL);
 }
 
@@ -250,6 +251,9 @@ shl_engine_end_step(shl_engine *e, shl_step_report *out)
     e->report.skipped_steps = e->skipped;
     e->report.loss = loss / (double)e->global_valid;
     e->report.tokens = e->config.batch * e->config.seq * e->config.accum * world;
+    for (int m = 0; m < SHL_MOVE_COUNT; ++m) {
+        e->report.moved_bytes[m] = e->device->moved_bytes[m] - e->moved_before[m];
+    }
     e->report.update_ns = now(e) - start;
     e->report.step_ns = now(e) - e->step_start_ns;
     *out = e->report;
@@ -262,6 +266,15 @@ shl_engine_wait_comm(shl_engine *e, shl_event done)
     int64_t start = now(e);
     shl_code code = shl_stream_wait(shl_device_stream(e->device, SHL_STREAM_COMPUTE), done);
     e->report.exposed_comm_ns += now(e) - start;
+    return code;
+}
+
+shl_code
+shl_engine_wait_move(shl_engine *e, shl_event done)
+{
+    int64_t start = now(e);
+    shl_code code = shl_stream_wait(shl_device_stream(e->device, SHL_STREAM_COMPUTE), done);
+    e->report.exposed_move_ns += now(e) - start;
     return code;
 }
 

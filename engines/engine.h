@@ -35,7 +35,9 @@ typedef struct shl_step_report {
     int64_t skipped_steps; /* of all steps; step - skipped_steps updates were done */
     int64_t tokens;        /* positions of the global batch */
     int64_t step_ns, forward_ns, backward_ns, update_ns;
-    int64_t exposed_comm_ns; /* compute waited for communication */
+    int64_t exposed_comm_ns;             /* compute waited for communication */
+    int64_t exposed_move_ns;             /* compute waited for copies between tiers */
+    int64_t moved_bytes[SHL_MOVE_COUNT]; /* of this rank, between tiers */
 } shl_step_report;
 
 /* Numbers of the layout, for records and formulas. */
@@ -50,6 +52,8 @@ typedef struct shl_engine_info {
     int64_t root_elems;    /* fsdp: the unit that is kept between forward and backward; else 0 */
     int64_t n_reduce;      /* reduction calls per reduced micro-step */
     int64_t n_gather_forward, n_gather_backward; /* gather calls per micro-step (zero3, fsdp) */
+    int64_t host_elems, host_payload_elems; /* of this rank: whose updates run in host memory */
+    int64_t host_param_elems;               /* of this rank's parameter shards, in host memory */
 } shl_engine_info;
 
 /* Called for each shard of the engine's state; local may be read (saving) or overwritten
@@ -88,6 +92,7 @@ struct shl_engine {
     int64_t global_valid;
     shl_step_report report; /* being filled */
     int64_t step_start_ns;
+    int64_t moved_before[SHL_MOVE_COUNT]; /* this step */
     shl_tape tape;
     shl_run run;
     shl_buf tokens, targets, loss_sum; /* tag act: one micro-batch, and the f64 loss */
@@ -150,6 +155,9 @@ shl_code shl_engine_param_hash(shl_engine *e, uint64_t *out) SHL_MUST_USE;
 /* For engines: work on the compute stream goes on behind `done` (cpu: the caller waits); the time
  * lost is counted as exposed communication. */
 shl_code shl_engine_wait_comm(shl_engine *e, shl_event done) SHL_MUST_USE;
+
+/* The same for copies between tiers, counted apart. */
+shl_code shl_engine_wait_move(shl_engine *e, shl_event done) SHL_MUST_USE;
 
 /* The communicators a strategy wants, from one world communicator (borrowed by the mesh): ddp
  * replicates over the world, the others shard over it. */

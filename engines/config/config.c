@@ -137,6 +137,7 @@ shl_engine_config_init(shl_engine_config *c)
         .min_scale = 1.0,
         .raise_at_min = true,
     };
+    c->offload = (shl_offload_config){.ratio = 1.0, .sub_group_elems = INT64_C(4) << 20};
 }
 
 static shl_code
@@ -183,5 +184,6 @@ shl_engine_config_check(const shl_engine_config *c)
     shl_reduce_every same;
     SHL_TRY(shl_reduce_every_resolve(c->strategy, c->reduce_every, &same));
     SHL_TRY(check_optim(&c->optim));
+    SHL_TRY(shl_offload_check(c));
     return shl_dtype_policy_check(c);
 }

@@ -97,13 +97,32 @@ typedef struct shl_zero_options {
     bool given;
     int64_t prefetch_elems, persistence_elems, model_persistence_elems; /* stage 3 */
     int64_t max_live_elems, max_reuse_elems, granularity_elems;         /* stage 3 */
-    int64_t sub_group_elems;                                            /* stage 3: of an update */
     bool gather_sequential, gather_on_save;                             /* stage 3 */
     bool round_robin, prescale, sum_gradients;
-    double predivide;                                  /* 1: none */
-    bool offload_optimizer, offload_param, pin_memory; /* to host memory */
-    double offload_ratio;                              /* share of the update that is offloaded */
+    double predivide; /* 1: none */
 } shl_zero_options;
+
+/* Where states live that are not on the device. NVMe is known and refused. */
+typedef enum shl_offload_device {
+    SHL_OFFLOAD_NONE = 0,
+    SHL_OFFLOAD_CPU,
+    SHL_OFFLOAD_DEVICE_COUNT
+} shl_offload_device;
+
+/* States in host memory (Ren et al., USENIX ATC 2021; ratio: Twin-Flow). */
+typedef struct shl_offload_config {
+    shl_offload_device optimizer; /* master weights, moments and reduced gradients: zero1, 2, 3 */
+    shl_offload_device param;     /* parameter shards: zero3 */
+    double ratio;                 /* of the optimizer's sub-groups that are offloaded, 0 to 1 */
+    bool pin;                     /* in locked pages */
+    int64_t sub_group_elems;      /* updated while the ones before are copied back, >= 1 */
+} shl_offload_config;
+
+/* "none", "cpu". Errors: SHL_E_USAGE with the option's name and the list; says of "nvme" that it is
+ * refused. */
+shl_code shl_offload_parse(const char *field, const char *text,
+                           shl_offload_device *out) SHL_MUST_USE;
+const char *shl_offload_name(shl_offload_device d);
 
 /* What an engine is told. Dtypes are explicit, one per role (shl_dtype_policy_set has the defaults). */
 typedef struct shl_engine_config {
@@ -124,6 +143,7 @@ typedef struct shl_engine_config {
     shl_scale_config scale;
     bool check_overflow; /* skips steps without a scaler too */
     shl_zero_options zero;
+    shl_offload_config offload;
 } shl_engine_config;
 
 /* Defaults of every field (fp32, AdamW 1e-3 / 0.9 / 0.95 / 1e-8 / 0.1, no clipping, bucket 16 Mi
@@ -146,6 +166,9 @@ bool shl_reduces_in_grad_dtype(const shl_engine_config *c);
 
 /* Whether steps with gradients that are not finite are skipped. */
 bool shl_checks_overflow(const shl_engine_config *c);
+
+/* Whether the offload is one that the strategy has. Errors: SHL_E_USAGE, says which have it. */
+shl_code shl_offload_check(const shl_engine_config *c) SHL_MUST_USE;
 
 /* Cross-field checks. Errors: SHL_E_USAGE with the field, its value and its limit. */
 shl_code shl_engine_config_check(const shl_engine_config *c) SHL_MUST_USE;

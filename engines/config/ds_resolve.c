@@ -357,17 +357,28 @@ resolve_zero(const shl_ds_config *c, shl_zero_options *z)
     z->max_live_elems = shl_ds_int(c, Z "stage3_max_live_parameters", 0);
     z->max_reuse_elems = shl_ds_int(c, Z "stage3_max_reuse_distance", 0);
     z->granularity_elems = shl_ds_int(c, Z "stage3_module_granularity_threshold", 0);
-    z->sub_group_elems = shl_ds_int(c, Z "sub_group_size", 0);
     z->gather_sequential = shl_ds_bool(c, Z "stage3_allgather_sequential");
     z->gather_on_save = shl_ds_bool(c, Z "stage3_gather_16bit_weights_on_model_save");
     z->round_robin = shl_ds_bool(c, Z "round_robin_gradients");
     z->prescale = shl_ds_bool(c, "prescale_gradients");
     z->sum_gradients = strcmp(shl_ds_text(c, "gradient_allreduce_op"), "sum") == 0;
     z->predivide = shl_ds_real(c, "gradient_predivide_factor", 1.0);
-    z->offload_optimizer = strcmp(shl_ds_text(c, Z "offload_optimizer.device"), HOST) == 0;
-    z->offload_param = strcmp(shl_ds_text(c, Z "offload_param.device"), HOST) == 0;
-    z->pin_memory = shl_ds_bool(c, Z "offload_optimizer.pin_memory");
-    z->offload_ratio = shl_ds_real(c, Z "offload_optimizer.ratio", 1.0);
+}
+
+static void
+resolve_offload(const shl_ds_config *c, shl_offload_config *o)
+{
+    bool optimizer = strcmp(shl_ds_text(c, Z "offload_optimizer.device"), HOST) == 0;
+    bool param = strcmp(shl_ds_text(c, Z "offload_param.device"), HOST) == 0;
+    o->optimizer = optimizer ? SHL_OFFLOAD_CPU : SHL_OFFLOAD_NONE;
+    o->param = param ? SHL_OFFLOAD_CPU : SHL_OFFLOAD_NONE;
+    o->pin = (optimizer && shl_ds_bool(c, Z "offload_optimizer.pin_memory")) ||
+             (param && shl_ds_bool(c, Z "offload_param.pin_memory"));
+    o->ratio = shl_ds_real(c, Z "offload_optimizer.ratio", 1.0);
+    /* DeepSpeed's default of 1e9 elements leaves nothing to overlap with. */
+    if (shl_ds_get(c, Z "sub_group_size")->origin != SHL_DS_DEFAULT) {
+        o->sub_group_elems = shl_ds_int(c, Z "sub_group_size", o->sub_group_elems);
+    }
 }
 
 /* Defaults of DeepSpeed, and resolved "auto", that this build does not honour. */
@@ -418,6 +429,7 @@ shl_ds_resolve(shl_ds_config *c, const char *trainer, const shl_ds_facts *facts,
     SHL_TRY(resolve_optimizer(c, &e->optim));
     SHL_TRY(resolve_schedule(c, facts, &e->optim));
     resolve_zero(c, &e->zero);
+    resolve_offload(c, &e->offload);
     note_unhonoured(c, stage);
     if (c->notes.failed) {
         return SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration");

@@ -81,6 +81,7 @@ issue(shl_gatherer *g, shl_gather_group *group)
     shl_stream *comm = shl_device_stream(e->device, SHL_STREAM_COMM);
     shl_dtype wire = e->config.compute_dtype;
     shl_comm_seg *segs = NULL;
+    shl_stream *to_device = shl_device_move_stream(e->device, SHL_MOVE_TO_DEVICE);
     shl_event ready;
     shl_code code;
     int64_t elems = 0;
@@ -93,6 +94,9 @@ issue(shl_gatherer *g, shl_gather_group *group)
                                 SHL_TAG_GATHER, SHL_MEM_COMM, group->owner, &group->slot));
     group->at = SHL_GATHER_FLYING;
     elems = 0;
+    SHL_TRY_TO(code, out,
+               shl_stream_record(shl_device_stream(e->device, SHL_STREAM_COMPUTE), &ready));
+    SHL_TRY_TO(code, out, shl_stream_wait(to_device, ready));
     for (int i = 0; i < group->n_flats; ++i) {
         int flat = group->flats[i];
         SHL_TRY_TO(
@@ -102,6 +106,8 @@ issue(shl_gatherer *g, shl_gather_group *group)
     }
     SHL_TRY_TO(code, out,
                shl_stream_record(shl_device_stream(e->device, SHL_STREAM_COMPUTE), &ready));
+    SHL_TRY_TO(code, out, shl_stream_wait(comm, ready));
+    SHL_TRY_TO(code, out, shl_stream_record(to_device, &ready));
     SHL_TRY_TO(code, out, shl_stream_wait(comm, ready));
     SHL_TRY_TO(code, out,
                shl_comm_all_gather(e->mesh.shard, segs, group->n_flats, wire, comm, &group->done));

@@ -46,7 +46,7 @@ norm_pass(shl_state *st, const norm_slot *found)
     shl_stream *s = shl_device_stream(st->engine->device, SHL_STREAM_COMPUTE);
     for (int i = 0; i < st->n_train_frags; ++i) {
         const shl_fragment *f = &st->frags[i];
-        const shl_store *stores[] = {shl_state_master_of(st, f->flat), &st->grad};
+        const shl_store *stores[] = {shl_state_master_of(st, f), &st->grad};
         for (int k = 0; k < 2; ++k) {
             int slot = 2 * f->param + k;
             char *at = (char *)st->lamb_norms.data + (size_t)slot * sizeof(norm_slot);

@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "engines/shared/offload.h"
 #include "kernels/base/heap.h"
 #include "kernels/ops/ops.h"
 
@@ -75,6 +76,7 @@ void
 shl_reducer_fini(shl_reducer *r)
 {
     for (int i = 0; r->groups != NULL && i < r->n_groups; ++i) {
+        shl_device_free(r->st->engine->device, &r->groups[i].sent);
         shl_device_free(r->st->engine->device, &r->groups[i].bucket);
     }
     shl_heap_free(&r->groups);
@@ -152,12 +154,25 @@ shl_reducer_prepare(shl_reducer *r, const shl_module *m)
     return SHL_OK;
 }
 
+static bool
+offloads(const shl_reducer *r)
+{
+    return r->st->cut < r->st->layout->shard_elems[SHL_SPACE_TRAIN];
+}
+
+/* Whether what was reduced becomes the store's value, instead of being added to it. */
+static bool
+fresh(const shl_reducer *r)
+{
+    return r->first || r->mode == SHL_REDUCE_HOLD;
+}
+
 /* A bucket that is reduced straight into the store needs no fold: nothing is there to add to. */
 static bool
 straight(const shl_reducer *r)
 {
     return r->mode != SHL_REDUCE_IN_PLACE && !r->st->grad.full && r->st->grad.dtype == r->dtype &&
-           (r->first || r->mode == SHL_REDUCE_HOLD);
+           fresh(r) && !offloads(r);
 }
 
 /* Whole gradients of a flat, and where this rank's reduced piece appears. */
@@ -203,20 +218,91 @@ reduce_group(shl_reducer *r, shl_reduce_group *g, shl_stream *comm)
     return SHL_OK;
 }
 
+/* Whether pieces are copied into the store in host memory as they are. */
+static bool
+sent_straight(const shl_reducer *r)
+{
+    return fresh(r) && r->st->grad.dtype == r->dtype;
+}
+
+/* Elements of a group whose store is in host memory. */
+static int64_t
+far_elems(const shl_reducer *r, const shl_reduce_group *g)
+{
+    int64_t elems = 0;
+    for (int f = g->first_flat; f < g->first_flat + g->n_flats; ++f) {
+        elems += r->st->layout->flats[f].piece_elems - shl_offload_near_elems(r->st, f);
+    }
+    return elems;
+}
+
+/* Copies this rank's reduced pieces to host memory, behind the reduction. */
+static shl_code
+send(shl_reducer *r, shl_reduce_group *g)
+{
+    shl_device *d = r->st->engine->device;
+    shl_stream *s = shl_device_move_stream(d, SHL_MOVE_TO_HOST);
+    int64_t at = 0, elems = far_elems(r, g);
+    g->moved = (shl_event){0};
+    if (elems == 0) {
+        return SHL_OK;
+    }
+    if (!sent_straight(r)) {
+        SHL_TRY(shl_device_alloc(
+            d, (size_t)elems * shl_dtype_bytes(r->dtype), SHL_TIER_HOST, SHL_TAG_STAGING,
+            r->st->engine->config.offload.pin ? SHL_MEM_PIN : 0, g->owner, &g->sent));
+    }
+    SHL_TRY(shl_stream_wait(s, g->done));
+    for (int f = g->first_flat; f < g->first_flat + g->n_flats; ++f) {
+        const shl_layout_flat *flat = &r->st->layout->flats[f];
+        int64_t near = shl_offload_near_elems(r->st, f), n = flat->piece_elems - near;
+        if (n > 0) {
+            void *dst = g->sent.data != NULL
+                            ? shl_elem_ptr(g->sent.data, r->dtype, at)
+                            : shl_store_at(&r->st->grad, flat->shard_offset + near);
+            SHL_TRY(shl_device_move(d, dst, shl_elem_ptr(piece_of(r, g, f), r->dtype, near),
+                                    (size_t)n * shl_dtype_bytes(r->dtype), SHL_MOVE_TO_HOST));
+            at += n;
+        }
+    }
+    return shl_stream_record(s, &g->moved);
+}
+
 /* store = piece, or store = store + piece. */
 static shl_code
-fold_flat(shl_reducer *r, const shl_reduce_group *g, int flat)
+fold(shl_reducer *r, void *store_data, void *piece_data, int64_t n)
 {
     shl_stream *s = shl_device_stream(r->st->engine->device, SHL_STREAM_COMPUTE);
-    int64_t n = r->st->layout->flats[flat].piece_elems;
-    const shl_store *grad = &r->st->grad;
-    shl_tensor piece = shl_tensor_1d(piece_of(r, g, flat), r->dtype, n);
-    shl_tensor store = shl_tensor_1d(shl_state_piece(r->st, grad, flat), grad->dtype, n);
-    if (r->first) {
+    shl_tensor piece = shl_tensor_1d(piece_data, r->dtype, n);
+    shl_tensor store = shl_tensor_1d(store_data, r->st->grad.dtype, n);
+    if (n == 0) {
+        return SHL_OK;
+    }
+    if (fresh(r)) {
         return shl_op_cast(s, &store, &piece);
     }
     shl_add_args a = {.x1 = store, .x2 = piece, .y = store};
     return shl_op_add(s, &a);
+}
+
+/* The parts of a group's pieces on either side of the cut. */
+static shl_code
+fold_group(shl_reducer *r, const shl_reduce_group *g)
+{
+    const shl_store *grad = &r->st->grad;
+    int64_t at = 0;
+    for (int f = g->first_flat; f < g->first_flat + g->n_flats; ++f) {
+        const shl_layout_flat *flat = &r->st->layout->flats[f];
+        int64_t near = grad->full ? flat->piece_elems : shl_offload_near_elems(r->st, f);
+        SHL_TRY(fold(r, shl_state_piece(r->st, grad, f), piece_of(r, g, f), near));
+        if (g->sent.data != NULL) {
+            int64_t n = flat->piece_elems - near;
+            SHL_TRY(fold(r, shl_store_at(grad, flat->shard_offset + near),
+                         shl_elem_ptr(g->sent.data, r->dtype, at), n));
+            at += n;
+        }
+    }
+    return SHL_OK;
 }
 
 /* Waits for the launched group, folds its bucket into the store and frees it. */
@@ -233,9 +319,11 @@ finish(shl_reducer *r)
     if (r->mode == SHL_REDUCE_IN_PLACE) {
         return SHL_OK;
     }
-    for (int f = g->first_flat; !straight(r) && f < g->first_flat + g->n_flats; ++f) {
-        SHL_TRY(fold_flat(r, g, f));
+    SHL_TRY(shl_engine_wait_move(e, g->moved));
+    if (!straight(r)) {
+        SHL_TRY(fold_group(r, g));
     }
+    shl_device_free(e->device, &g->sent);
     shl_device_free(e->device, &g->bucket);
     return SHL_OK;
 }
@@ -257,6 +345,9 @@ launch(shl_reducer *r, int group)
     SHL_TRY(shl_stream_record(shl_device_stream(e->device, SHL_STREAM_COMPUTE), &ready));
     SHL_TRY(shl_stream_wait(comm, ready));
     SHL_TRY(reduce_group(r, g, comm));
+    if (offloads(r)) {
+        SHL_TRY(send(r, g));
+    }
     r->flying = group; /* in place the stream's order makes the newest one stand for all */
     return SHL_OK;
 }

@@ -1,7 +1,8 @@
 /* engines/shared: reduce groups: flats whose gradients are reduced by one coalesced collective when the
  * last of them is final. Gradients are written in place into a whole store, or into a bucket (tag
  * bucket) that lives from its first gradient until it is reduced. Exactly one bucket is outstanding
- * behind the one being filled: the next launch waits for it, folds it and frees it. */
+ * behind the one being filled: the next launch waits for it, folds it and frees it. Where the store is in
+ * host memory, this rank's pieces are copied there behind their reduction. */
 #ifndef SHL_SHARED_REDUCE_H
 #define SHL_SHARED_REDUCE_H
 
@@ -25,6 +26,8 @@ typedef struct shl_reduce_group {
     int uses_left;
     shl_buf bucket;
     shl_event done;
+    shl_buf sent; /* host memory: pieces that are added to the store there */
+    shl_event moved;
 } shl_reduce_group;
 
 typedef struct shl_reducer {

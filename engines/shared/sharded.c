@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "engines/shared/offload.h"
 #include "engines/shared/update.h"
 #include "kernels/base/heap.h"
 
@@ -200,7 +201,7 @@ shl_sharded_end_step(shl_engine *e, shl_step_report *r)
     shl_sharded *s = e->impl;
     double coef = 0.0;
     SHL_TRY(shl_update_prepare(&s->state, r, &coef));
-    return r->skipped ? SHL_OK : shl_update_apply(&s->state, -1, coef, r->lr);
+    return r->skipped ? SHL_OK : shl_update_apply(&s->state, coef, r->lr);
 }
 
 shl_code
@@ -241,6 +242,7 @@ shl_sharded_info(const shl_engine *e, shl_engine_info *out)
                              .frozen_elems = l->payload_elems[SHL_SPACE_FROZEN],
                              .n_reduce = s->reducer.n_groups,
                              .n_gather_forward = g->n_groups};
+    shl_offload_info(&s->state, out);
     for (int i = 0; i < g->n_groups; ++i) {
         bool again = !g->groups[i].keep && g->groups[i].n_uses[1] > 0;
         out->n_gather_backward += again;

@@ -2,28 +2,50 @@
  * model-state row of DESIGN 4; everything temporary is in gather.c and reduce.c. */
 #include "engines/shared/state.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "engines/shared/lamb.h"
+#include "engines/shared/offload.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/rng.h"
 #include "kernels/ops/ops.h"
 
 #define NORM_SCRATCH_BYTES 64
 
-/* The store's array; a space without flats takes no bytes. */
+/* One side of a store, zeroed. */
 static shl_code
-take(shl_state *st, shl_store *store, shl_tag tag, unsigned flags, const char *owner)
+take_side(shl_state *st, const shl_store *store, int64_t elems, bool far, shl_tag tag,
+          unsigned flags, const char *owner, shl_buf *out)
 {
-    const shl_layout *l = st->layout;
     shl_device *d = st->engine->device;
-    int64_t elems = store->full ? l->full_elems[store->space] : l->shard_elems[store->space];
     size_t bytes = (size_t)elems * shl_dtype_bytes(store->dtype);
     if (elems == 0) {
         return SHL_OK;
     }
-    SHL_TRY(shl_device_alloc(d, bytes, SHL_TIER_DEVICE, tag, flags, owner, &store->buf));
-    return shl_device_fill(d, store->buf.data, 0, bytes, NULL);
+    if (far) {
+        flags = st->engine->config.offload.pin ? SHL_MEM_PIN : 0;
+    }
+    SHL_TRY(
+        shl_device_alloc(d, bytes, far ? SHL_TIER_HOST : SHL_TIER_DEVICE, tag, flags, owner, out));
+    return shl_device_fill(d, out->data, 0, bytes, NULL);
+}
+
+/* The store's arrays; a space without flats takes no bytes. */
+static shl_code
+take(shl_state *st, shl_store *store, shl_tag tag, unsigned flags, const char *owner)
+{
+    const shl_layout *l = st->layout;
+    int64_t elems = store->full ? l->full_elems[store->space] : l->shard_elems[store->space];
+    int64_t near = store->full || store->cut > elems ? elems : store->cut;
+    bool master = store == &st->master;
+    if (!master || st->apart) {
+        SHL_TRY(take_side(st, store, near, false, tag, flags, owner, &store->buf));
+    }
+    if (!master || st->far_apart) {
+        SHL_TRY(take_side(st, store, elems - near, true, tag, flags, owner, &store->far));
+    }
+    return SHL_OK;
 }
 
 /* Initial values of the whole parameter or of one fragment: the same elements either way. */
@@ -46,7 +68,8 @@ init_fragments(shl_state *st, const shl_store *store)
 {
     for (int i = 0; i < st->n_frags; ++i) {
         const shl_fragment *f = &st->frags[i];
-        if (st->layout->flats[f->flat].space == store->space) {
+        bool same = st->layout->flats[f->flat].space == store->space;
+        if (same && (store != &st->master || shl_state_master_of(st, f) == store)) {
             shl_tensor t = shl_state_fragment(st, store, f);
             SHL_TRY(init_range(st, f->param, f->begin, f->end, store->dtype, t.data));
         }
@@ -92,19 +115,63 @@ shl_state_sort_spaces(const shl_engine_config *c, const shl_model *model, int *o
     }
 }
 
+/* The first shard element whose optimizer state is in host memory: whole sub-groups, of which the first
+ * ones stay (DeepSpeed's Twin-Flow). */
+static int64_t
+cut_of(const shl_state *st)
+{
+    const shl_offload_config *o = &st->engine->config.offload;
+    int64_t elems = st->layout->shard_elems[SHL_SPACE_TRAIN];
+    int64_t groups = (elems + o->sub_group_elems - 1) / o->sub_group_elems;
+    if (o->optimizer == SHL_OFFLOAD_NONE) {
+        return elems;
+    }
+    int64_t cut = (groups - (int64_t)ceil(o->ratio * (double)groups)) * o->sub_group_elems;
+    return cut < elems ? cut : elems;
+}
+
 static void
 describe_stores(shl_state *st, const shl_state_spec *spec)
 {
     const shl_engine_config *c = &st->engine->config;
     shl_dtype param = spec->cast_gather ? c->master_dtype : c->compute_dtype;
-    bool full = spec->param_full;
-    st->apart = param != c->master_dtype;
-    st->param = (shl_store){.dtype = param, .full = full};
-    st->frozen = (shl_store){.dtype = c->compute_dtype, .space = SHL_SPACE_FROZEN, .full = full};
-    st->master = (shl_store){.dtype = c->master_dtype};
-    st->grad = (shl_store){.dtype = c->grad_dtype, .full = spec->grad_full};
-    st->m = (shl_store){.dtype = c->moment_dtype};
-    st->v = (shl_store){.dtype = c->moment_dtype};
+    bool full = spec->param_full, far = c->offload.param != SHL_OFFLOAD_NONE;
+    int64_t all = far ? 0 : INT64_MAX;
+    SHL_ASSERT(!far || (!full && !spec->cast_gather));
+    st->cut = cut_of(st);
+    st->apart = far || param != c->master_dtype;
+    st->far_apart = !far || param != c->master_dtype;
+    st->param = (shl_store){.dtype = param, .full = full, .cut = all};
+    st->frozen =
+        (shl_store){.dtype = c->compute_dtype, .space = SHL_SPACE_FROZEN, .full = full, .cut = all};
+    st->master = (shl_store){.dtype = c->master_dtype, .cut = st->cut};
+    st->grad = (shl_store){.dtype = c->grad_dtype, .full = spec->grad_full, .cut = st->cut};
+    st->m = (shl_store){.dtype = c->moment_dtype, .cut = st->cut};
+    st->v = (shl_store){.dtype = c->moment_dtype, .cut = st->cut};
+    SHL_ASSERT(!spec->grad_full || st->cut == st->layout->shard_elems[SHL_SPACE_TRAIN]);
+}
+
+/* A fragment that the cut goes through becomes two. */
+static shl_code
+split_at_cut(shl_state *st)
+{
+    size_t n = (size_t)st->n_frags;
+    for (int i = 0; i < st->n_train_frags; ++i) {
+        int64_t head = st->cut - st->frags[i].shard_offset;
+        if (head <= 0 || head >= st->frags[i].end - st->frags[i].begin) {
+            continue;
+        }
+        SHL_TRY(shl_heap_grow(&st->frags, n, n + 1, sizeof(*st->frags)));
+        shl_fragment *f = &st->frags[i];
+        memmove(f + 1, f, (n - (size_t)i) * sizeof(*f));
+        f[0].end = f[1].begin = f[0].begin + head;
+        f[1].flat_offset += head;
+        f[1].shard_offset += head;
+        st->n_frags++;
+        st->n_train_frags++;
+        break;
+    }
+    return SHL_OK;
 }
 
 static shl_code
@@ -135,13 +202,12 @@ shl_state_init(shl_state *st, shl_engine *e, shl_layout **layout, const shl_stat
     for (int i = 0; i < st->n_frags; ++i) {
         st->n_train_frags += st->layout->flats[st->frags[i].flat].space == SHL_SPACE_TRAIN;
     }
+    SHL_TRY(split_at_cut(st));
     SHL_TRY(take(st, &st->param, SHL_TAG_PARAM, SHL_MEM_COMM,
                  st->param.full ? "params" : "param shards"));
     SHL_TRY(take(st, &st->frozen, SHL_TAG_PARAM, SHL_MEM_COMM,
                  st->frozen.full ? "frozen params" : "frozen param shards"));
-    if (st->apart) {
-        SHL_TRY(take(st, &st->master, SHL_TAG_MASTER, 0, "master weights"));
-    }
+    SHL_TRY(take(st, &st->master, SHL_TAG_MASTER, 0, "master weights"));
     SHL_TRY(
         take(st, &st->grad, SHL_TAG_GRAD, SHL_MEM_COMM, st->grad.full ? "grads" : "grad shards"));
     SHL_TRY(take_moments(st));
@@ -149,7 +215,7 @@ shl_state_init(shl_state *st, shl_engine *e, shl_layout **layout, const shl_stat
                              "grad norm", &st->scratch));
     SHL_TRY(init_store(st, &st->param));
     SHL_TRY(init_store(st, &st->frozen));
-    return st->apart ? init_store(st, &st->master) : SHL_OK;
+    return init_store(st, &st->master);
 }
 
 void
@@ -161,7 +227,11 @@ shl_state_fini(shl_state *st)
     }
     shl_lamb_fini(st);
     shl_device_free(st->engine->device, &st->scratch);
+    for (size_t i = 0; i < SHL_ARRAY_LEN(st->rounded); ++i) {
+        shl_device_free(st->engine->device, &st->rounded[i]);
+    }
     for (size_t i = 0; i < SHL_ARRAY_LEN(stores); ++i) {
+        shl_device_free(st->engine->device, &stores[i]->far);
         shl_device_free(st->engine->device, &stores[i]->buf);
     }
     shl_heap_free(&st->frags);
@@ -176,10 +246,31 @@ shl_state_params_of(const shl_state *st, int flat)
 }
 
 const shl_store *
-shl_state_master_of(const shl_state *st, int flat)
+shl_state_master_of(const shl_state *st, const shl_fragment *f)
 {
-    const shl_store *params = shl_state_params_of(st, flat);
-    return params == &st->param && st->apart ? &st->master : params;
+    const shl_store *params = shl_state_params_of(st, f->flat);
+    bool apart = f->shard_offset < st->cut ? st->apart : st->far_apart;
+    return params == &st->param && apart ? &st->master : params;
+}
+
+void *
+shl_store_at(const shl_store *store, int64_t at)
+{
+    SHL_ASSERT(!store->full);
+    return at < store->cut ? shl_elem_ptr(store->buf.data, store->dtype, at)
+                           : shl_elem_ptr(store->far.data, store->dtype, at - store->cut);
+}
+
+bool
+shl_store_is_far(const shl_store *store)
+{
+    return !store->full && store->cut == 0;
+}
+
+bool
+shl_state_offloads(const shl_state *st)
+{
+    return st->cut < st->layout->shard_elems[SHL_SPACE_TRAIN] || shl_store_is_far(&st->param);
 }
 
 void *
@@ -195,8 +286,9 @@ shl_state_piece(const shl_state *st, const shl_store *store, int flat)
 {
     const shl_layout_flat *f = &st->layout->flats[flat];
     SHL_ASSERT(f->space == store->space);
-    int64_t at = store->full ? f->full_offset + f->piece_elems * st->piece : f->shard_offset;
-    return shl_elem_ptr(store->buf.data, store->dtype, at);
+    return store->full ? shl_elem_ptr(store->buf.data, store->dtype,
+                                      f->full_offset + f->piece_elems * st->piece)
+                       : shl_store_at(store, f->shard_offset);
 }
 
 shl_tensor
@@ -204,9 +296,10 @@ shl_state_fragment(const shl_state *st, const shl_store *store, const shl_fragme
 {
     const shl_layout_flat *flat = &st->layout->flats[f->flat];
     SHL_ASSERT(flat->space == store->space);
-    int64_t at = store->full ? flat->full_offset + f->flat_offset : f->shard_offset;
-    return shl_tensor_1d(shl_elem_ptr(store->buf.data, store->dtype, at), store->dtype,
-                         f->end - f->begin);
+    void *data = store->full ? shl_elem_ptr(store->buf.data, store->dtype,
+                                            flat->full_offset + f->flat_offset)
+                             : shl_store_at(store, f->shard_offset);
+    return shl_tensor_1d(data, store->dtype, f->end - f->begin);
 }
 
 void
@@ -235,23 +328,27 @@ shl_state_gather_flat(shl_state *st, int flat, shl_event *done)
     return shl_comm_all_gather(e->mesh.shard, &seg, 1, store->dtype, comm, done);
 }
 
+static shl_code
+refresh_fragment(shl_state *st, const shl_fragment *f, const shl_tensor *rounded, void *ctx)
+{
+    shl_tensor master = shl_state_fragment(st, shl_state_master_of(st, f), f);
+    SHL_UNUSED(ctx);
+    return rounded->data == NULL
+               ? SHL_OK
+               : shl_op_cast(shl_device_stream(st->engine->device, SHL_STREAM_COMPUTE), rounded,
+                             &master);
+}
+
 shl_code
 shl_state_refresh(shl_state *st)
 {
-    shl_stream *compute = shl_device_stream(st->engine->device, SHL_STREAM_COMPUTE);
+    bool gather = st->engine->mesh.shard != NULL && st->param.full;
     shl_event done = {0};
-    for (int i = 0; st->apart && i < st->n_train_frags; ++i) {
-        shl_tensor master = shl_state_fragment(st, &st->master, &st->frags[i]);
-        shl_tensor param = shl_state_fragment(st, &st->param, &st->frags[i]);
-        SHL_TRY(shl_op_cast(compute, &param, &master));
-    }
-    if (st->engine->mesh.shard == NULL || !st->param.full) {
-        return SHL_OK;
-    }
-    for (int f = 0; f < st->layout->n_flats; ++f) {
+    SHL_TRY(shl_offload_publish(st, gather, refresh_fragment, NULL));
+    for (int f = st->layout->n_train_flats; gather && f < st->layout->n_flats; ++f) {
         SHL_TRY(shl_state_gather_flat(st, f, &done));
     }
-    return shl_stream_wait(compute, done);
+    return shl_stream_wait(shl_device_stream(st->engine->device, SHL_STREAM_COMPUTE), done);
 }
 
 shl_code
@@ -262,13 +359,17 @@ shl_state_encode(const shl_state *st, int flat, void *whole, shl_comm_seg *seg)
     shl_dtype wire = st->engine->config.compute_dtype;
     *seg = (shl_comm_seg){
         .src = shl_state_piece(st, store, flat), .dst = whole, .elems = f->piece_elems};
-    if (store->dtype == wire) {
+    if (store->dtype == wire && !shl_store_is_far(store)) {
         return SHL_OK;
     }
     shl_tensor from = shl_tensor_1d(shl_state_piece(st, store, flat), store->dtype, seg->elems);
     shl_tensor to =
         shl_tensor_1d(shl_elem_ptr(whole, wire, f->piece_elems * st->piece), wire, seg->elems);
     seg->src = to.data;
+    if (shl_store_is_far(store)) {
+        return shl_device_move(st->engine->device, to.data, from.data, shl_tensor_bytes(&to),
+                               SHL_MOVE_TO_DEVICE);
+    }
     return shl_op_cast(shl_device_stream(st->engine->device, SHL_STREAM_COMPUTE), &to, &from);
 }
 
@@ -295,7 +396,7 @@ shl_state_visit(shl_state *st, shl_state_visitor v, void *ctx)
 {
     for (int i = 0; i < st->n_frags; ++i) {
         const shl_fragment *f = &st->frags[i];
-        SHL_TRY(visit_fragment(st, "param", shl_state_master_of(st, f->flat), f, v, ctx));
+        SHL_TRY(visit_fragment(st, "param", shl_state_master_of(st, f), f, v, ctx));
     }
     for (int i = 0; st->has_m && i < st->n_train_frags; ++i) {
         SHL_TRY(visit_fragment(st, "opt/m", &st->m, &st->frags[i], v, ctx));
@@ -346,7 +447,7 @@ shl_state_param_hash(shl_state *st, uint64_t *sum)
     for (int i = 0; i < st->n_frags; ++i) {
         const shl_fragment *f = &st->frags[i];
         uint64_t stream = st->engine->model->params[f->param]->init_stream;
-        shl_tensor t = shl_state_fragment(st, shl_state_master_of(st, f->flat), f);
+        shl_tensor t = shl_state_fragment(st, shl_state_master_of(st, f), f);
         for (int64_t at = 0; at < t.dims[0]; at += HASH_CHUNK) {
             int64_t n = t.dims[0] - at < HASH_CHUNK ? t.dims[0] - at : HASH_CHUNK;
             SHL_TRY_TO(code, out,
@@ -374,7 +475,8 @@ shl_state_padding_bytes(const shl_state *st)
         const shl_store *s = stores[i];
         int64_t spare = s->full ? l->full_elems[s->space] - l->elems[s->space]
                                 : l->shard_elems[s->space] - owned[s->space];
-        bytes += s->buf.bytes > 0 ? (size_t)spare * shl_dtype_bytes(s->dtype) : 0;
+        bool held = s->buf.bytes + s->far.bytes > 0;
+        bytes += held ? (size_t)spare * shl_dtype_bytes(s->dtype) : 0;
     }
     return bytes;
 }

@@ -6,7 +6,11 @@
  *   ddp, zero*: `param` in the compute dtype, `master` apart, sharded: 2P or 2P/N, and 4P/N;
  *   fsdp*: `param` shards are the master weights, cast into the slot by each gather: 4P/N.
  * With one dtype for both, `param` is its own master everywhere. Frozen parameters have no master:
- * they lie in `frozen`, in the compute dtype, laid out as `param` is. */
+ * they lie in `frozen`, in the compute dtype, laid out as `param` is.
+ *
+ * Offload: master weights, moments and gradients of shard elements from `cut` on lie in host memory, and
+ * sharded parameters all in one tier or the other. Where a master and its parameter are of one tier
+ * and one dtype they are the same bytes; else the update publishes (offload.h). */
 #ifndef SHL_SHARED_STATE_H
 #define SHL_SHARED_STATE_H
 
@@ -15,7 +19,9 @@
 
 /* One array over a space of the layout; no bytes when the space is empty. */
 typedef struct shl_store {
-    shl_buf buf;
+    shl_buf buf; /* elements [0, cut), device memory */
+    shl_buf far; /* elements from cut on, host memory */
+    int64_t cut;
     shl_dtype dtype;
     shl_space space;
     bool full; /* all flats whole, else this rank's pieces */
@@ -27,12 +33,14 @@ typedef struct shl_state {
     int piece;                  /* this rank's piece */
     shl_fragment *frags;        /* what this rank owns */
     int n_frags, n_train_frags; /* the trainable ones come first */
-    bool apart;                 /* `master` is a store of its own */
+    int64_t cut;                /* fragments lie on one side of it */
+    bool apart, far_apart;      /* before the cut, from it on: `master` is there */
     shl_store param, frozen, master, grad, m, v;
     shl_buf scratch;    /* norm: u32 max, i128 sum; tag work */
     bool has_m, has_v;  /* of the optimizer; the other stores are empty */
     shl_buf lamb_norms; /* lamb.c; tag work */
     double *lamb_ratio; /* by parameter */
+    shl_buf rounded[2]; /* while parameters are published; tag staging */
 } shl_state;
 
 typedef struct shl_state_spec {
@@ -56,9 +64,16 @@ shl_space shl_state_space(const shl_engine_config *c, const shl_param *p);
  * that it had. */
 void shl_state_sort_spaces(const shl_engine_config *c, const shl_model *model, int *order);
 
-/* The store that parameters of a flat are read from, and the one that decides their values. */
+/* The store that parameters of a flat are read from, and the one that decides a fragment's values. */
 const shl_store *shl_state_params_of(const shl_state *st, int flat);
-const shl_store *shl_state_master_of(const shl_state *st, int flat);
+const shl_store *shl_state_master_of(const shl_state *st, const shl_fragment *f);
+
+/* Address of an element of this rank's shards. */
+void *shl_store_at(const shl_store *store, int64_t at);
+/* Whether the store holds sharded elements in host memory only. */
+bool shl_store_is_far(const shl_store *store);
+/* Whether anything of the optimizer or the parameters is in host memory. */
+bool shl_state_offloads(const shl_state *st);
 
 /* Address of a flat's whole copy (full stores), of this rank's piece of a flat, of a fragment. */
 void *shl_state_full(const shl_state *st, const shl_store *store, int flat);
@@ -68,7 +83,7 @@ shl_tensor shl_state_fragment(const shl_state *st, const shl_store *store, const
 /* Points param->data of every parameter into the full stores. */
 void shl_state_bind_params(const shl_state *st);
 
-/* After the values of the master weights were written from outside: casts them into the parameters, and
+/* After the values of the master weights were written from outside: publishes them, and
  * all-gathers every flat of full stores in place. COLLECTIVE over the shard group; returns when the
  * compute stream may read. */
 shl_code shl_state_refresh(shl_state *st) SHL_MUST_USE;
@@ -78,8 +93,8 @@ shl_code shl_state_refresh(shl_state *st) SHL_MUST_USE;
 shl_code shl_state_gather_flat(shl_state *st, int flat, shl_event *done) SHL_MUST_USE;
 
 /* The encode half of the wire codec of a sharded flat: what this rank sends for the gather into
- * `whole` (compute dtype): its piece as it lies, or, with cast_gather, its piece cast into its place in
- * `whole` on the compute stream. */
+ * `whole` (compute dtype): its piece as it lies, or its piece in its place in `whole`: cast, with
+ * cast_gather, on the compute stream, or fetched from host memory on the stream of that direction. */
 shl_code shl_state_encode(const shl_state *st, int flat, void *whole,
                           shl_comm_seg *seg) SHL_MUST_USE;
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "engines/shared/lamb.h"
+#include "engines/shared/offload.h"
 #include "kernels/ops/ops.h"
 
 /* x * x < 2^(2E) for max < 2^E. 50 bits below that leave room for carries in 64-bit partial sums and
@@ -117,13 +118,15 @@ step_of(const shl_state *st, double coef, double lr)
 }
 
 static shl_code
-adamw_fragment(const shl_state *st, const shl_fragment *f, const update_step *u)
+adamw_fragment(const shl_state *st, const shl_fragment *f, const update_step *u,
+               const shl_tensor *rounded)
 {
     const shl_optim_config *o = &st->engine->config.optim;
-    shl_adamw_args a = {.param = shl_state_fragment(st, shl_state_master_of(st, f->flat), f),
+    shl_adamw_args a = {.param = shl_state_fragment(st, shl_state_master_of(st, f), f),
                         .grad = shl_state_fragment(st, &st->grad, f),
                         .m = shl_state_fragment(st, &st->m, f),
                         .v = shl_state_fragment(st, &st->v, f),
+                        .rounded = *rounded,
                         .lr = u->lr,
                         .beta1 = u->beta1,
                         .beta2 = u->beta2,
@@ -132,23 +135,21 @@ adamw_fragment(const shl_state *st, const shl_fragment *f, const update_step *u)
                             st->engine->model->params[f->param]->decay ? o->weight_decay : 0.0,
                         .grad_scale = u->coef,
                         .step = u->step};
-    if (st->apart) {
-        a.rounded = shl_state_fragment(st, &st->param, f);
-    }
     return shl_op_adamw(u->s, &a);
 }
 
 /* LAMB's second half is SGD on what its first half left in the place of the gradient. */
 static shl_code
 optim_fragment(const shl_state *st, const shl_fragment *f, const update_step *u,
-               shl_optim_rule rule)
+               shl_optim_rule rule, const shl_tensor *rounded)
 {
     const shl_optim_config *o = &st->engine->config.optim;
     bool second = o->kind == SHL_OPTIM_LAMB && rule == SHL_RULE_SGD;
     bool decays = st->engine->model->params[f->param]->decay && !second;
     shl_optim_args a = {.rule = rule,
-                        .param = shl_state_fragment(st, shl_state_master_of(st, f->flat), f),
+                        .param = shl_state_fragment(st, shl_state_master_of(st, f), f),
                         .grad = shl_state_fragment(st, &st->grad, f),
+                        .rounded = *rounded,
                         .lr = u->lr,
                         .beta1 = o->kind == SHL_OPTIM_SGD ? o->momentum : u->beta1,
                         .beta2 = u->beta2,
@@ -165,14 +166,11 @@ optim_fragment(const shl_state *st, const shl_fragment *f, const update_step *u,
     if (st->has_v && !second) {
         a.v = shl_state_fragment(st, &st->v, f);
     }
-    if (st->apart && rule != SHL_RULE_LAMB) {
-        a.rounded = shl_state_fragment(st, &st->param, f);
-    }
     return shl_op_optim(u->s, &a);
 }
 
-shl_code
-shl_update_apply(shl_state *st, int flat, double coef, double lr)
+static shl_code
+update_fragment(shl_state *st, const shl_fragment *f, const shl_tensor *rounded, void *ctx)
 {
     static const shl_optim_rule rules[] = {[SHL_OPTIM_ADAM] = SHL_RULE_ADAM,
                                            [SHL_OPTIM_LION] = SHL_RULE_LION,
@@ -180,24 +178,48 @@ shl_update_apply(shl_state *st, int flat, double coef, double lr)
                                            [SHL_OPTIM_SGD] = SHL_RULE_SGD,
                                            [SHL_OPTIM_LAMB] = SHL_RULE_SGD};
     shl_optim_kind kind = st->engine->config.optim.kind;
-    const update_step u = step_of(st, coef, lr);
-    for (int i = 0; i < st->n_train_frags; ++i) {
-        const shl_fragment *f = &st->frags[i];
-        if (flat >= 0 && f->flat != flat) {
-            continue;
+    return kind == SHL_OPTIM_ADAMW ? adamw_fragment(st, f, ctx, rounded)
+                                   : optim_fragment(st, f, ctx, rules[kind], rounded);
+}
+
+/* Without offload a sub-group is a flat: its gather runs beside the update of the next one. */
+static shl_code
+update_flats(shl_state *st, bool gather, update_step *u)
+{
+    shl_event done = {0};
+    int at = 0;
+    for (int flat = 0; flat < st->layout->n_train_flats; ++flat) {
+        for (; at < st->n_train_frags && st->frags[at].flat == flat; ++at) {
+            const shl_fragment *f = &st->frags[at];
+            shl_tensor rounded = {0};
+            if (shl_state_master_of(st, f) == &st->master) {
+                rounded = shl_state_fragment(st, &st->param, f);
+            }
+            SHL_TRY(update_fragment(st, f, &rounded, u));
         }
-        SHL_TRY(kind == SHL_OPTIM_ADAMW ? adamw_fragment(st, f, &u)
-                                        : optim_fragment(st, f, &u, rules[kind]));
+        if (gather) {
+            SHL_TRY(shl_state_gather_flat(st, flat, &done));
+        }
     }
-    return SHL_OK;
+    return shl_engine_wait_comm(st->engine, done);
+}
+
+shl_code
+shl_update_apply(shl_state *st, double coef, double lr)
+{
+    bool gather = st->param.full && st->engine->mesh.shard != NULL;
+    update_step u = step_of(st, coef, lr);
+    return shl_state_offloads(st) ? shl_offload_publish(st, gather, update_fragment, &u)
+                                  : update_flats(st, gather, &u);
 }
 
 shl_code
 shl_update_lamb_moments(shl_state *st, double coef)
 {
     const update_step u = step_of(st, coef, 0.0);
+    const shl_tensor none = {0};
     for (int i = 0; i < st->n_train_frags; ++i) {
-        SHL_TRY(optim_fragment(st, &st->frags[i], &u, SHL_RULE_LAMB));
+        SHL_TRY(optim_fragment(st, &st->frags[i], &u, SHL_RULE_LAMB, &none));
     }
     return SHL_OK;
 }

@@ -19,9 +19,10 @@ double shl_update_clip_coef(const shl_optim_config *c, double norm);
 int shl_update_norm_quantum(uint32_t max_bits);
 double shl_update_norm_root(uint32_t max_bits, const int64_t sum[2]);
 
-/* The optimizer on the fragments of flat `flat` (-1: all) with gradients times `coef`, for the update that
- * the engine is at, at rate lr. Behind shl_update_prepare. Enqueues on compute. */
-shl_code shl_update_apply(shl_state *st, int flat, double coef, double lr) SHL_MUST_USE;
+/* The optimizer on all fragments with gradients times `coef`, for the update that the engine is at, at rate
+ * lr; behind shl_update_prepare. The parameters are then where they are held, whole ones gathered.
+ * COLLECTIVE over the shard group for whole parameters. */
+shl_code shl_update_apply(shl_state *st, double coef, double lr) SHL_MUST_USE;
 
 /* LAMB's first half on all fragments: moments, and its update in the place of the gradients. */
 shl_code shl_update_lamb_moments(shl_state *st, double coef) SHL_MUST_USE;

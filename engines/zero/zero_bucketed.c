@@ -4,6 +4,7 @@
  * update, where DeepSpeed's default all-reduces (3 psi). */
 #include "engines/zero/zero.h"
 
+#include "engines/shared/offload.h"
 #include "engines/shared/order.h"
 #include "engines/shared/update.h"
 #include "kernels/base/heap.h"
@@ -17,6 +18,12 @@ static bool
 runs(shl_strategy s)
 {
     return s == SHL_DDP || s == SHL_ZERO1 || s == SHL_ZERO2;
+}
+
+static bool
+offloads(const shl_engine_config *c)
+{
+    return c->offload.optimizer != SHL_OFFLOAD_NONE;
 }
 
 int
@@ -38,11 +45,15 @@ shl_zero_plan_buckets(const shl_model *model, int64_t bucket_elems, shl_layout_i
     return flat + 1;
 }
 
-/* Reducing at every micro-step of one needs no second buffer: the store itself is reduced. */
+/* Reducing at every micro-step of one needs no second buffer: the store itself is reduced. Offloaded, there
+ * is no whole store, and buckets hold the gradients until the boundary. */
 static shl_reduce_mode
 reduce_mode(const shl_engine_config *c)
 {
-    return shl_reduces_in_grad_dtype(c) ? SHL_REDUCE_IN_PLACE : SHL_REDUCE_BUCKET;
+    if (!shl_reduces_in_grad_dtype(c)) {
+        return SHL_REDUCE_BUCKET;
+    }
+    return offloads(c) ? SHL_REDUCE_HOLD : SHL_REDUCE_IN_PLACE;
 }
 
 static shl_code
@@ -79,7 +90,7 @@ attach(shl_engine *e)
     SHL_TRY(make_layout(e, shard != NULL ? shl_comm_size(shard) : 1, &layout));
     shl_state_spec spec = {.piece = shard != NULL ? shl_comm_rank(shard) : 0,
                            .param_full = true,
-                           .grad_full = e->config.strategy != SHL_ZERO2};
+                           .grad_full = e->config.strategy != SHL_ZERO2 && !offloads(&e->config)};
     SHL_TRY(shl_state_init(&z->state, e, &layout, &spec));
     shl_state_bind_params(&z->state);
     return shl_reducer_init(&z->reducer, &z->state, reduce_mode(&e->config), 0);
@@ -127,24 +138,16 @@ end_eval(shl_engine *e)
     SHL_UNUSED(e); /* a forward leaves nothing */
 }
 
-/* Each bucket's gather runs behind its update, beside the next bucket's update. */
 static shl_code
 end_step(shl_engine *e, shl_step_report *r)
 {
     zero_bucketed *z = e->impl;
-    shl_event done = {0};
     double coef = 0.0;
     SHL_TRY(shl_update_prepare(&z->state, r, &coef));
     if (r->skipped) {
         return SHL_OK; /* what the others hold is still the same */
     }
-    for (int f = 0; f < z->state.layout->n_train_flats; ++f) {
-        SHL_TRY(shl_update_apply(&z->state, f, coef, r->lr));
-        if (e->mesh.shard != NULL) {
-            SHL_TRY(shl_state_gather_flat(&z->state, f, &done));
-        }
-    }
-    return e->mesh.shard != NULL ? shl_engine_wait_comm(e, done) : SHL_OK;
+    return shl_update_apply(&z->state, coef, r->lr);
 }
 
 static shl_code
@@ -173,6 +176,7 @@ info(const shl_engine *e, shl_engine_info *out)
                              .payload_elems = l->payload_elems[SHL_SPACE_TRAIN],
                              .frozen_elems = l->payload_elems[SHL_SPACE_FROZEN],
                              .n_reduce = z->reducer.n_groups};
+    shl_offload_info(&z->state, out);
 }
 
 static shl_code

@@ -97,7 +97,7 @@ test_ds_resolve_runs_a_plain_stage_2(void **state)
     assert_true(e.scale.scale == 65536.0 && e.scale.window == 1000 && e.scale.hysteresis == 2);
     assert_true(e.optim.lr == 1e-4 && e.optim.weight_decay == 0.01 && e.optim.beta2 == 0.999);
     assert_true(e.optim.clip == 1.0);
-    assert_true(e.zero.given && !e.zero.offload_optimizer);
+    assert_true(e.zero.given && e.offload.optimizer == SHL_OFFLOAD_NONE);
 }
 
 static void
