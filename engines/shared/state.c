@@ -461,22 +461,33 @@ out:
     return code;
 }
 
+/* Elements of the tensors themselves that a store holds. */
+static int64_t
+own_elems(const shl_state *st, const shl_store *store)
+{
+    int64_t elems = 0;
+    for (int i = 0; i < st->n_frags; ++i) {
+        const shl_fragment *f = &st->frags[i];
+        bool same = st->layout->flats[f->flat].space == store->space;
+        if (same && (store != &st->master || shl_state_master_of(st, f) == store)) {
+            elems += f->end - f->begin;
+        }
+    }
+    return store->full ? st->layout->elems[store->space] : elems;
+}
+
 size_t
 shl_state_padding_bytes(const shl_state *st)
 {
-    const shl_layout *l = st->layout;
     const shl_store *stores[] = {&st->param, &st->frozen, &st->master, &st->grad, &st->m, &st->v};
-    int64_t owned[SHL_SPACE_COUNT] = {0, 0};
     size_t bytes = 0;
-    for (int i = 0; i < st->n_frags; ++i) {
-        owned[l->flats[st->frags[i].flat].space] += st->frags[i].end - st->frags[i].begin;
-    }
     for (size_t i = 0; i < SHL_ARRAY_LEN(stores); ++i) {
         const shl_store *s = stores[i];
-        int64_t spare = s->full ? l->full_elems[s->space] - l->elems[s->space]
-                                : l->shard_elems[s->space] - owned[s->space];
-        bool held = s->buf.bytes + s->far.bytes > 0;
-        bytes += held ? (size_t)spare * shl_dtype_bytes(s->dtype) : 0;
+        if (s->buf.bytes + s->far.bytes == 0) {
+            continue;
+        }
+        bytes += s->buf.bytes + s->far.bytes;
+        bytes -= (size_t)own_elems(st, s) * shl_dtype_bytes(s->dtype);
     }
     return bytes;
 }

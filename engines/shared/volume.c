@@ -55,11 +55,62 @@ state_bytes(const roles *r, double frozen_param, const shl_formula_size *n)
            r->state * whole[r->state_shard] + frozen_param * frozen;
 }
 
+/* Master weights beside the parameters: where both are of one dtype and in one tier they are the same
+ * bytes. */
+static double
+master_bytes(const shl_engine_config *c, bool host)
+{
+    bool one_tier = host == (c->offload.param != SHL_OFFLOAD_NONE);
+    return one_tier && c->master_dtype == c->compute_dtype ? 0.0 : bytes_of(c->master_dtype);
+}
+
+static double
+update_bytes(const shl_engine_config *c, bool host)
+{
+    return bytes_of(c->grad_dtype) + moments_of(c) * bytes_of(c->moment_dtype) +
+           master_bytes(c, host);
+}
+
+static bool
+offloads(const shl_engine_config *c)
+{
+    return c->offload.optimizer != SHL_OFFLOAD_NONE || c->offload.param != SHL_OFFLOAD_NONE;
+}
+
+double
+shl_formula_host_bytes(const shl_engine_config *c, const shl_formula_size *n)
+{
+    double params = c->offload.param != SHL_OFFLOAD_NONE
+                        ? bytes_of(c->compute_dtype) * (n->train + n->frozen) / (double)n->ranks
+                        : 0.0;
+    return offloads(c) ? params + n->host * update_bytes(c, true) : 0.0;
+}
+
 double
 shl_formula_state_bytes(const shl_engine_config *c, const shl_formula_size *n)
 {
     roles r = roles_of(c);
-    return state_bytes(&r, bytes_of(c->compute_dtype), n);
+    if (!offloads(c)) {
+        return state_bytes(&r, bytes_of(c->compute_dtype), n);
+    }
+    double params = r.param * (n->train + n->frozen) / (r.param_shard ? (double)n->ranks : 1.0);
+    return (c->offload.param != SHL_OFFLOAD_NONE ? 0.0 : params) +
+           (n->train / (double)n->ranks - n->host) * update_bytes(c, false);
+}
+
+void
+shl_formula_move_bytes(const shl_engine_config *c, const shl_formula_size *n, shl_formula_move *out)
+{
+    double k = (double)c->accum, compute = bytes_of(c->compute_dtype);
+    double reductions = c->reduce_every == SHL_REDUCE_MICRO ? k : 1.0;
+    *out = (shl_formula_move){.to_host_bytes = reductions * n->host * bytes_of(c->reduce_dtype)};
+    if (c->offload.param != SHL_OFFLOAD_NONE) {
+        double gathered = (n->train + n->frozen + n->again) / (double)n->ranks;
+        out->to_host_bytes += (n->train / (double)n->ranks - n->host) * compute;
+        out->to_device_bytes = k * gathered * compute;
+    } else {
+        out->to_device_bytes = n->host * compute;
+    }
 }
 
 double

@@ -12,6 +12,7 @@ typedef struct shl_formula_size {
     double train, frozen;
     double again; /* of both: what zero3 and fsdp gather once more for backward */
     int ranks;
+    double host; /* trainable elements of a rank whose updates run in host memory; 0: none */
 } shl_formula_size;
 
 /* Counted from the tree. Backward does not come to what lies before every trainable parameter, so that is
@@ -20,7 +21,8 @@ typedef struct shl_formula_size {
 void shl_formula_size_of(shl_strategy s, const shl_model *model, int ranks, shl_formula_size *out);
 
 /* Bytes that stay from step to step on a rank: param + grad + master + optim, as an exact rational
- * rounded to double. */
+ * rounded to double: in device memory, in host memory. */
+double shl_formula_host_bytes(const shl_engine_config *c, const shl_formula_size *n);
 double shl_formula_state_bytes(const shl_engine_config *c, const shl_formula_size *n);
 
 /* Whole gradients that live until the boundary beside the shards: fsdp without synchronisation; else 0.
@@ -40,5 +42,15 @@ typedef struct shl_formula_comm {
  * reductions gradients of trainable ones. A skipped step of zero1 and zero2 gathers nothing. */
 void shl_formula_comm_bytes(const shl_engine_config *c, const shl_formula_size *n,
                             shl_formula_comm *out);
+
+typedef struct shl_formula_move {
+    double to_host_bytes,
+        to_device_bytes; /* between tiers, per rank and step that is not skipped */
+} shl_formula_move;
+
+/* Reduced gradients go to host memory and parameters come back; offloaded parameters are fetched by each
+ * gather. */
+void shl_formula_move_bytes(const shl_engine_config *c, const shl_formula_size *n,
+                            shl_formula_move *out);
 
 #endif

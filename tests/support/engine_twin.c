@@ -35,18 +35,20 @@ et_label(const ew_config *c, char *label, size_t bytes)
 {
     const shl_tune_config *t = &c->tune;
     const shl_model_config *m = &c->model;
+    const shl_offload_config *o = &c->engine.offload;
     char policy[SHL_DTYPE_POLICY_TEXT_BYTES];
     shl_dtype_policy_text(&c->engine, policy, sizeof(policy));
     snprintf(
         label, bytes,
         "%s%s%s, %s, %s, ranks %d accum %lld clip %g bucket %lld prefetch %d recompute %s %lld "
-        "freeze \"%.60s\" last %lld lora %lld%s dropout %g %g",
+        "freeze \"%.60s\" last %lld lora %lld%s dropout %g %g offload %s %s ratio %g group %lld",
         shl_family_name(m->family), m->tied ? "" : " untied", m->qkv_bias ? " with biases" : "",
         policy, shl_strategy_name(c->engine.strategy), c->ranks, (long long)c->engine.accum,
         c->engine.optim.clip, (long long)c->engine.bucket_elems, c->engine.prefetch,
         shl_recompute_name(t->recompute), (long long)t->recompute_every, t->freeze,
         (long long)t->train_last, (long long)t->lora_rank, t->lora_base ? " with base" : "",
-        t->dropout, t->attention_dropout);
+        t->dropout, t->attention_dropout, shl_offload_name(o->optimizer),
+        shl_offload_name(o->param), o->ratio, (long long)o->sub_group_elems);
 }
 
 void
@@ -63,6 +65,11 @@ et_expect_twin(const ew_config *of, const ew_result *cpu, int rank, ew_result *v
         fail_msg("%s: virtual: %s", label, virt->what);
     }
     expect_equal_tier(label, &virt->device[0], &cpu->device[rank]);
+    expect_equal_tier(label, &virt->host[0], &cpu->host[rank]);
+    if (memcmp(virt->moved[0], cpu->moved[rank], sizeof(virt->moved[0])) != 0 ||
+        virt->pinned_peak[0] != cpu->pinned_peak[rank]) {
+        fail_msg("%s: bytes between tiers, or pinned, differ", label);
+    }
     if (virt->trace_hash[0] != cpu->trace_hash[rank]) {
         fail_msg("%s: same peaks, another order of events", label);
     }

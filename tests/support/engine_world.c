@@ -133,8 +133,12 @@ run_steps(const ew_job *job, shl_engine *e, shl_comm *comm, int rank)
             SHL_TRY_TO(code, out, shl_engine_backward(e));
         }
         SHL_TRY_TO(code, out, shl_engine_end_step(e, &report));
-        if (rank == 0 || strcmp(c->device, "virtual") == 0) {
+        bool is_virtual = strcmp(c->device, "virtual") == 0;
+        if (rank == 0 || is_virtual) {
             job->r->reports[step] = report;
+        }
+        for (int m = 0; m < SHL_MOVE_COUNT; ++m) {
+            job->r->moved[is_virtual ? 0 : rank][m] += report.moved_bytes[m];
         }
     }
     SHL_UNUSED(comm);
@@ -170,6 +174,8 @@ run_engine(const ew_job *job, shl_device *d, shl_comm *comm, int rank)
     SHL_TRY_TO(code, out, run_steps(job, e, comm, rank));
     job->r->comm[slot] = *shl_comm_stats_get(comm);
     job->r->device[slot] = *shl_ledger_get(d->ledger, SHL_TIER_DEVICE);
+    job->r->host[slot] = *shl_ledger_get(d->ledger, SHL_TIER_HOST);
+    job->r->pinned_peak[slot] = d->pinned_peak_bytes;
     job->r->trace_hash[slot] = shl_ledger_trace_hash(d->ledger);
     if (slot == 0) {
         shl_engine_info_get(e, &job->r->info);
@@ -203,7 +209,9 @@ rank_main(shl_world *w, void *arg)
                             .stands_for = is_virtual ? "cpu" : NULL,
                             .rank = rank,
                             .threads = c->threads,
-                            .limit_bytes = {c->device_memory, 0, 0},
+                            .limit_bytes = {c->device_memory, c->host_memory, 0},
+                            .pin_limit_bytes = c->pin_limit,
+                            .link_bytes_per_s = c->link_bytes_per_s,
                             .comm_arena = is_virtual ? NULL : shl_world_comm_arena(w),
                             .flops_per_s = c->flops_per_s,
                             .bytes_per_s = c->bytes_per_s};

@@ -17,7 +17,9 @@ typedef struct ew_config {
     int ranks, threads, steps;
     const char *device; /* "cpu" or "virtual" (one rank of `ranks` is run) */
     int virtual_rank;
-    size_t device_memory; /* limit per rank; 0 none */
+    size_t device_memory, host_memory; /* limits per rank; 0 none */
+    size_t pin_limit;
+    double link_bytes_per_s;
     /* One global batch per step: [steps][ranks * accum * batch][seq]; NULL: seeded synthetic. */
     const int32_t *tokens, *targets;
     const int64_t *valid; /* [steps] non-ignored targets; NULL: all */
@@ -49,6 +51,9 @@ typedef struct ew_result {
     shl_step_report reports[EW_MAX_STEPS]; /* rank 0 */
     uint64_t param_hash;
     shl_ledger_tier device[EW_MAX_RANKS]; /* per rank; [0] on virtual */
+    shl_ledger_tier host[EW_MAX_RANKS];
+    size_t pinned_peak[EW_MAX_RANKS];
+    int64_t moved[EW_MAX_RANKS][SHL_MOVE_COUNT]; /* by the steps */
     uint64_t trace_hash[EW_MAX_RANKS];
     shl_comm_stats comm[EW_MAX_RANKS]; /* of all steps, engine open not included */
     shl_engine_info info;
