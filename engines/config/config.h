@@ -105,7 +105,7 @@ typedef struct shl_zero_options {
 /* Where states live that are not on the device. NVMe is known and refused. */
 typedef enum shl_offload_device {
     SHL_OFFLOAD_NONE = 0,
-    SHL_OFFLOAD_CPU,
+    SHL_OFFLOAD_HOST,
     SHL_OFFLOAD_DEVICE_COUNT
 } shl_offload_device;
 

@@ -370,8 +370,8 @@ resolve_offload(const shl_ds_config *c, shl_offload_config *o)
 {
     bool optimizer = strcmp(shl_ds_text(c, Z "offload_optimizer.device"), HOST) == 0;
     bool param = strcmp(shl_ds_text(c, Z "offload_param.device"), HOST) == 0;
-    o->optimizer = optimizer ? SHL_OFFLOAD_CPU : SHL_OFFLOAD_NONE;
-    o->param = param ? SHL_OFFLOAD_CPU : SHL_OFFLOAD_NONE;
+    o->optimizer = optimizer ? SHL_OFFLOAD_HOST : SHL_OFFLOAD_NONE;
+    o->param = param ? SHL_OFFLOAD_HOST : SHL_OFFLOAD_NONE;
     o->pin = (optimizer && shl_ds_bool(c, Z "offload_optimizer.pin_memory")) ||
              (param && shl_ds_bool(c, Z "offload_param.pin_memory"));
     o->ratio = shl_ds_real(c, Z "offload_optimizer.ratio", 1.0);

@@ -5,7 +5,7 @@
 
 static const char *const device_names[] = {
     [SHL_OFFLOAD_NONE] = "none",
-    [SHL_OFFLOAD_CPU] = "cpu",
+    [SHL_OFFLOAD_HOST] = "cpu",
 };
 
 const char *

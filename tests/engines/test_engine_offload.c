@@ -23,8 +23,8 @@ static const double ratios[] = {0.0, 0.5, 1.0};
 static void
 offload(ew_config *c, bool optimizer, bool param, double ratio, int64_t group)
 {
-    c->engine.offload.optimizer = optimizer ? SHL_OFFLOAD_CPU : SHL_OFFLOAD_NONE;
-    c->engine.offload.param = param ? SHL_OFFLOAD_CPU : SHL_OFFLOAD_NONE;
+    c->engine.offload.optimizer = optimizer ? SHL_OFFLOAD_HOST : SHL_OFFLOAD_NONE;
+    c->engine.offload.param = param ? SHL_OFFLOAD_HOST : SHL_OFFLOAD_NONE;
     c->engine.offload.ratio = ratio;
     c->engine.offload.sub_group_elems = group;
 }
