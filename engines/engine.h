@@ -51,7 +51,12 @@ typedef struct shl_engine_info {
     int64_t again_elems;   /* of both, with padding: gathered a second time, for backward */
     int64_t root_elems;    /* fsdp: the unit that is kept between forward and backward; else 0 */
     int64_t n_reduce;      /* reduction calls per reduced micro-step */
-    int64_t n_gather_forward, n_gather_backward; /* gather calls per micro-step (zero3, fsdp) */
+    int64_t n_gather_forward, n_gather_backward; /* groups gathered per micro-step (zero3, fsdp): a
+                                                    call each unless `coalesced` */
+    int64_t resident_elems,
+        resident_bytes;               /* zero3: tensors that stay whole on every rank, padded */
+    int64_t n_refresh, refresh_elems; /* of them, trainable: a gather each after an update */
+    bool coalesced; /* zero3: groups issued ahead share a call, or tensors take one each */
     int64_t host_elems, host_payload_elems; /* of this rank: whose updates run in host memory */
     int64_t host_param_elems;               /* of this rank's parameter shards, in host memory */
 } shl_engine_info;
@@ -93,6 +98,8 @@ struct shl_engine {
     shl_step_report report; /* being filled */
     int64_t step_start_ns;
     int64_t moved_before[SHL_MOVE_COUNT]; /* this step */
+    struct shl_gather_log
+        *gather_log; /* borrowed: writes gathers down (gather_log.h); NULL: nobody does */
     shl_tape tape;
     shl_run run;
     shl_buf tokens, targets, loss_sum; /* tag act: one micro-batch, and the f64 loss */

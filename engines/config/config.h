@@ -93,11 +93,14 @@ typedef struct shl_scale_config {
 
 /* What only DeepSpeed's keys say (ds_config.h); lengths in elements. Zero unless a ds_config was given,
  * then that file's values or DeepSpeed's defaults. `given` false: the strategies' own defaults hold. */
+#define SHL_ZERO_LEAF_BYTES 256
 typedef struct shl_zero_options {
     bool given;
     int64_t prefetch_elems, persistence_elems, model_persistence_elems; /* stage 3 */
     int64_t max_live_elems, max_reuse_elems, granularity_elems;         /* stage 3 */
     bool gather_sequential, gather_on_save;                             /* stage 3 */
+    char leaf_names[SHL_ZERO_LEAF_BYTES];    /* stage 3: modules gathered as a whole: paths */
+    char leaf_suffixes[SHL_ZERO_LEAF_BYTES]; /* and ends of paths; commas between */
     bool round_robin, prescale, sum_gradients;
     double predivide; /* 1: none */
 } shl_zero_options;

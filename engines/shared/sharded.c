@@ -16,6 +16,7 @@ shl_shard_plan_init(shl_shard_plan *p, int n_params, int max_groups, int max_use
     SHL_TRY(shl_heap_alloc((size_t)n_params, sizeof(*p->items), &p->items));
     SHL_TRY(shl_heap_alloc((size_t)n_params, sizeof(int), &p->group_of_flat));
     SHL_TRY(shl_heap_alloc((size_t)max_groups, sizeof(bool), &p->keep));
+    SHL_TRY(shl_heap_alloc((size_t)max_groups, sizeof(bool), &p->resident));
     SHL_TRY(shl_heap_alloc((size_t)max_groups, sizeof(*p->owner), &p->owner));
     return shl_heap_alloc(2 * (size_t)max_users, sizeof(int), &p->users);
 }
@@ -26,6 +27,7 @@ shl_shard_plan_fini(shl_shard_plan *p)
     shl_heap_free(&p->items);
     shl_heap_free(&p->group_of_flat);
     shl_heap_free(&p->keep);
+    shl_heap_free(&p->resident);
     shl_heap_free(&p->owner);
     shl_heap_free(&p->users);
 }
@@ -102,12 +104,23 @@ fill_sequences(shl_gatherer *g, const shl_sharded *s, const shl_model *model)
     SHL_ASSERT(g->length[0] == g->n_groups);
 }
 
+static int64_t
+tensor_elems(const shl_layout *l, int flat)
+{
+    int64_t elems = 0;
+    for (int k = 0; k < l->flats[flat].n_slots; ++k) {
+        elems += l->slots[l->flats[flat].first_slot + k].elems;
+    }
+    return elems;
+}
+
 static shl_code
 fill_groups(shl_gatherer *g, const shl_shard_plan *plan)
 {
     const shl_layout *l = g->st->layout;
     for (int i = 0; i < g->n_groups; ++i) {
         g->groups[i].keep = plan->keep[i];
+        g->groups[i].resident = plan->resident[i];
         g->groups[i].owner = plan->owner[i];
         for (int f = 0; f < l->n_flats; ++f) {
             g->groups[i].n_flats += plan->group_of_flat[f] == i;
@@ -118,6 +131,7 @@ fill_groups(shl_gatherer *g, const shl_shard_plan *plan)
         for (int f = 0; f < l->n_flats; ++f) {
             if (plan->group_of_flat[f] == i) {
                 g->groups[i].flats[n++] = f;
+                g->groups[i].elems += tensor_elems(l, f);
             }
         }
     }
@@ -142,6 +156,10 @@ shl_sharded_attach(shl_engine *e, const shl_shard_plan *plan)
     SHL_TRY(shl_gatherer_init(&s->gatherer, &s->state, plan->n_groups));
     SHL_TRY(fill_groups(&s->gatherer, plan));
     fill_sequences(&s->gatherer, s, e->model);
+    if (plan->policy.by_elems) {
+        s->gatherer.policy = plan->policy;
+    }
+    SHL_TRY(shl_gatherer_open_resident(&s->gatherer));
     return shl_reducer_init(&s->reducer, &s->state, plan->reduce_mode, plan->reduce_bucket_elems);
 }
 
@@ -201,7 +219,11 @@ shl_sharded_end_step(shl_engine *e, shl_step_report *r)
     shl_sharded *s = e->impl;
     double coef = 0.0;
     SHL_TRY(shl_update_prepare(&s->state, r, &coef));
-    return r->skipped ? SHL_OK : shl_update_apply(&s->state, coef, r->lr);
+    if (r->skipped) {
+        return SHL_OK;
+    }
+    SHL_TRY(shl_update_apply(&s->state, coef, r->lr));
+    return shl_gatherer_refresh_resident(&s->gatherer, false);
 }
 
 shl_code
@@ -209,7 +231,11 @@ shl_sharded_visit(shl_engine *e, shl_visit_mode mode, shl_state_visitor v, void 
 {
     shl_sharded *s = e->impl;
     SHL_TRY(shl_state_visit(&s->state, v, ctx));
-    return mode == SHL_VISIT_WRITE ? shl_state_refresh(&s->state) : SHL_OK;
+    if (mode == SHL_VISIT_READ) {
+        return SHL_OK;
+    }
+    SHL_TRY(shl_state_refresh(&s->state));
+    return shl_gatherer_refresh_resident(&s->gatherer, true);
 }
 
 shl_code
@@ -228,6 +254,18 @@ group_elems(const shl_layout *l, const shl_gather_group *group)
     return elems;
 }
 
+static void
+add_resident(const shl_layout *l, const shl_gather_group *group, shl_engine_info *out)
+{
+    out->resident_bytes += (int64_t)group->slot.bytes;
+    for (int f = 0; f < group->n_flats; ++f) {
+        bool changes = l->flats[group->flats[f]].space == SHL_SPACE_TRAIN;
+        out->n_refresh += changes;
+        out->refresh_elems += changes ? l->flats[group->flats[f]].flat_elems : 0;
+        out->resident_elems += l->flats[group->flats[f]].flat_elems;
+    }
+}
+
 void
 shl_sharded_info(const shl_engine *e, shl_engine_info *out)
 {
@@ -241,10 +279,15 @@ shl_sharded_info(const shl_engine *e, shl_engine_info *out)
                              .payload_elems = l->payload_elems[SHL_SPACE_TRAIN],
                              .frozen_elems = l->payload_elems[SHL_SPACE_FROZEN],
                              .n_reduce = s->reducer.n_groups,
-                             .n_gather_forward = g->n_groups};
+                             .coalesced = g->policy.by_elems};
     shl_offload_info(&s->state, out);
     for (int i = 0; i < g->n_groups; ++i) {
         bool again = !g->groups[i].keep && g->groups[i].n_uses[1] > 0;
+        if (g->groups[i].resident) {
+            add_resident(l, &g->groups[i], out);
+            continue;
+        }
+        out->n_gather_forward++;
         out->n_gather_backward += again;
         out->again_elems += again ? group_elems(l, &g->groups[i]) : 0;
     }
@@ -259,7 +302,7 @@ acquire_all(void *ctx, shl_module *m, shl_run *run)
     shl_sharded *s = ((shl_engine *)ctx)->impl;
     SHL_UNUSED(run);
     for (int i = s->first_user[m->id]; i < s->first_user[m->id + 1]; ++i) {
-        SHL_TRY(shl_gatherer_acquire(&s->gatherer, s->user_group[i]));
+        SHL_TRY(shl_gatherer_acquire(&s->gatherer, s->user_group[i], m->path));
     }
     return SHL_OK;
 }

@@ -13,12 +13,14 @@ typedef struct shl_shard_plan {
     int n_items;
     shl_layout_split split;
     int n_groups;
-    int *group_of_flat; /* gather group of each flat; groups numbered in order of first use in
+    int *group_of_flat;       /* gather group of each flat; groups numbered in order of first use in
                                 forward */
-    bool cast_gather;   /* shards stay in the master dtype, gathers cast them */
-    bool *keep;         /* of each group */
-    const char **owner; /* of each group, for the ledger; borrowed from the model */
-    int *users;         /* (module id, group) pairs in forward order: 2 * n_users */
+    bool cast_gather;         /* shards stay in the master dtype, gathers cast them */
+    bool *keep;               /* of each group */
+    bool *resident;           /* of each group: stays whole on every rank; flats of one tensor */
+    shl_gather_policy policy; /* with by_elems: instead of the configuration's `prefetch` */
+    const char **owner;       /* of each group, for the ledger; borrowed from the model */
+    int *users;               /* (module id, group) pairs in forward order: 2 * n_users */
     int n_users;
     int64_t reduce_bucket_elems; /* 0: one reduction per flat */
     shl_reduce_mode reduce_mode;

@@ -63,6 +63,13 @@ init_range(shl_state *st, int param, int64_t begin, int64_t end, shl_dtype dtype
     return shl_op_init(shl_device_stream(st->engine->device, SHL_STREAM_COMPUTE), &a);
 }
 
+shl_code
+shl_state_init_whole(shl_state *st, int param)
+{
+    const shl_param *p = st->engine->model->params[param];
+    return init_range(st, param, 0, p->elems, st->engine->config.compute_dtype, p->data);
+}
+
 static shl_code
 init_fragments(shl_state *st, const shl_store *store)
 {

@@ -56,6 +56,10 @@ shl_code shl_state_init(shl_state *st, shl_engine *e, shl_layout **layout,
                         const shl_state_spec *spec) SHL_MUST_USE;
 void shl_state_fini(shl_state *st);
 
+/* Fills the whole copy at param->data (compute dtype) with the parameter's initial values. Local; compute
+ * stream. */
+shl_code shl_state_init_whole(shl_state *st, int param) SHL_MUST_USE;
+
 /* The space of a parameter under the engine's configuration: that of its own flag, but frozen for
  * all in an engine without optimizer. */
 shl_space shl_state_space(const shl_engine_config *c, const shl_param *p);
