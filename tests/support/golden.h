@@ -9,8 +9,9 @@
 
 #include <hdf5.h>
 
-/* Names of the files in the folder whose root attribute model_type is `type`, at most max of them,
- * sorted; fails the test when there is none. */
+/* Names of the files in the folder whose root attribute model_type is `type` (NULL: any), at most max of
+ * them, sorted. When there is none the test is skipped in a set of SHL_GOLDEN_DIR that has other models, else
+ * it fails. */
 int shl_golden_models(const char *type, char names[][64], int max);
 
 hid_t shl_golden_open(const char *name);
