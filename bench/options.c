@@ -172,29 +172,42 @@ resolve_reduce(const char *name, shl_strategy s, shl_reduce_every *out)
 }
 
 static shl_code
-resolve_optim(const shl_run_options *o, shl_optim_config *c)
+resolve_betas(const char *text, shl_optim_asked *a)
 {
     char first[32];
-    const char *comma = strchr(o->betas, ',');
-    if (!comma || (size_t)(comma - o->betas) >= sizeof(first)) {
-        SHL_RAISE(SHL_E_USAGE, "--betas: \"%s\" is not two numbers", o->betas);
+    const char *comma = strchr(text, ',');
+    if (!comma || (size_t)(comma - text) >= sizeof(first)) {
+        SHL_RAISE(SHL_E_USAGE, "--betas: \"%s\" is not two numbers", text);
         shl_err_because("the decay of the first and of the second moment, with a comma between");
         return shl_err_advice("--betas 0.9,0.95");
     }
-    shl_strf(first, sizeof(first), "%.*s", (int)(comma - o->betas), o->betas);
+    shl_strf(first, sizeof(first), "%.*s", (int)(comma - text), text);
     const double below_one = nextafter(1.0, 0.0);
-    shl_code code = shl_parse_double(first, 0.0, below_one, &c->beta1);
+    shl_code code = shl_parse_double(first, 0.0, below_one, &a->beta1);
     if (code == SHL_OK) {
-        code = shl_parse_double(comma + 1, 0.0, below_one, &c->beta2);
+        code = shl_parse_double(comma + 1, 0.0, below_one, &a->beta2);
     }
     if (code != SHL_OK) {
-        SHL_RAISE(SHL_E_USAGE, "--betas: \"%s\" does not hold two numbers", o->betas);
+        SHL_RAISE(SHL_E_USAGE, "--betas: \"%s\" does not hold two numbers", text);
         shl_err_because("each must be at least 0 and below 1");
         return shl_err_advice("--betas 0.9,0.95");
     }
-    c->lr = o->lr;
-    c->eps = o->eps;
-    c->weight_decay = o->weight_decay;
+    return SHL_OK;
+}
+
+static shl_code
+resolve_optim(const shl_run_options *o, shl_optim_config *c)
+{
+    shl_optim_asked asked = {.lr = o->lr,
+                             .beta1 = SHL_OPTIM_UNSET,
+                             .beta2 = SHL_OPTIM_UNSET,
+                             .eps = o->eps,
+                             .weight_decay = o->weight_decay,
+                             .momentum = o->momentum,
+                             .min_coeff = o->min_coeff,
+                             .max_coeff = o->max_coeff};
+    SHL_TRY(o->betas ? resolve_betas(o->betas, &asked) : SHL_OK);
+    SHL_TRY(shl_optim_resolve((shl_optim_kind)o->optimizer, &asked, c));
     c->clip = o->clip;
     c->schedule = (shl_schedule)o->schedule;
     c->warmup_steps = o->warmup;

@@ -23,8 +23,10 @@ typedef struct shl_run_options {
     const char *init_from;
     shl_ds_options ds;
     int64_t steps;
-    double lr, min_lr_ratio, eps, weight_decay, clip;
-    const char *betas;
+    int optimizer;
+    double lr, eps, weight_decay, momentum, min_coeff, max_coeff; /* -1: the optimizer's own */
+    double min_lr_ratio, clip;
+    const char *betas; /* NULL: the optimizer's own */
     int schedule;
     int64_t schedule_steps, warmup; /* schedule_steps 0: steps */
     const char *data, *val_data;
@@ -145,7 +147,7 @@ extern const char *const shl_choices_dtype[];
     SHL_ROW("grad-dtype", SHL_OPT_ENUM, grad_dtype, 0, 0, "fp32", shl_choices_dtype, NULL,           \
             "Dtypes", "Of gradients while they accumulate: fp32, or as --dtype."),                   \
     SHL_ROW("moment-dtype", SHL_OPT_ENUM, moment_dtype, 0, 0, "fp32", shl_choices_dtype, NULL,       \
-            "Dtypes", "Of AdamW's moments: fp32 or bf16."),                                          \
+            "Dtypes", "Of the optimizer's moments: fp32 or bf16."),                                          \
     SHL_ROW("loss-scale", SHL_OPT_STRING, loss_scale, 0, 0, "none", NULL, NULL, "Dtypes",            \
             "none, dynamic, or a number; fp16 needs one of the latter."),                            \
     SHL_ROW("initial-scale-power", SHL_OPT_INT, initial_scale_power, 0, 1000, "16", NULL, NULL,      \
@@ -166,8 +168,13 @@ extern const char *const shl_choices_dtype[];
             "Largest global gradient norm; 0 does not clip.")
 
 #define SHL_ROWS_OPTIMIZER                                                                           \
-    SHL_ROW("lr", SHL_OPT_DOUBLE, lr, 0, 1e6, "0.001", NULL, NULL, "Optimizer",                      \
-            "Learning rate (AdamW)."),                                                               \
+    SHL_ROW("optimizer", SHL_OPT_ENUM, optimizer, 0, 0, "adamw", shl_optim_names, NULL, "Optimizer", \
+            "adam has its decay in the gradient, adamw on the parameter. adagrad, lion and sgd with "  \
+            "momentum keep one moment, sgd without none, the others two."),                          \
+    SHL_ROW("momentum", SHL_OPT_ASKED, momentum, 0, 1, NULL, NULL, NULL, "Optimizer",         \
+            "Of sgd, without dampening and Nesterov; default 0."),                                   \
+    SHL_ROW("lr", SHL_OPT_ASKED, lr, 0, 1e6, NULL, NULL, NULL, "Optimizer",                          \
+            "Learning rate; default 0.001, adagrad 0.01."),                                          \
     SHL_ROW("schedule", SHL_OPT_ENUM, schedule, 0, 0, "constant", shl_choices_schedule, NULL,        \
             "Optimizer", "Learning rate after the warm-up."),                                        \
     SHL_ROW("schedule-steps", SHL_OPT_COUNT, schedule_steps, 1, 1e15, NULL, NULL, "steps",           \
@@ -176,12 +183,19 @@ extern const char *const shl_choices_dtype[];
             "Linear warm-up."),                                                                      \
     SHL_ROW("min-lr-ratio", SHL_OPT_DOUBLE, min_lr_ratio, 0, 1, "0", NULL, NULL, "Optimizer",        \
             "Last learning rate / --lr."),                                                           \
-    SHL_ROW("betas", SHL_OPT_STRING, betas, 0, 0, "0.9,0.95", NULL, NULL, "Optimizer",               \
-            "Decay of the two moments."),                                                            \
-    SHL_ROW("eps", SHL_OPT_DOUBLE, eps, 1e-30, 1, "1e-08", NULL, NULL, "Optimizer",                  \
-            "Added to the root of the second moment."),                                              \
-    SHL_ROW("weight-decay", SHL_OPT_DOUBLE, weight_decay, 0, 1e6, "0.1", NULL, NULL, "Optimizer",    \
-            "Decoupled; on tensors of two or more dimensions."),                                     \
+    SHL_ROW("betas", SHL_OPT_STRING, betas, 0, 0, NULL, NULL, NULL, "Optimizer",                     \
+            "Decay of the two moments (adagrad and sgd have none); default adamw 0.9,0.95, adam and "  \
+            "lamb 0.9,0.999, lion 0.9,0.99."),                                                       \
+    SHL_ROW("eps", SHL_OPT_ASKED, eps, 1e-30, 1, NULL, NULL, NULL, "Optimizer",                      \
+            "Added to the root of the second moment (lion and sgd have none); default 1e-08, adagrad "  \
+            "1e-10."),                                                                               \
+    SHL_ROW("weight-decay", SHL_OPT_ASKED, weight_decay, 0, 1e6, NULL, NULL, NULL, "Optimizer",      \
+            "On tensors of two or more dimensions: decoupled (adamw, lion, lamb), or added to the "    \
+            "gradient (adam, adagrad, sgd); default adamw 0.1, the others 0."),                      \
+    SHL_ROW("min-coeff", SHL_OPT_ASKED, min_coeff, 0, 1e30, NULL, NULL, NULL, "Optimizer",           \
+            "Least trust ratio of lamb; default 0.01."),                                             \
+    SHL_ROW("max-coeff", SHL_OPT_ASKED, max_coeff, 0, 1e30, NULL, NULL, NULL, "Optimizer",           \
+            "Largest trust ratio of lamb; default 10."),                                             \
     SHL_ROW_CLIP
 
 #define SHL_ROWS_RUN                                                                                 \

@@ -182,6 +182,22 @@ give_policy(const shl_engine_config *e, shl_lab_options *out)
     out->check_overflow = e->check_overflow;
 }
 
+static void
+give_optim(const shl_engine_config *e, shl_lab_options *out)
+{
+    shl_optim_asked a;
+    shl_optim_asked_of(&e->optim, &a);
+    out->optimizer = e->no_optimizer ? "none" : shl_optim_name(e->optim.kind);
+    out->lr = a.lr;
+    out->beta1 = a.beta1;
+    out->beta2 = a.beta2;
+    out->eps = a.eps;
+    out->weight_decay = a.weight_decay;
+    out->momentum = a.momentum;
+    out->min_coeff = a.min_coeff;
+    out->max_coeff = a.max_coeff;
+}
+
 shl_code
 shl_session_lab_options(const shl_session_config *c, int rank, char *rope, shl_lab_options *out)
 {
@@ -213,11 +229,6 @@ shl_session_lab_options(const shl_session_config *c, int rank, char *rope, shl_l
     out->seq = e->seq;
     out->accum = e->accum;
     out->seed = e->seed;
-    out->lr = e->optim.lr;
-    out->beta1 = e->optim.beta1;
-    out->beta2 = e->optim.beta2;
-    out->eps = e->optim.eps;
-    out->weight_decay = e->optim.weight_decay;
     out->clip = e->optim.clip;
     out->schedule = schedule_name(c);
     out->schedule_steps = e->optim.schedule_steps;
@@ -247,17 +258,8 @@ shl_session_lab_options(const shl_session_config *c, int rank, char *rope, shl_l
     out->attention_dropout = c->tune.attention_dropout;
     out->init_from = c->resume ? NULL : c->init_from;
     give_policy(e, out);
+    give_optim(e, out);
     return SHL_OK;
-}
-
-static json_t *
-optim_json(const shl_session_config *c)
-{
-    const shl_optim_config *o = &c->engine.optim;
-    return json_pack("{sf s[ff] sf sf sf ss sI sI sf}", "lr", o->lr, "betas", o->beta1, o->beta2,
-                     "eps", o->eps, "weight-decay", o->weight_decay, "clip", o->clip, "schedule",
-                     schedule_name(c), "schedule-steps", (json_int_t)o->schedule_steps, "warmup",
-                     (json_int_t)o->warmup_steps, "min-lr-ratio", o->min_lr_ratio);
 }
 
 static json_t *
@@ -285,7 +287,7 @@ shl_code
 shl_session_config_json(const shl_session_config *c, json_t **out)
 {
     const shl_engine_config *e = &c->engine;
-    json_t *shape = shl_lab_shape_json(&c->shape), *optim = optim_json(c);
+    json_t *shape = shl_lab_shape_json(&c->shape), *optim = shl_lab_optim_json(&c->engine);
     /* "s?" gives null for NULL; the inner objects are stolen, also on failure. */
     *out = json_pack("{ss so ss sI sI sI sI sI so sI ss sI sI sI ss ss ss sI ss? sI sb sb sI ss?}",
                      "model", c->model, "shape", shape, "strategy", shl_strategy_name(e->strategy),

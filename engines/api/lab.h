@@ -59,6 +59,10 @@ struct shl_lab {
 shl_code shl_lab_setup_resolve(const shl_lab_options *o, const shl_world *world,
                                shl_lab_setup *out) SHL_MUST_USE;
 
+/* The "optim" object of a configuration: of the optimizer's parameters those that it has. Owner: caller;
+ * NULL: out of host memory. */
+struct json_t *shl_lab_optim_json(const shl_engine_config *e);
+
 /* The "shape" object of a configuration. Owner: caller; NULL: out of host memory. */
 struct json_t *shl_lab_shape_json(const shl_model_config *g);
 

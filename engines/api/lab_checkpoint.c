@@ -19,7 +19,9 @@ static shl_code
 list_tensors(const shl_lab *lab, shl_ckpt_tensor **out, int *n)
 {
     const shl_model *model = lab->model;
-    const bool moments = !lab->setup.engine.no_optimizer;
+    const shl_engine_config *e = &lab->setup.engine;
+    const bool has[] = {true, !e->no_optimizer && shl_optim_has_m(&e->optim),
+                        !e->no_optimizer && shl_optim_has_v(&e->optim)};
     int n_kinds = (int)SHL_ARRAY_LEN(kinds);
     shl_ckpt_tensor *list = NULL;
     *n = 0;
@@ -27,7 +29,7 @@ list_tensors(const shl_lab *lab, shl_ckpt_tensor **out, int *n)
     for (int k = 0; k < n_kinds; k++) {
         for (int i = 0; i < model->n_params; i++) {
             const shl_param *p = model->params[i];
-            if (k > 0 && !(moments && p->trainable)) {
+            if (!has[k] || (k > 0 && !p->trainable)) {
                 continue;
             }
             shl_ckpt_tensor *t = &list[(*n)++];
@@ -336,12 +338,20 @@ compare_config(const json_t *theirs, const json_t *ours)
     /* jansson iterates over objects that it takes as not const, and changes nothing. */
     json_t *mine = json_object_get(ours, "optim");
     SHL_ASSERT(mine != NULL);
-    if (json_object_get(mine, "optimizer")) {
-        return SHL_OK; /* none: what decides updates says nothing */
+    const char *optimizer = json_string_value(json_object_get(mine, "optimizer"));
+    if (strcmp(optimizer, "none") == 0) {
+        return SHL_OK; /* what decides updates says nothing */
+    }
+    const char *before = json_string_value(json_object_get(a, "optimizer"));
+    before = before ? before : shl_optim_name(SHL_OPTIM_ADAMW); /* the only one there was */
+    if (strcmp(optimizer, before) != 0) {
+        return raise_mismatch("optimizer", before, optimizer);
     }
     json_object_foreach(mine, key, value)
     {
-        SHL_TRY(compare_key(a, mine, key));
+        if (strcmp(key, "optimizer") != 0) {
+            SHL_TRY(compare_key(a, mine, key));
+        }
     }
     return compare_shape(json_object_get(theirs, "shape"), json_object_get(ours, "shape"));
 }

@@ -59,6 +59,9 @@ static const json_key keys[] = {
     {"optim", "betas", KEY_PAIR, AT(beta1)},
     {"optim", "eps", KEY_REAL, AT(eps)},
     {"optim", "weight-decay", KEY_REAL, AT(weight_decay)},
+    {"optim", "momentum", KEY_REAL, AT(momentum)},
+    {"optim", "min-coeff", KEY_REAL, AT(min_coeff)},
+    {"optim", "max-coeff", KEY_REAL, AT(max_coeff)},
     {"optim", "clip", KEY_REAL, AT(clip)},
     {"optim", "schedule", KEY_TEXT, AT(schedule)},
     {"optim", "schedule-steps", KEY_INT, AT(schedule_steps)},
@@ -297,25 +300,39 @@ shl_lab_options_from_json(const char *text, shl_lab_options *o, json_t **holder)
     return take_object(text, "", *holder, o);
 }
 
+/* A parameter that the optimizer has; NULL leaves it out. */
 static json_t *
-optim_json(const shl_optim_config *o)
+own_real(double asked)
+{
+    return asked < 0.0 ? NULL : json_real(asked);
+}
+
+json_t *
+shl_lab_optim_json(const shl_engine_config *e)
 {
     static const char *const schedules[] = {
         [SHL_SCHEDULE_CONSTANT] = "constant",
         [SHL_SCHEDULE_LINEAR] = "linear",
         [SHL_SCHEDULE_COSINE] = "cosine",
     };
+    const shl_optim_config *o = &e->optim;
     char named[SHL_DS_SCHEDULE_TEXT_BYTES];
     const char *schedule = named;
+    shl_optim_asked a;
     if (o->schedule == SHL_SCHEDULE_NAMED) {
         shl_ds_schedule_format(&o->named, named, sizeof(named));
     } else {
         schedule = schedules[o->schedule];
     }
-    return json_pack("{sf s[ff] sf sf sf ss sI sI sf}", "lr", o->lr, "betas", o->beta1, o->beta2,
-                     "eps", o->eps, "weight-decay", o->weight_decay, "clip", o->clip, "schedule",
-                     schedule, "schedule-steps", (json_int_t)o->schedule_steps, "warmup",
-                     (json_int_t)o->warmup_steps, "min-lr-ratio", o->min_lr_ratio);
+    shl_optim_asked_of(o, &a);
+    return json_pack("{ss sf so* so* sf so* so* so* sf ss sI sI sf}", "optimizer",
+                     e->no_optimizer ? "none" : shl_optim_name(o->kind), "lr", a.lr, "betas",
+                     a.beta1 < 0.0 ? NULL : json_pack("[ff]", a.beta1, a.beta2), "eps",
+                     own_real(a.eps), "weight-decay", a.weight_decay, "momentum",
+                     own_real(a.momentum), "min-coeff", own_real(a.min_coeff), "max-coeff",
+                     own_real(a.max_coeff), "clip", o->clip, "schedule", schedule, "schedule-steps",
+                     (json_int_t)o->schedule_steps, "warmup", (json_int_t)o->warmup_steps,
+                     "min-lr-ratio", o->min_lr_ratio);
 }
 
 /* What is at its default is left out, as a caller would. */
@@ -415,7 +432,7 @@ shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
         "{ss so ss sI sI sI sI so sI ss sI sI sI ss ss sI sI}", "model", s->model, "shape", shape,
         "strategy", shl_strategy_name(e->strategy), "ranks", (json_int_t)s->ranks, "batch",
         (json_int_t)e->batch, "seq", (json_int_t)e->seq, "accum", (json_int_t)e->accum, "optim",
-        optim_json(&e->optim), "seed", (json_int_t)e->seed, "reduce-every",
+        shl_lab_optim_json(e), "seed", (json_int_t)e->seed, "reduce-every",
         e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary", "bucket",
         (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch, "threads",
         (json_int_t)s->threads, "device", s->device, "as", s->stands_for, "device-memory",
@@ -423,10 +440,6 @@ shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
     bool whole = *out != NULL;
     if (whole && s->init_from[0]) {
         whole = json_object_set_new(*out, "init-from", json_string(s->init_from)) == 0;
-    }
-    if (whole && e->no_optimizer) {
-        whole = json_object_set_new(json_object_get(*out, "optim"), "optimizer",
-                                    json_string("none")) == 0;
     }
     if (whole) {
         whole = json_object_set_new(*out, "tune", tune_json(&s->tune)) == 0;

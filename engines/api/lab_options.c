@@ -30,11 +30,14 @@ shl_lab_options_init(shl_lab_options *o, size_t struct_bytes)
         .accum = e.accum,
         .seed = e.seed,
         .optimizer = "adamw",
-        .lr = e.optim.lr,
-        .beta1 = e.optim.beta1,
-        .beta2 = e.optim.beta2,
-        .eps = e.optim.eps,
-        .weight_decay = e.optim.weight_decay,
+        .lr = SHL_LAB_OWN,
+        .beta1 = SHL_LAB_OWN,
+        .beta2 = SHL_LAB_OWN,
+        .eps = SHL_LAB_OWN,
+        .weight_decay = SHL_LAB_OWN,
+        .momentum = SHL_LAB_OWN,
+        .min_coeff = SHL_LAB_OWN,
+        .max_coeff = SHL_LAB_OWN,
         .clip = e.optim.clip,
         .schedule = "constant",
         .min_lr_ratio = e.optim.min_lr_ratio,
@@ -179,16 +182,34 @@ resolve_optim(const shl_lab_options *o, shl_optim_config *c)
         SHL_TRY(choose("schedule", o->schedule, schedules, &schedule));
     }
     c->schedule = (shl_schedule)schedule;
-    c->lr = o->lr;
-    c->beta1 = o->beta1;
-    c->beta2 = o->beta2;
-    c->eps = o->eps;
-    c->weight_decay = o->weight_decay;
     c->clip = o->clip;
     c->schedule_steps = o->schedule_steps;
     c->warmup_steps = o->warmup;
     c->min_lr_ratio = o->min_lr_ratio;
     return SHL_OK;
+}
+
+/* "none" is AdamW that nothing is updated with. */
+static shl_code
+resolve_optimizer(const shl_lab_options *o, shl_engine_config *e)
+{
+    const char *names[SHL_OPTIM_KIND_COUNT + 2] = {NULL};
+    const shl_optim_asked asked = {.lr = o->lr,
+                                   .beta1 = o->beta1,
+                                   .beta2 = o->beta2,
+                                   .eps = o->eps,
+                                   .weight_decay = o->weight_decay,
+                                   .momentum = o->momentum,
+                                   .min_coeff = o->min_coeff,
+                                   .max_coeff = o->max_coeff};
+    int kind = 0;
+    memcpy(names, shl_optim_names, SHL_OPTIM_KIND_COUNT * sizeof(*names));
+    names[SHL_OPTIM_KIND_COUNT] = "none";
+    SHL_TRY(choose("optimizer", o->optimizer, names, &kind));
+    e->no_optimizer = kind == SHL_OPTIM_KIND_COUNT;
+    SHL_TRY(shl_optim_resolve(e->no_optimizer ? SHL_OPTIM_ADAMW : (shl_optim_kind)kind, &asked,
+                              &e->optim));
+    return resolve_optim(o, &e->optim);
 }
 
 static shl_code
@@ -241,8 +262,7 @@ resolve_engine(const shl_lab_options *o, shl_lab_setup *s)
 {
     static const char *const every[] = {"auto", "micro", "boundary", NULL};
     shl_engine_config *e = &s->engine;
-    static const char *const optimizers[] = {"adamw", "none", NULL};
-    int reduce = 0, optimizer = 0;
+    int reduce = 0;
     shl_engine_config_init(e);
     if (!o->strategy) {
         return SHL_RAISE(SHL_E_USAGE, "the strategy is NULL");
@@ -262,9 +282,7 @@ resolve_engine(const shl_lab_options *o, shl_lab_setup *s)
     if (o->seq < 0) {
         return SHL_RAISE(SHL_E_USAGE, "a sequence of %lld tokens", (long long)o->seq);
     }
-    SHL_TRY(choose("optimizer", o->optimizer, optimizers, &optimizer));
-    e->no_optimizer = optimizer == 1;
-    SHL_TRY(resolve_optim(o, &e->optim));
+    SHL_TRY(resolve_optimizer(o, e));
     SHL_TRY(resolve_dtypes(o, e));
     SHL_TRY(resolve_scale(o, e));
     return shl_engine_config_check(e);

@@ -135,8 +135,10 @@ typedef struct shl_lab_options {
     int64_t accum;            /* micro-batches of a step */
     uint64_t seed;            /* of the initial parameters; the same for any number of ranks */
 
-    /* "adamw"; "none": all parameters are frozen and the handle only evaluates, without a byte of
-     * gradients, master weights or moments. In "optim", as are the following. */
+    /* "adamw", "adam" (decay in the gradient), "lion", "adagrad", "sgd", "lamb"; "none": all parameters
+     * are frozen and the handle only evaluates, without a byte of gradients, master weights or
+     * moments. In "optim", as are the following; SHL_LAB_OWN: the optimizer's own. One that the
+     * optimizer has not is an error. */
     const char *optimizer;
     double lr, beta1, beta2, eps;   /* betas: "betas": [beta1, beta2] */
     double weight_decay;            /* on tensors of two or more dimensions; "weight-decay" */
@@ -208,12 +210,17 @@ typedef struct shl_lab_options {
     bool lora_base;           /* train what they stand on too; "lora-base" */
     double dropout;           /* behind the embedding and of residual branches */
     double attention_dropout; /* of attention weights; "attention-dropout" */
+
+    /* The rest of an optimizer; in "optim". */
+    double momentum;             /* of sgd, without dampening and Nesterov */
+    double min_coeff, max_coeff; /* bounds of lamb's trust ratio; "min-coeff", "max-coeff" */
 } shl_lab_options;
 
+#define SHL_LAB_OWN (-1.0)
 #define SHL_LAB_SCALE_NONE (-1.0)
 #define SHL_LAB_SCALE_DYNAMIC 0.0 /* as DeepSpeed's "loss_scale": 0 */
 
-/* Defaults: gpt2-tiny, ddp, batch 4, fp32, AdamW 1e-3 0.9 0.95 1e-8 0.1, cpu. struct_bytes: sizeof *o. */
+/* Defaults: gpt2-tiny, ddp, batch 4, fp32, AdamW with its own 1e-3 0.9 0.95 1e-8 0.1, cpu. struct_bytes: sizeof *o. */
 SHL_LAB_API int shl_lab_options_init(shl_lab_options *o, size_t struct_bytes);
 
 /* Opens device, communicator, model and engine, and fills the parameters from the seed or init_from. world: this
@@ -302,7 +309,7 @@ SHL_LAB_API int shl_lab_load(shl_lab *lab, const char *dir, int64_t *cursor);
 typedef struct shl_lab_tensor {
     size_t struct_bytes;
     const char *name; /* as Hugging Face, "h.0.attn.c_attn.weight" */
-    const char *kind; /* "param", "opt/m", "opt/v" */
+    const char *kind; /* "param", and "opt/m", "opt/v" where the optimizer has them */
     void *data;
     int32_t device_type, device_id;
     uint8_t dtype_code, dtype_bits;

@@ -126,7 +126,6 @@ shl_optim_asked_of(const shl_optim_config *c, shl_optim_asked *a)
     }
 }
 
-/* "adamw, adam and lion have": who takes a parameter. */
 static shl_code
 raise_foreign(shl_optim_kind kind, size_t param)
 {
@@ -136,7 +135,8 @@ raise_foreign(shl_optim_kind kind, size_t param)
             shl_str_add(&who, "%s%s", who.len > 0 ? ", " : "", shl_optim_names[i]);
         }
     }
-    SHL_RAISE(SHL_E_USAGE, "%s has no %s", shl_optim_names[kind], params[param].name);
+    SHL_RAISE(SHL_E_USAGE, "%s has no %s", shl_optim_names[kind],
+              params[param].need == HAS_BETAS ? "betas" : params[param].name);
     shl_err_because("it belongs to: %s", shl_str_get(&who));
     shl_str_fini(&who);
     return shl_err_advice("leave it out, or choose another optimizer");

@@ -25,6 +25,7 @@ field_bytes(shl_option_type type)
     case SHL_OPT_BYTES:
         return sizeof(size_t);
     case SHL_OPT_DOUBLE:
+    case SHL_OPT_ASKED:
         return sizeof(double);
     case SHL_OPT_ENUM:
         return sizeof(int);
@@ -135,6 +136,7 @@ read_value(const shl_option *row, const char *text, void *field)
         SHL_TRY(check_range(row, text, (double)v.z));
         break;
     case SHL_OPT_DOUBLE:
+    case SHL_OPT_ASKED:
         SHL_TRY(shl_parse_double(text, has_range(row) ? row->min : -HUGE_VAL,
                                  has_range(row) ? row->max : HUGE_VAL, &v.d));
         break;
@@ -171,6 +173,9 @@ shl_option_defaults(const shl_option *table, size_t n, void *values, shl_origin 
 {
     for (size_t i = 0; i < n; i++) {
         memset((char *)values + table[i].offset, 0, field_bytes(table[i].type));
+        if (table[i].type == SHL_OPT_ASKED) {
+            memcpy((char *)values + table[i].offset, &(double){-1.0}, sizeof(double));
+        }
         if (table[i].fallback) {
             SHL_TRY(set_row(&table[i], table[i].fallback, values));
         }
@@ -346,6 +351,13 @@ shl_option_spell(const shl_option *row, const void *values, char *dst, size_t ds
         memcpy(&d, field, sizeof(d));
         spell_double(d, dst, dst_bytes);
         break;
+    case SHL_OPT_ASKED:
+        memcpy(&d, field, sizeof(d));
+        dst[0] = '\0';
+        if (d >= 0.0) {
+            spell_double(d, dst, dst_bytes);
+        }
+        break;
     case SHL_OPT_ENUM:
         memcpy(&e, field, sizeof(e));
         SHL_ASSERT(e >= 0 && (size_t)e < count_names(row->choices));
@@ -392,9 +404,9 @@ const char *
 shl_option_value_word(const shl_option *row)
 {
     static const char *const words[] = {
-        [SHL_OPT_BOOL] = "",      [SHL_OPT_INT] = "N",     [SHL_OPT_COUNT] = "COUNT",
-        [SHL_OPT_BYTES] = "SIZE", [SHL_OPT_DOUBLE] = "X",  [SHL_OPT_STRING] = "TEXT",
-        [SHL_OPT_ENUM] = "NAME",  [SHL_OPT_LIST] = "LIST",
+        [SHL_OPT_BOOL] = "",       [SHL_OPT_INT] = "N",     [SHL_OPT_COUNT] = "COUNT",
+        [SHL_OPT_BYTES] = "SIZE",  [SHL_OPT_DOUBLE] = "X",  [SHL_OPT_ASKED] = "X",
+        [SHL_OPT_STRING] = "TEXT", [SHL_OPT_ENUM] = "NAME", [SHL_OPT_LIST] = "LIST",
     };
     return words[row->type];
 }

@@ -15,6 +15,7 @@ typedef enum shl_option_type {
     SHL_OPT_COUNT,  /* int64_t spelled "5e8", "124M" */
     SHL_OPT_BYTES,  /* size_t spelled "2GiB" */
     SHL_OPT_DOUBLE, /* double; finite, min..max */
+    SHL_OPT_ASKED,  /* the same from 0; -1 as long as nobody gives one */
     SHL_OPT_STRING, /* const char *, borrowed from argv */
     SHL_OPT_ENUM,   /* int: index in `choices` */
     SHL_OPT_LIST    /* const char *, comma list or range, split later by a sweep */

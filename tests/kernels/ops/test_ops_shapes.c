@@ -9,6 +9,16 @@
 
 #include "kernels/ops/op_cases.h"
 
+static void
+spoil_update(shl_op op, shl_op_any_args *a)
+{
+    if (op == SHL_OP_ADAMW) {
+        a->adamw.step = 0;
+    } else {
+        a->optim.step = 0;
+    }
+}
+
 /* A change to sound arguments that no op may accept. */
 static void
 spoil(shl_op op, shl_op_any_args *a)
@@ -58,15 +68,12 @@ spoil(shl_op op, shl_op_any_args *a)
         a->loss.loss_sum.dtype = SHL_F32;
         break;
     case SHL_OP_ADAMW:
-        a->adamw.step = 0;
-        break;
     case SHL_OP_OPTIM:
-        a->optim.step = 0;
+        spoil_update(op, a);
         break;
     case SHL_OP_NORM_MAX:
-        a->norm.out_max.dims[0] = 2;
-        break;
     case SHL_OP_NORM_SUM:
+        a->norm.out_max.dims[0] = 2;
         a->norm.quantum_log2 = 100000;
         break;
     case SHL_OP_SUM_RANKS:
