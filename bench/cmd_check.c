@@ -18,6 +18,7 @@ static const shl_option TABLE[] = {
     SHL_ROW("seq", SHL_OPT_LIST, seq, 0, 0, NULL, NULL, "tokens", "Batch",
             "Sequence length; default the context, at most 128."),
     SHL_ROWS_DEVICE,
+    SHL_ROWS_OFFLOAD,
     SHL_ROWS_DEEPSPEED,
     SHL_ROW("keys", SHL_OPT_BOOL, ds.keys, 0, 0, NULL, NULL, NULL, "Output",
             "Prints the table of all keys in Markdown, and ends."),

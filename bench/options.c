@@ -22,6 +22,7 @@ const char *const shl_choices_as[] = {"cpu", NULL};
 const char *const shl_choices_launch[] = {"threads", "processes", NULL};
 const char *const shl_choices_shuffle[] = {"on", "off", NULL};
 const char *const shl_choices_dtype[] = {"fp32", "bf16", "fp16", NULL};
+const char *const shl_choices_offload[] = {"none", "cpu", NULL};
 #define DEFAULT_MODEL "gpt2-tiny"
 #define MODEL_PATH_MAX 1100
 
@@ -39,6 +40,7 @@ static const shl_option all_rows[] = {
     SHL_ROWS_TUNE,
     SHL_ROWS_VALIDATION,
     SHL_ROWS_DEVICE,
+    SHL_ROWS_OFFLOAD,
     SHL_ROWS_CHECKPOINT,
     SHL_ROWS_FORMAT,
     SHL_ROWS_HIDDEN,
@@ -290,6 +292,19 @@ resolve_tune(const shl_run_options *o, const char *recompute, shl_tune_config *t
     return SHL_OK;
 }
 
+static shl_code
+resolve_offload(const shl_run_options *o, shl_session_config *c)
+{
+    shl_offload_config *f = &c->engine.offload;
+    SHL_TRY(shl_offload_parse("--offload-optimizer", shl_choices_offload[o->offload_optimizer],
+                              &f->optimizer));
+    SHL_TRY(shl_offload_parse("--offload-param", shl_choices_offload[o->offload_param], &f->param));
+    f->ratio = o->offload_ratio;
+    f->pin = o->pin_memory;
+    f->sub_group_elems = o->sub_group_size;
+    return o->link ? shl_parse_rate(o->link, &c->link_bytes_per_s) : SHL_OK;
+}
+
 static void
 resolve_run(const shl_run_options *o, shl_session_config *c)
 {
@@ -299,6 +314,8 @@ resolve_run(const shl_run_options *o, shl_session_config *c)
     c->as = shl_choices_as[o->as];
     c->processes = o->launch == 1;
     c->device_memory_bytes = o->device_memory_bytes;
+    c->host_memory_bytes = o->host_memory_bytes;
+    c->pin_limit_bytes = o->pin_limit_bytes;
     c->data = o->data;
     c->in_order = o->shuffle == 1;
     c->val_split = o->val_split;
@@ -331,6 +348,7 @@ resolve_point(const shl_run_options *o, const shl_sweep_axis *axes, int64_t inde
     SHL_TRY(resolve_optim(o, &e->optim));
     SHL_TRY(resolve_policy(o, at[AXIS_DTYPE]->text, e));
     SHL_TRY(resolve_tune(o, at[AXIS_RECOMPUTE]->text, &c->tune));
+    SHL_TRY(resolve_offload(o, c));
     c->ranks = (int)at[AXIS_RANKS]->number;
     e->bucket_elems = at[AXIS_BUCKET]->number;
     e->prefetch = shl_prefetch_resolve(e->strategy, o->prefetch ? (int)at[AXIS_PREFETCH]->number

@@ -41,7 +41,12 @@ typedef struct shl_run_options {
     int64_t eval_every, eval_batches;
     int64_t threads; /* 0: cores / ranks */
     int device, as, launch;
-    size_t device_memory_bytes;
+    size_t device_memory_bytes, host_memory_bytes, pin_limit_bytes;
+    int offload_optimizer, offload_param;
+    double offload_ratio;
+    bool pin_memory;
+    int64_t sub_group_size;
+    const char *link;
     const char *ckpt_dir;
     int64_t save_every;
     bool resume;
@@ -70,6 +75,7 @@ extern const char *const shl_choices_as[];
 extern const char *const shl_choices_launch[];
 extern const char *const shl_choices_shuffle[];
 extern const char *const shl_choices_dtype[];
+extern const char *const shl_choices_offload[];
 
 /* clang-format off */
 #define SHL_ROW(name, type, member, min, max, fallback, choices, unit, group, help)                  \
@@ -262,6 +268,25 @@ extern const char *const shl_choices_dtype[];
             "What a virtual device stands for."),                                                    \
     SHL_ROW("device-memory", SHL_OPT_BYTES, device_memory_bytes, 1, 4e18, NULL, NULL, "per rank",    \
             "Run", "Memory limit, such as 2GiB; default none.")
+
+#define SHL_ROWS_OFFLOAD                                                                             \
+    SHL_ROW("offload-optimizer", SHL_OPT_ENUM, offload_optimizer, 0, 0, "none", shl_choices_offload, \
+            NULL, "Offload",                                                                         \
+            "Master weights, moments and reduced gradients of zero1, zero2 and zero3 in host memory."), \
+    SHL_ROW("offload-param", SHL_OPT_ENUM, offload_param, 0, 0, "none", shl_choices_offload, NULL,   \
+            "Offload", "Parameter shards of zero3 in host memory."),                                 \
+    SHL_ROW("offload-ratio", SHL_OPT_DOUBLE, offload_ratio, 0, 1, "1", NULL, NULL, "Offload",        \
+            "Part of the optimizer that is offloaded; the rest is updated on the device."),          \
+    SHL_ROW("sub-group-size", SHL_OPT_COUNT, sub_group_size, 1, 1e15, "4194304", NULL, "elements",   \
+            "Offload", "Updated at once, while the ones before are copied back."),                   \
+    SHL_ROW("pin-memory", SHL_OPT_BOOL, pin_memory, 0, 0, NULL, NULL, NULL, "Offload",               \
+            "Offloaded states in locked pages."),                                                    \
+    SHL_ROW("pin-limit", SHL_OPT_BYTES, pin_limit_bytes, 1, 4e18, NULL, NULL, "per rank", "Offload", \
+            "Most locked memory; default what the system allows."),                                  \
+    SHL_ROW("host-memory", SHL_OPT_BYTES, host_memory_bytes, 1, 4e18, NULL, NULL, "per rank",        \
+            "Offload", "Limit of what is offloaded, such as 8GiB; default none."),                   \
+    SHL_ROW("link", SHL_OPT_STRING, link, 0, 0, NULL, NULL, "rate", "Offload",                       \
+            "Copies between device and host memory take at least this long, such as 16GB/s each way.")
 
 /* A ds_config.json, and the words of DeepSpeed's launcher. */
 #define SHL_ROWS_DEEPSPEED                                                                           \

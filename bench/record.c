@@ -41,6 +41,9 @@ static const shl_field step_fields[] = {
     STEP("lr", REAL, lr, "learning rate of this update"),
     STEP("tokens", INT, tokens, "positions of the global batch"),
     STEP("step_ns", INT, step_ns, "nanoseconds of the device's clock"),
+    STEP("h2d_bytes", INT, h2d_bytes, "from host to device memory, rank 0"),
+    STEP("d2h_bytes", INT, d2h_bytes, "from device to host memory, rank 0"),
+    STEP("exposed_move_ns", INT, exposed_move_ns, "compute waited for those copies"),
 };
 
 static const shl_field eval_fields[] = {
@@ -190,6 +193,10 @@ static const shl_field run_fields[] = {
     RUN("fits", TEXT, fits, "fits", PLAIN, "yes or no; null without a limit"),
     RUN("formula.state_bytes", REAL, formula_state_bytes, "formula", MIB,
         "param + grad + master + optim by the closed form, without padding"),
+    RUN("formula.host_bytes", REAL, formula_host_bytes, NULL, PLAIN,
+        "the same in host memory; formula.state_bytes is what stays on the device"),
+    RUN("formula.h2d_bytes", REAL, formula_h2d_bytes, NULL, PLAIN, "per rank and step"),
+    RUN("formula.d2h_bytes", REAL, formula_d2h_bytes, NULL, PLAIN, "per rank and step"),
     RUN("formula.held_bytes", REAL, formula_held_bytes, NULL, PLAIN,
         "whole gradients that fsdp holds until a boundary, beside it"),
     RUN("formula.paper_bytes", REAL, formula_paper_bytes, "2+2+12", MIB,
@@ -205,6 +212,12 @@ static const shl_field run_fields[] = {
     COLL(ALL_REDUCE, "all_reduce", "AR", "AR MiB"),
     COLL(BROADCAST, "broadcast", NULL, NULL),
     COLL(CONTROL, "control", NULL, NULL),
+    RUN("h2d_bytes", INT, h2d_bytes, "H2D MiB", MIB,
+        "from host to device memory in the last step, rank 0; null without offload"),
+    RUN("d2h_bytes", INT, d2h_bytes, "D2H MiB", MIB,
+        "from device to host memory in the last step, rank 0; null without offload"),
+    RUN("pinned_bytes", INT, pinned_bytes, NULL, PLAIN,
+        "most locked host memory of a rank; null without offload"),
     RUN("comm_uniform", BOOL, comm_uniform, NULL, PLAIN, "every step had the same traffic"),
     RUN("tokens_per_s", REAL, tokens_per_s, "tok/s", COUNT, "tokens of a step / median step time"),
     RUN("cpu_ns_per_step", INT, cpu_ns_per_step, NULL, PLAIN, "CPU time of all ranks"),
@@ -269,6 +282,9 @@ shl_step_record_fill(shl_step_record *out, const shl_session_config *cfg,
         .lr = report->lr,
         .tokens = report->tokens,
         .step_ns = report->step_ns,
+        .h2d_bytes = report->moved_bytes[SHL_MOVE_TO_DEVICE],
+        .d2h_bytes = report->moved_bytes[SHL_MOVE_TO_HOST],
+        .exposed_move_ns = report->exposed_move_ns,
         .loss_scale = report->loss_scale,
         .skipped = report->skipped,
         .skipped_steps = report->skipped_steps,
@@ -348,14 +364,35 @@ fill_peaks(shl_run_record *out, const shl_ledger_tier *tiers)
 }
 
 static void
+fill_moves(shl_run_record *out, const shl_session_config *cfg, const shl_session_result *result)
+{
+    const shl_offload_config *o = &cfg->engine.offload;
+    bool offloads = o->optimizer != SHL_OFFLOAD_NONE || o->param != SHL_OFFLOAD_NONE;
+    out->h2d_bytes = out->d2h_bytes = out->pinned_bytes = SHL_FIELD_NO_INT;
+    if (offloads && result->n_steps > 0) {
+        const shl_step_report *last = &result->steps[result->n_steps - 1];
+        out->h2d_bytes = last->moved_bytes[SHL_MOVE_TO_DEVICE];
+        out->d2h_bytes = last->moved_bytes[SHL_MOVE_TO_HOST];
+        out->pinned_bytes = result->pinned_bytes;
+    }
+}
+
+static void
 fill_formulas(shl_run_record *out, const shl_session_config *cfg, const shl_session_result *result)
 {
     const shl_engine_config *e = &cfg->engine;
     shl_formula_comm comm = {0};
-    shl_formula_comm_bytes(e, &result->size, &comm);
-    out->formula_state_bytes = shl_formula_state_bytes(e, &result->size);
-    out->formula_held_bytes = shl_formula_held_bytes(e, &result->size);
-    out->formula_paper_bytes = shl_formula_paper_bytes(e, &result->size);
+    shl_formula_move move = {0};
+    shl_formula_size size = result->size;
+    size.host = (double)result->info.host_elems;
+    shl_formula_comm_bytes(e, &size, &comm);
+    shl_formula_move_bytes(e, &size, &move);
+    out->formula_host_bytes = shl_formula_host_bytes(e, &size);
+    out->formula_h2d_bytes = move.to_device_bytes;
+    out->formula_d2h_bytes = move.to_host_bytes;
+    out->formula_state_bytes = shl_formula_state_bytes(e, &size);
+    out->formula_held_bytes = shl_formula_held_bytes(e, &size);
+    out->formula_paper_bytes = shl_formula_paper_bytes(e, &size);
     out->formula_gather_bytes = comm.all_gather_bytes;
     out->formula_scatter_bytes = comm.reduce_scatter_bytes;
     out->formula_reduce_bytes = comm.all_reduce_bytes;
@@ -409,6 +446,7 @@ shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
     out->time = result->predicted ? "predicted" : "measured";
     out->param_hash = result->param_hash;
     fill_peaks(out, result->tiers);
+    fill_moves(out, cfg, result);
     fill_formulas(out, cfg, result);
     out->limit_bytes = (int64_t)limit_bytes;
     out->margin_bytes = SHL_FIELD_NO_INT;

@@ -50,6 +50,7 @@ typedef struct shl_step_record {
     bool skipped;
     int64_t skipped_steps;
     int64_t schema, ranks, step, tokens, step_ns;
+    int64_t h2d_bytes, d2h_bytes, exposed_move_ns;
     double loss, grad_norm, lr;
 } shl_step_record;
 
@@ -92,6 +93,8 @@ typedef struct shl_run_record {
     double tokens_per_s;
     int64_t steps_done, cpu_ns_per_step, reserved_bytes, rss_bytes, residual_bytes;
     int64_t save_ns, save_bytes;
+    int64_t h2d_bytes, d2h_bytes, pinned_bytes; /* of the last step; per rank */
+    double formula_host_bytes, formula_h2d_bytes, formula_d2h_bytes;
     double formula_state_bytes, formula_held_bytes, formula_paper_bytes;
     double formula_gather_bytes, formula_scatter_bytes, formula_reduce_bytes;
     uint64_t param_hash;

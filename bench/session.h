@@ -37,6 +37,9 @@ typedef struct shl_session_config {
     const char *as;             /* what a virtual device stands for */
     bool processes;             /* ranks as processes instead of threads */
     size_t device_memory_bytes; /* limit per rank; 0: none */
+    size_t host_memory_bytes;   /* limit of what is offloaded; 0: none */
+    size_t pin_limit_bytes;     /* of locked pages; 0: what the system allows */
+    double link_bytes_per_s;    /* between device and host memory; 0: as fast as memory */
     const char *data;           /* as shl_tokens_open; not opened on virtual */
     uint64_t data_seed;         /* of the order of the data, and of synthetic data */
     bool in_order;              /* epochs in the order of the file, not shuffled */
@@ -112,6 +115,7 @@ typedef struct shl_session_result {
     int64_t save_ns;    /* of the last save, from before its first file until it is committed */
     int64_t save_bytes; /* of all its shard files; 0: nothing was saved */
     shl_session_timeline timeline;
+    int64_t pinned_bytes;   /* most locked host memory of a rank */
     int64_t reserved_bytes; /* of the device arenas, the rank that took most */
     int64_t rss_bytes;      /* largest resident set of a process of the run */
     int64_t

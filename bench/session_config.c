@@ -240,6 +240,14 @@ shl_session_lab_options(const shl_session_config *c, int rank, char *rope, shl_l
     out->rank = is_virtual ? rank : 0;
     out->threads = c->threads;
     out->device_memory_bytes = c->device_memory_bytes;
+    out->host_memory_bytes = c->host_memory_bytes;
+    out->pin_limit_bytes = c->pin_limit_bytes;
+    out->link_bytes_per_s = c->link_bytes_per_s;
+    out->offload_optimizer = shl_offload_name(e->offload.optimizer);
+    out->offload_param = shl_offload_name(e->offload.param);
+    out->offload_ratio = e->offload.ratio;
+    out->pin_memory = e->offload.pin;
+    out->sub_group_size = e->offload.sub_group_elems;
     out->timeout_ms = c->timeout_ms;
     out->alpha_ns = c->alpha_ns;
     out->wire_bytes_per_s = c->wire_bytes_per_s;
@@ -314,7 +322,12 @@ shl_session_config_json(const shl_session_config *c, json_t **out)
         *out = NULL;
         return SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");
     }
+    shl_lab_setup offload = {.engine = *e,
+                             .host_memory_bytes = c->host_memory_bytes,
+                             .pin_limit_bytes = c->pin_limit_bytes,
+                             .link_bytes_per_s = c->link_bytes_per_s};
     shl_code code = shl_lab_policy_json(e, *out);
+    code = code == SHL_OK ? shl_lab_offload_json(&offload, *out) : code;
     if (code != SHL_OK) {
         json_decref(*out);
         *out = NULL;

@@ -105,6 +105,9 @@ own_report(const shl_lab_step_report *r)
         .backward_ns = r->backward_ns,
         .update_ns = r->update_ns,
         .exposed_comm_ns = r->exposed_comm_ns,
+        .exposed_move_ns = r->exposed_move_ns,
+        .moved_bytes =
+            {[SHL_MOVE_TO_HOST] = r->to_host_bytes, [SHL_MOVE_TO_DEVICE] = r->to_device_bytes},
         .loss_scale = r->loss_scale,
         .skipped = r->skipped,
         .skipped_steps = r->skipped_steps,

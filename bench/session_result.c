@@ -85,7 +85,10 @@ collect_resources(shl_session_rank *r)
     int64_t busy_and_held[2] = {alone || r->rank == 0 ? r->cpu_ns : 0, held};
     int64_t residual = rss - held;
     int64_t reserved = (int64_t)shl_device_reserved_bytes(r->device, SHL_TIER_DEVICE);
+    int64_t pinned = (int64_t)r->device->pinned_peak_bytes;
     SHL_TRY(shl_lab_sum_words(r->lab, busy_and_held, 2));
+    SHL_TRY(shl_comm_control(r->comm, SHL_CONTROL_MAX_I64, &pinned, 1));
+    r->out->pinned_bytes = pinned;
     SHL_TRY(shl_comm_control(r->comm, SHL_CONTROL_MAX_I64, &rss, 1));
     SHL_TRY(shl_comm_control(r->comm, SHL_CONTROL_MAX_I64, &residual, 1));
     SHL_TRY(shl_comm_control(r->comm, SHL_CONTROL_MAX_I64, &reserved, 1));

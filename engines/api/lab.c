@@ -236,6 +236,9 @@ open_device(shl_lab *lab)
         .bytes_per_s = s->bytes_per_s,
     };
     config.limit_bytes[SHL_TIER_DEVICE] = s->device_memory_bytes;
+    config.limit_bytes[SHL_TIER_HOST] = s->host_memory_bytes;
+    config.pin_limit_bytes = s->pin_limit_bytes;
+    config.link_bytes_per_s = s->link_bytes_per_s;
     return shl_device_open(&config, &lab->device);
 }
 

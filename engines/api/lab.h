@@ -18,7 +18,8 @@ typedef struct shl_lab_setup {
     shl_engine_config engine;
     int rank, ranks, threads;
     char device[16], stands_for[16];
-    size_t device_memory_bytes;
+    size_t device_memory_bytes, host_memory_bytes, pin_limit_bytes;
+    double link_bytes_per_s;
     int64_t timeout_ms, alpha_ns;
     double wire_bytes_per_s;
     bool sim_sleep;
@@ -72,6 +73,9 @@ shl_code shl_lab_setup_json(const shl_lab_setup *s, struct json_t **out) SHL_MUS
 
 /* The keys of dtypes and loss scaling into an object. Errors: SHL_E_HEAP. */
 shl_code shl_lab_policy_json(const shl_engine_config *e, struct json_t *into) SHL_MUST_USE;
+
+/* The keys of offload into an object. Errors: SHL_E_HEAP. */
+shl_code shl_lab_offload_json(const shl_lab_setup *s, struct json_t *into) SHL_MUST_USE;
 
 /* Options from a JSON object over what *o holds; strings borrowed from *holder (json_decref). */
 shl_code shl_lab_options_from_json(const char *text, shl_lab_options *o,

@@ -15,6 +15,7 @@ typedef enum key_type {
     KEY_REAL,
     KEY_TEXT,
     KEY_BYTES,
+    KEY_RATE,
     KEY_FLAG,
     KEY_PAIR,
     KEY_SCALE
@@ -73,6 +74,14 @@ static const json_key keys[] = {
     {"", "rank", KEY_INT, AT(rank)},
     {"", "threads", KEY_INT, AT(threads)},
     {"", "device-memory", KEY_BYTES, AT(device_memory_bytes)},
+    {"", "host-memory", KEY_BYTES, AT(host_memory_bytes)},
+    {"", "pin-limit", KEY_BYTES, AT(pin_limit_bytes)},
+    {"", "link", KEY_RATE, AT(link_bytes_per_s)},
+    {"", "offload-optimizer", KEY_TEXT, AT(offload_optimizer)},
+    {"", "offload-param", KEY_TEXT, AT(offload_param)},
+    {"", "offload-ratio", KEY_REAL, AT(offload_ratio)},
+    {"", "pin-memory", KEY_FLAG, AT(pin_memory)},
+    {"", "sub-group-size", KEY_INT, AT(sub_group_size)},
     {"", "timeout-ms", KEY_INT, AT(timeout_ms)},
     {"", "alpha-ns", KEY_INT, AT(alpha_ns)},
     {"", "wire-bytes-per-s", KEY_REAL, AT(wire_bytes_per_s)},
@@ -169,6 +178,17 @@ take_bytes(const json_key *k, const json_t *value, uint64_t *out)
 }
 
 static shl_code
+take_rate(const json_key *k, const json_t *value, double *out)
+{
+    if (json_is_string(value)) {
+        return shl_parse_rate(json_string_value(value), out);
+    }
+    *out = json_number_value(value);
+    return json_is_number(value) ? SHL_OK
+                                 : raise_type(k, "bytes per second, such as 16e9 or \"16GB/s\"");
+}
+
+static shl_code
 take_pair(const json_key *k, const json_t *value, double *out)
 {
     if (!json_is_array(value) || json_array_size(value) != 2 ||
@@ -237,6 +257,8 @@ take_value(const json_key *k, const json_t *value, shl_lab_options *o)
         return SHL_OK;
     case KEY_BYTES:
         return take_bytes(k, value, (uint64_t *)field);
+    case KEY_RATE:
+        return take_rate(k, value, (double *)field);
     case KEY_FLAG:
         if (!json_is_boolean(value)) {
             return raise_type(k, "true or false");
@@ -423,6 +445,21 @@ tune_json(const shl_tune_config *t)
 }
 
 shl_code
+shl_lab_offload_json(const shl_lab_setup *s, json_t *into)
+{
+    const shl_offload_config *o = &s->engine.offload;
+    json_t *own =
+        json_pack("{ss ss sf sb sI sI sI sf}", "offload-optimizer", shl_offload_name(o->optimizer),
+                  "offload-param", shl_offload_name(o->param), "offload-ratio", o->ratio,
+                  "pin-memory", o->pin ? 1 : 0, "pin-limit", (json_int_t)s->pin_limit_bytes,
+                  "sub-group-size", (json_int_t)o->sub_group_elems, "host-memory",
+                  (json_int_t)s->host_memory_bytes, "link", s->link_bytes_per_s);
+    bool whole = own != NULL && json_object_update(into, own) == 0;
+    json_decref(own);
+    return whole ? SHL_OK : SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");
+}
+
+shl_code
 shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
 {
     const shl_engine_config *e = &s->engine;
@@ -444,7 +481,8 @@ shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
     if (whole) {
         whole = json_object_set_new(*out, "tune", tune_json(&s->tune)) == 0;
     }
-    if (!whole || shl_lab_policy_json(e, *out) != SHL_OK) {
+    if (!whole || shl_lab_policy_json(e, *out) != SHL_OK ||
+        shl_lab_offload_json(s, *out) != SHL_OK) {
         json_decref(*out);
         *out = NULL;
         return SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");

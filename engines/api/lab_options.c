@@ -58,6 +58,10 @@ shl_lab_options_init(shl_lab_options *o, size_t struct_bytes)
         .recompute = "none",
         .freeze = "",
         .lora_targets = "",
+        .offload_optimizer = shl_offload_name(e.offload.optimizer),
+        .offload_param = shl_offload_name(e.offload.param),
+        .offload_ratio = e.offload.ratio,
+        .sub_group_size = e.offload.sub_group_elems,
     };
     if (o) {
         o->struct_bytes = struct_bytes;
@@ -258,6 +262,17 @@ resolve_scale(const shl_lab_options *o, shl_engine_config *e)
 }
 
 static shl_code
+resolve_offload(const shl_lab_options *o, shl_offload_config *c)
+{
+    SHL_TRY(shl_offload_parse("offload-optimizer", o->offload_optimizer, &c->optimizer));
+    SHL_TRY(shl_offload_parse("offload-param", o->offload_param, &c->param));
+    c->ratio = o->offload_ratio;
+    c->pin = o->pin_memory;
+    c->sub_group_elems = o->sub_group_size;
+    return SHL_OK;
+}
+
+static shl_code
 resolve_engine(const shl_lab_options *o, shl_lab_setup *s)
 {
     static const char *const every[] = {"auto", "micro", "boundary", NULL};
@@ -285,6 +300,7 @@ resolve_engine(const shl_lab_options *o, shl_lab_setup *s)
     SHL_TRY(resolve_optimizer(o, e));
     SHL_TRY(resolve_dtypes(o, e));
     SHL_TRY(resolve_scale(o, e));
+    SHL_TRY(resolve_offload(o, &e->offload));
     return shl_engine_config_check(e);
 }
 
@@ -333,7 +349,8 @@ resolve_device(const shl_lab_options *o, const shl_world *world, shl_lab_setup *
     }
     SHL_TRY(check_count("timeout-ms", o->timeout_ms, 0, INT64_MAX / 4));
     SHL_TRY(check_count("alpha-ns", o->alpha_ns, 0, INT64_MAX / 4));
-    const double rates[] = {o->wire_bytes_per_s, o->flops_per_s, o->bytes_per_s};
+    const double rates[] = {o->wire_bytes_per_s, o->flops_per_s, o->bytes_per_s,
+                            o->link_bytes_per_s};
     for (size_t i = 0; i < SHL_ARRAY_LEN(rates); i++) {
         if (!(rates[i] >= 0.0)) {
             return SHL_RAISE(SHL_E_USAGE, "a rate is %g, and not a number from 0", rates[i]);
@@ -343,6 +360,9 @@ resolve_device(const shl_lab_options *o, const shl_world *world, shl_lab_setup *
     shl_strf(s->device, sizeof(s->device), "%s", o->device);
     shl_strf(s->stands_for, sizeof(s->stands_for), "%s", o->stands_for);
     s->device_memory_bytes = (size_t)o->device_memory_bytes;
+    s->host_memory_bytes = (size_t)o->host_memory_bytes;
+    s->pin_limit_bytes = (size_t)o->pin_limit_bytes;
+    s->link_bytes_per_s = o->link_bytes_per_s;
     s->timeout_ms = o->timeout_ms;
     s->alpha_ns = o->alpha_ns;
     s->wire_bytes_per_s = o->wire_bytes_per_s;

@@ -94,6 +94,7 @@ fill_report(const shl_lab *lab, shl_lab_report *out)
         .save_bytes = lab->save_bytes,
         .skipped_steps = lab->engine->skipped,
         .loss_scale = lab->engine->scaler.scale,
+        .pinned_peak_bytes = lab->device->pinned_peak_bytes,
     };
     shl_dtype_policy_text(&lab->setup.engine, out->dtypes, sizeof(out->dtypes));
     shl_strf(out->model, sizeof(out->model), "%s", lab->setup.model);

@@ -214,6 +214,17 @@ typedef struct shl_lab_options {
     /* The rest of an optimizer; in "optim". */
     double momentum;             /* of sgd, without dampening and Nesterov */
     double min_coeff, max_coeff; /* bounds of lamb's trust ratio; "min-coeff", "max-coeff" */
+    /* States in host memory. optimizer: master weights, moments and reduced gradients of zero1, zero2 and
+     * zero3; the update runs there. param: parameter shards of zero3. "none" or "cpu". On the cpu
+     * device both memories are accounts of their own with a copy between, which takes at least
+     * bytes / link_bytes_per_s in each direction; 0: as fast as memory. */
+    const char *offload_optimizer, *offload_param; /* "offload-optimizer", "offload-param" */
+    double offload_ratio;                          /* of the optimizer, 0 to 1; "offload-ratio" */
+    bool pin_memory;                               /* in locked pages; "pin-memory" */
+    uint64_t pin_limit_bytes;   /* of them; 0: what the system allows; "pin-limit" */
+    int64_t sub_group_size;     /* elements updated at once; "sub-group-size" */
+    uint64_t host_memory_bytes; /* limit of this rank; 0: none; "host-memory" */
+    double link_bytes_per_s;    /* also "16GB/s"; "link" */
 } shl_lab_options;
 
 #define SHL_LAB_OWN (-1.0)
@@ -267,6 +278,9 @@ typedef struct shl_lab_step_report {
     double loss_scale;       /* of this step; 1: none */
     bool skipped;            /* gradients were not finite: nothing was updated */
     int64_t skipped_steps;   /* of all steps; step - skipped_steps updates were done */
+    int64_t to_host_bytes;   /* this rank's copies between device and host memory */
+    int64_t to_device_bytes;
+    int64_t exposed_move_ns; /* compute waited for them */
 } shl_lab_step_report;
 
 /* After each backward, as DeepSpeed's: updates at the end of an accumulation (every `accum` micro-batches)
@@ -384,6 +398,7 @@ typedef struct shl_lab_report {
     int64_t skipped_steps;       /* of `step`, without an update */
     double loss_scale;           /* of the next step; 1: none */
     char dtypes[96];             /* "bf16 compute, fp32 master, ..." */
+    uint64_t pinned_peak_bytes;  /* locked host memory, whole pages */
 } shl_lab_report;
 
 /* This rank's numbers up to now. Local. */

@@ -163,6 +163,25 @@ shl_parse_bytes(const char *text, size_t *out)
 }
 
 shl_code
+shl_parse_rate(const char *text, double *out)
+{
+    char bytes[64];
+    size_t n = strlen(text), whole = 0;
+    *out = 0.0;
+    if (n > 2 && strcmp(text + n - 2, "/s") == 0 && n - 2 < sizeof(bytes)) {
+        memcpy(bytes, text, n - 2);
+        bytes[n - 2] = '\0';
+        text = bytes;
+    }
+    if (shl_parse_bytes(text, &whole) != SHL_OK || whole == 0) {
+        SHL_RAISE(SHL_E_USAGE, "\"%s\" is not a rate", text);
+        return shl_err_advice("write it like 16GB/s");
+    }
+    *out = (double)whole;
+    return SHL_OK;
+}
+
+shl_code
 shl_parse_count(const char *text, int64_t *out)
 {
     long double value;

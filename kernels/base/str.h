@@ -33,6 +33,9 @@ void shl_strf(char *dst, size_t dst_bytes, const char *fmt, ...) SHL_PRINTF(3, 4
  * above 2^62. */
 shl_code shl_parse_bytes(const char *text, size_t *out) SHL_MUST_USE;
 
+/* Bytes per second, above 0: "16GB/s", or a number of bytes. Errors: SHL_E_USAGE. */
+shl_code shl_parse_rate(const char *text, double *out) SHL_MUST_USE;
+
 /* "7.5B", "124M", "5e8", "16k", "1000" -> a count (k 1e3, M 1e6, B 1e9, T 1e12). Must be whole. */
 shl_code shl_parse_count(const char *text, int64_t *out) SHL_MUST_USE;
 
