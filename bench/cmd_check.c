@@ -114,6 +114,7 @@ check_config(const shl_ds_options *o, shl_session_config *cfg, size_t limit_byte
         int warnings = add_dead(&ds, out) + add_notes(&ds, out);
         shl_dtype_policy_text(e, policy, sizeof(policy));
         shl_ds_schedule_format(&e->optim.named, cfg->schedule_text, sizeof(cfg->schedule_text));
+        shl_zero_options_format(&e->zero, cfg->zero_text, sizeof(cfg->zero_text));
         shl_str_add(out, "OK    batch   %lld = %lld (micro) x %lld (accumulation) x %d (ranks)\n",
                     (long long)shl_session_global_rows(cfg), (long long)e->batch,
                     (long long)e->accum, cfg->ranks);

@@ -5,6 +5,7 @@
 
 #include "bench/cli.h"
 #include "bench/ds_plan.h"
+#include "bench/explain.h"
 #include "bench/options.h"
 #include "bench/output.h"
 
@@ -19,6 +20,7 @@ static const shl_option TABLE[] = {
     SHL_ROWS_BATCH,
     SHL_ROWS_DTYPE,
     SHL_ROWS_OPTIMIZER,
+    SHL_ROW_ZERO,
     SHL_ROWS_PLAN,
     SHL_ROWS_TUNE,
     SHL_ROWS_EVAL,
@@ -87,7 +89,8 @@ print_emitted(const shl_run_points *points)
 }
 
 static shl_code
-plan_rows(const shl_run_points *points, shl_output *output, bool estimates, size_t limit_bytes)
+plan_rows(const shl_run_points *points, shl_output *output, const shl_run_options *o,
+          size_t limit_bytes)
 {
     verdict v = {0};
     for (int64_t i = 0; i < points->n; i++) {
@@ -96,12 +99,13 @@ plan_rows(const shl_run_points *points, shl_output *output, bool estimates, size
         if (atomic_load(cfg->stop)) {
             return SHL_RAISE(SHL_E_INTERRUPTED, "interrupted");
         }
-        SHL_TRY(shl_session_run(cfg, NULL, &result));
+        SHL_TRY(o->explain ? shl_explain_schedule(cfg, &result)
+                           : shl_session_run(cfg, NULL, &result));
         SHL_TRY(shl_output_run(output, cfg, &result, limit_bytes));
         judge(&v, output->rows[output->n_rows - 1], limit_bytes);
     }
     SHL_TRY(shl_output_finish(output));
-    if (estimates) {
+    if (o->convention == 1) {
         SHL_TRY(print_estimates(output));
     }
     return v.n_fit == 0 ? raise_no_fit(&v, limit_bytes) : SHL_OK;
@@ -116,9 +120,10 @@ plan(const shl_cli *cli, shl_run_options *o)
     size_t limit_bytes = o->device_memory_bytes;
     shl_form form;
     SHL_TRY(shl_output_form(o, &form));
-    if (o->convention == 1 && form != SHL_FORM_TABLE) {
-        SHL_RAISE(SHL_E_USAGE, "--convention deepspeed in another form than the table");
-        return shl_err_because("its lines stand below the table");
+    if ((o->convention == 1 || o->explain) && form != SHL_FORM_TABLE) {
+        SHL_RAISE(SHL_E_USAGE, "--%s in another form than the table",
+                  o->explain ? "explain-schedule" : "convention deepspeed");
+        return shl_err_because("its lines stand beside the table");
     }
     o->device_memory_bytes = 0;
     o->device = 1;
@@ -134,7 +139,7 @@ plan(const shl_cli *cli, shl_run_options *o)
     } else if (code == SHL_OK) {
         code = shl_output_open(o, cli, &output);
         if (code == SHL_OK) {
-            code = plan_rows(&points, &output, o->convention == 1, limit_bytes);
+            code = plan_rows(&points, &output, o, limit_bytes);
         }
         shl_output_close(&output);
     }

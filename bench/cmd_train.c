@@ -15,6 +15,7 @@ static const shl_option TABLE[] = {
     SHL_ROWS_MODEL,
     SHL_ROW_INIT_FROM,
     SHL_ROWS_WORLD("ddp", "1"),
+    SHL_ROW_ZERO,
     SHL_ROWS_BATCH,
     SHL_ROWS_OPTIMIZER,
     SHL_ROWS_DTYPE,

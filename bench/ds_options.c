@@ -9,9 +9,9 @@
 
 /* Flags that the file decides. */
 static const char *const decided[] = {
-    "strategy",   "batch",        "accum",          "reduce-every", "bucket",
-    "clip",       "dtype",        "master-dtype",   "grad-dtype",   "reduce-dtype",
-    "loss-scale", "moment-dtype", "check-overflow",
+    "strategy",     "batch",      "accum",        "reduce-every",   "bucket",
+    "zero",         "clip",       "dtype",        "master-dtype",   "grad-dtype",
+    "reduce-dtype", "loss-scale", "moment-dtype", "check-overflow",
 };
 
 void

@@ -362,10 +362,12 @@ resolve_point(const shl_run_options *o, const shl_sweep_axis *axes, int64_t inde
     e->seed = (uint64_t)at[AXIS_SEED]->number;
     c->data_seed = o->data_seed ? (uint64_t)at[AXIS_DATA_SEED]->number : e->seed;
     resolve_run(o, c);
+    SHL_TRY(shl_zero_options_parse(o->zero, &e->zero));
     if (o->ds.config) {
         e->prefetch = o->prefetch ? (int)at[AXIS_PREFETCH]->number : SHL_PREFETCH_AUTO;
         SHL_TRY(shl_ds_options_apply(&o->ds, o->data_seed == NULL, c, notes));
     }
+    shl_zero_options_format(&e->zero, c->zero_text, sizeof(c->zero_text));
     return shl_session_config_check(c);
 }
 

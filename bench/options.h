@@ -35,6 +35,8 @@ typedef struct shl_run_options {
     int64_t recompute_every, train_last, lora_rank;
     const char *freeze, *lora_targets;
     double lora_alpha, dropout, attention_dropout;
+    const char *zero;
+    bool explain;
     bool lora_base;
     int shuffle;
     double val_split;
@@ -223,6 +225,11 @@ extern const char *const shl_choices_offload[];
     SHL_ROW("timeout", SHL_OPT_DOUBLE, timeout_s, 0.1, 86400, "30", NULL, "seconds", "Run",          \
             "A rank that has not arrived by then is named and the run ends.")
 
+#define SHL_ROW_ZERO                                                                                 \
+    SHL_ROW("zero", SHL_OPT_STRING, zero, 0, 0, NULL, NULL, "keys", "World",                         \
+            "DeepSpeed's keys of zero_optimization as KEY=VALUE;KEY=VALUE, the others at its "       \
+            "defaults; also leaf_names, leaf_suffixes and layout=single-cut; default none.")
+
 #define SHL_ROWS_TUNE                                                                                \
     SHL_ROW("recompute", SHL_OPT_LIST, recompute, 0, 0, "none", NULL, NULL, "Tuning",                \
             "What backward makes again instead of keeping it: none, selective (attention), full "    \
@@ -313,7 +320,9 @@ extern const char *const shl_choices_offload[];
     SHL_ROW("convention", SHL_OPT_ENUM, convention, 0, 0, "shardlab", shl_choices_convention, NULL,  \
             "Output", "deepspeed: its own estimates beside ours, and what makes the difference."),   \
     SHL_ROW("emit", SHL_OPT_ENUM, emit, 0, 0, "none", shl_choices_emit, NULL, "Output",              \
-            "deepspeed: prints the ds_config.json of the row instead.")
+            "deepspeed: prints the ds_config.json of the row instead."),                             \
+    SHL_ROW("explain-schedule", SHL_OPT_BOOL, explain, 0, 0, NULL, NULL, NULL, "Output",             \
+            "Prints the gathers of a step of each row: order, bytes, who waits, what is live.")
 
 #define SHL_ROWS_CHECKPOINT                                                                          \
     SHL_ROW("ckpt-dir", SHL_OPT_STRING, ckpt_dir, 0, 0, NULL, NULL, NULL, "Checkpoint",              \

@@ -396,6 +396,10 @@ fill_formulas(shl_run_record *out, const shl_session_config *cfg, const shl_sess
     out->formula_gather_bytes = comm.all_gather_bytes;
     out->formula_scatter_bytes = comm.reduce_scatter_bytes;
     out->formula_reduce_bytes = comm.all_reduce_bytes;
+    if (e->strategy == SHL_ZERO3 && e->zero.given) {
+        /* What stays and what is kept depends on the tensors, not on their sum. */
+        out->formula_state_bytes = out->formula_gather_bytes = (double)NAN;
+    }
 }
 
 void

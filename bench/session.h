@@ -6,6 +6,7 @@
 
 #include <stdatomic.h>
 
+#include "engines/config/zero_text.h"
 #include "engines/engine.h"
 #include "engines/shared/volume.h"
 #include "models/named.h"
@@ -31,6 +32,7 @@ typedef struct shl_session_config {
     shl_tune_config tune; /* what is trained, kept and made again */
     shl_engine_config engine;
     char schedule_text[SHL_DS_SCHEDULE_TEXT_BYTES]; /* of a named schedule */
+    char zero_text[SHL_ZERO_TEXT_BYTES];            /* of DeepSpeed's keys; "": none */
     int ranks;
     int threads;                /* compute threads per rank */
     const char *device;         /* "cpu", "virtual" */

@@ -264,6 +264,7 @@ shl_session_lab_options(const shl_session_config *c, int rank, char *rope, shl_l
     out->lora_base = c->tune.lora_base;
     out->dropout = c->tune.dropout;
     out->attention_dropout = c->tune.attention_dropout;
+    out->zero = c->zero_text;
     out->init_from = c->resume ? NULL : c->init_from;
     give_policy(e, out);
     give_optim(e, out);

@@ -7,6 +7,7 @@
 #include <jansson.h>
 
 #include "engines/api/lab.h"
+#include "engines/config/zero_text.h"
 #include "kernels/base/str.h"
 
 typedef enum key_type {
@@ -51,6 +52,7 @@ static const json_key keys[] = {
     {"", "reduce-every", KEY_TEXT, AT(reduce_every)},
     {"", "bucket", KEY_INT, AT(bucket_elems)},
     {"", "prefetch", KEY_INT, AT(prefetch)},
+    {"", "zero", KEY_TEXT, AT(zero)},
     {"", "batch", KEY_INT, AT(batch)},
     {"", "seq", KEY_INT, AT(seq)},
     {"", "accum", KEY_INT, AT(accum)},
@@ -422,6 +424,11 @@ shl_lab_policy_json(const shl_engine_config *e, json_t *into)
             s->raise_at_min ? 1 : 0, "min-loss-scale", s->min_scale);
         whole = numbers != NULL && json_object_update(into, numbers) == 0;
         json_decref(numbers);
+    }
+    if (whole && e->zero.given) {
+        char text[SHL_ZERO_TEXT_BYTES];
+        shl_zero_options_format(&e->zero, text, sizeof(text));
+        whole = json_object_set_new(into, "zero", json_string(text)) == 0;
     }
     return whole ? SHL_OK : SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");
 }

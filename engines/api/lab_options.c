@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "engines/api/lab.h"
+#include "engines/config/zero_text.h"
 #include "kernels/base/str.h"
 
 /* Layout code is linear in nothing but units, so a virtual world may be large. */
@@ -289,6 +290,7 @@ resolve_engine(const shl_lab_options *o, shl_lab_setup *s)
         return SHL_RAISE(SHL_E_USAGE, "prefetch is %lld", (long long)o->prefetch);
     }
     e->prefetch = shl_prefetch_resolve(e->strategy, (int)o->prefetch);
+    SHL_TRY(shl_zero_options_parse(o->zero, &e->zero));
     e->bucket_elems = o->bucket_elems;
     e->accum = o->accum;
     e->batch = o->batch;

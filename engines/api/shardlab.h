@@ -225,6 +225,8 @@ typedef struct shl_lab_options {
     int64_t sub_group_size;     /* elements updated at once; "sub-group-size" */
     uint64_t host_memory_bytes; /* limit of this rank; 0: none; "host-memory" */
     double link_bytes_per_s;    /* also "16GB/s"; "link" */
+    const char
+        *zero; /* DeepSpeed's keys, "max_reuse_distance=0;overlap_comm=true"; NULL or "": none */
 } shl_lab_options;
 
 #define SHL_LAB_OWN (-1.0)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "engines/config/dtypes.h"
+#include "engines/config/zero_text.h"
 #include "kernels/base/str.h"
 
 #define PI 3.14159265358979323846
@@ -184,6 +185,7 @@ shl_engine_config_check(const shl_engine_config *c)
     shl_reduce_every same;
     SHL_TRY(shl_reduce_every_resolve(c->strategy, c->reduce_every, &same));
     SHL_TRY(check_optim(&c->optim));
+    SHL_TRY(shl_zero_options_check(c));
     SHL_TRY(shl_offload_check(c));
     return shl_dtype_policy_check(c);
 }

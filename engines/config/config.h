@@ -101,6 +101,8 @@ typedef struct shl_zero_options {
     bool gather_sequential, gather_on_save;                             /* stage 3 */
     char leaf_names[SHL_ZERO_LEAF_BYTES];    /* stage 3: modules gathered as a whole: paths */
     char leaf_suffixes[SHL_ZERO_LEAF_BYTES]; /* and ends of paths; commas between */
+    bool serial_reduce;                      /* each reduction is waited for at once */
+    bool single_cut; /* stages 1, 2: DeepSpeed's layout, one cut of the flat space */
     bool round_robin, prescale, sum_gradients;
     double predivide; /* 1: none */
 } shl_zero_options;

@@ -347,7 +347,29 @@ resolve_optimizer(shl_ds_config *c, shl_optim_config *o)
     return SHL_OK;
 }
 
-static void
+/* A list of names as one text with commas. */
+static shl_code
+join_names(const shl_ds_config *c, const char *path, char *dst)
+{
+    const json_t *list = shl_ds_get(c, path)->json;
+    size_t used = 0;
+    dst[0] = '\0';
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *name = json_string_value(json_array_get(list, i));
+        size_t n = strlen(name);
+        if (n == 0 || strchr(name, ',') || strchr(name, ';') ||
+            used + n + 2 > SHL_ZERO_LEAF_BYTES) {
+            shl_ds_raise(c, path, "has a name that is no path, or too many of them");
+            return shl_err_because("\"%.60s\"; %d bytes hold them all", name,
+                                   SHL_ZERO_LEAF_BYTES - 1);
+        }
+        shl_strf(dst + used, SHL_ZERO_LEAF_BYTES - used, "%s%s", used > 0 ? "," : "", name);
+        used += strlen(dst + used);
+    }
+    return SHL_OK;
+}
+
+static shl_code
 resolve_zero(const shl_ds_config *c, shl_zero_options *z)
 {
     z->given = true;
@@ -359,10 +381,13 @@ resolve_zero(const shl_ds_config *c, shl_zero_options *z)
     z->granularity_elems = shl_ds_int(c, Z "stage3_module_granularity_threshold", 0);
     z->gather_sequential = shl_ds_bool(c, Z "stage3_allgather_sequential");
     z->gather_on_save = shl_ds_bool(c, Z "stage3_gather_16bit_weights_on_model_save");
+    z->serial_reduce = json_is_false(shl_ds_get(c, Z "overlap_comm")->json);
     z->round_robin = shl_ds_bool(c, Z "round_robin_gradients");
     z->prescale = shl_ds_bool(c, "prescale_gradients");
     z->sum_gradients = strcmp(shl_ds_text(c, "gradient_allreduce_op"), "sum") == 0;
     z->predivide = shl_ds_real(c, "gradient_predivide_factor", 1.0);
+    SHL_TRY(join_names(c, Z "leaf_module.names", z->leaf_names));
+    return join_names(c, Z "leaf_module.name_suffixes", z->leaf_suffixes);
 }
 
 static void
@@ -428,7 +453,7 @@ shl_ds_resolve(shl_ds_config *c, const char *trainer, const shl_ds_facts *facts,
     resolve_scale(c, &e->scale);
     SHL_TRY(resolve_optimizer(c, &e->optim));
     SHL_TRY(resolve_schedule(c, facts, &e->optim));
-    resolve_zero(c, &e->zero);
+    SHL_TRY(resolve_zero(c, &e->zero));
     resolve_offload(c, &e->offload);
     note_unhonoured(c, stage);
     if (c->notes.failed) {

@@ -348,6 +348,9 @@ launch(shl_reducer *r, int group)
     if (offloads(r)) {
         SHL_TRY(send(r, g));
     }
+    if (r->st->engine->config.zero.serial_reduce) {
+        SHL_TRY(shl_engine_wait_comm(e, g->done));
+    }
     r->flying = group; /* in place the stream's order makes the newest one stand for all */
     return SHL_OK;
 }
