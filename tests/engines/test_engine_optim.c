@@ -78,6 +78,32 @@ test_engine_optim_agree_in_bf16(void **state)
     }
 }
 
+/* Moments and gradients in host memory, in sub-groups that cut tensors: LAMB's norms too. */
+static void
+test_engine_optim_offloaded_keeps_every_bit(void **state)
+{
+    (void)state;
+    for (int kind = SHL_OPTIM_ADAM; kind < SHL_OPTIM_KIND_COUNT; ++kind) {
+        ew_config c;
+        ew_result plain, r;
+        ew_config_init(&c, kind % 2 == 0 ? SHL_ZERO2 : SHL_ZERO3, 2);
+        choose(&c, (shl_optim_kind)kind, 0.9);
+        ew_run(&c, &plain);
+        c.engine.offload.optimizer = SHL_OFFLOAD_HOST;
+        c.engine.offload.sub_group_elems = 777;
+        c.engine.offload.ratio = kind % 3 == 0 ? 0.5 : 1.0;
+        ew_run(&c, &r);
+        const char *why = ew_bits_differ(&plain, &r, c.steps);
+        if (why[0] != '\0') {
+            fail_msg("%s: %s", shl_optim_name((shl_optim_kind)kind), why);
+        }
+        assert_true(r.host[0].now_bytes > 0);
+        et_expect_same_run(&c);
+        ew_result_fini(&plain);
+        ew_result_fini(&r);
+    }
+}
+
 /* Bytes of the tag optim per parameter, and the closed formula. */
 static void
 test_engine_optim_holds_what_it_needs(void **state)
@@ -277,6 +303,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_engine_optim_strategies_agree),
         cmocka_unit_test(test_engine_optim_agree_in_bf16),
+        cmocka_unit_test(test_engine_optim_offloaded_keeps_every_bit),
         cmocka_unit_test(test_engine_optim_holds_what_it_needs),
         cmocka_unit_test(test_engine_optim_virtual_is_the_cpu),
         cmocka_unit_test(test_engine_optim_first_step_in_double),
