@@ -7,16 +7,11 @@
 #include <jansson.h>
 
 #include "engines/config/ds_config.h"
+#include "engines/config/ds_optimizer.h"
 #include "kernels/base/types.h"
 
 #define Z "zero_optimization."
 #define HOST "cpu"
-
-/* Optimizers that DeepSpeed has beside Adam and AdamW. */
-static const char *const others[] = {
-    "Lamb",       "Lion",   "Adagrad", "SGD",   "OneBitAdam", "ZeroOneAdam",
-    "OneBitLamb", "MuAdam", "MuAdamW", "MuSGD", "Muon",
-};
 
 /* Whether json is one of the texts, separated by blanks. */
 static bool
@@ -143,32 +138,6 @@ check_clipping(const shl_ds_config *c)
 }
 
 static shl_code
-check_optimizer(const shl_ds_config *c)
-{
-    const char *type = shl_ds_text(c, "optimizer.type");
-    if (!type) {
-        if (shl_ds_block_given(c, "optimizer.params")) {
-            SHL_RAISE(SHL_E_CONFIG, "%s: optimizer.params without optimizer.type", c->name);
-            return shl_err_because("nothing says whose parameters they are");
-        }
-        return SHL_OK;
-    }
-    if (strcasecmp(type, "Adam") == 0 || strcasecmp(type, "AdamW") == 0) {
-        return SHL_OK;
-    }
-    for (size_t i = 0; i < SHL_ARRAY_LEN(others); i++) {
-        if (strcasecmp(type, others[i]) == 0) {
-            shl_ds_raise(c, "optimizer.type", "is one that is not in this build");
-            return shl_err_because("\"%s\"; this build has Adam and AdamW", others[i]);
-        }
-    }
-    const char *near = shl_nearest(type, others, SHL_ARRAY_LEN(others));
-    shl_ds_raise(c, "optimizer.type", "is unknown");
-    shl_err_because("\"%.60s\" is none of DeepSpeed's optimizers", type);
-    return shl_err_advice("\"%s\"", near ? near : "AdamW");
-}
-
-static shl_code
 check_scheduler(const shl_ds_config *c)
 {
     size_t n;
@@ -233,7 +202,7 @@ shl_ds_config_check(const shl_ds_config *c)
     SHL_TRY(check_stage3_keys(c, stage));
     SHL_TRY(check_clipping(c));
     SHL_TRY(check_statuses(c));
-    SHL_TRY(check_optimizer(c));
+    SHL_TRY(shl_ds_optimizer_check(c));
     SHL_TRY(check_scheduler(c));
     return check_precision(c, stage);
 }
@@ -322,27 +291,6 @@ resolve_schedule(shl_ds_config *c, const shl_ds_facts *facts, shl_optim_config *
         SHL_RAISE(SHL_E_CONFIG, "%s: OneCycle's beta1 reaches %g", c->name, beta1);
         shl_err_because("decay_mom_rate multiplies it without bound, and a beta lies below 1");
         return shl_err_advice("\"decay_mom_rate\": 0");
-    }
-    return SHL_OK;
-}
-
-static shl_code
-resolve_optimizer(shl_ds_config *c, shl_optim_config *o)
-{
-    o->clip = shl_ds_real(c, "gradient_clipping", 0.0);
-    if (!shl_ds_text(c, "optimizer.type")) {
-        shl_str_add(&c->notes, "no optimizer in the file: AdamW of the command line\n");
-        return SHL_OK;
-    }
-    const json_t *betas = shl_ds_get(c, "optimizer.params.betas")->json;
-    const shl_ds_value *decay = shl_ds_get(c, "optimizer.params.weight_decay");
-    o->lr = shl_ds_real(c, "optimizer.params.lr", 0.0);
-    o->beta1 = json_number_value(json_array_get(betas, 0));
-    o->beta2 = json_number_value(json_array_get(betas, 1));
-    o->eps = shl_ds_real(c, "optimizer.params.eps", 0.0);
-    o->weight_decay = json_number_value(decay->json);
-    if (decay->origin == SHL_DS_DEFAULT && shl_ds_bool(c, "optimizer.params.torch_adam")) {
-        o->weight_decay = strcasecmp(shl_ds_text(c, "optimizer.type"), "AdamW") == 0 ? 0.01 : 0.0;
     }
     return SHL_OK;
 }
@@ -451,7 +399,7 @@ shl_ds_resolve(shl_ds_config *c, const char *trainer, const shl_ds_facts *facts,
     }
     resolve_dtypes(c, e);
     resolve_scale(c, &e->scale);
-    SHL_TRY(resolve_optimizer(c, &e->optim));
+    SHL_TRY(shl_ds_optimizer_resolve(c, &e->optim));
     SHL_TRY(resolve_schedule(c, facts, &e->optim));
     SHL_TRY(resolve_zero(c, &e->zero));
     resolve_offload(c, &e->offload);

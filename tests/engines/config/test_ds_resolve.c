@@ -307,8 +307,11 @@ test_ds_resolve_bad_inputs(void **state)
             "this is stage 2");
     REFUSES("{\"train_batch_size\": 4, \"optimizer\": {\"type\": \"AdamZ\"}}", 2, "optimizer.type",
             "AdamZ");
-    REFUSES("{\"train_batch_size\": 4, \"optimizer\": {\"type\": \"Lion\"}}", 2, "Lion",
+    REFUSES("{\"train_batch_size\": 4, \"optimizer\": {\"type\": \"Muon\"}}", 2, "Muon",
             "not in this build");
+    REFUSES("{\"train_batch_size\": 4, \"optimizer\": {\"type\": \"SGD\", \"params\": {\"betas\": "
+            "[0.9, 0.9]}}}",
+            2, "optimizer.params", "sgd has no betas");
     REFUSES("{\"train_batch_size\": 4, \"optimizer\": {\"type\": \"Adam\", \"params\": "
             "{\"max_grad_norm\": 0.7}}}",
             2, "max_grad_norm", "\"gradient_clipping\": 0.7");
@@ -323,7 +326,7 @@ test_ds_resolve_bad_inputs(void **state)
     expect_ok(resolve(STAGE("2", ", \"reduce_bucket_size\": 5e8"), NULL, 2, &e, &notes));
     assert_int_equal(e.bucket_elems, 124439808);
     assert_non_null(strstr(shl_str_get(&notes), "500000000 is above the model: 124439808"));
-    assert_non_null(strstr(shl_str_get(&notes), "AdamW of the command line"));
+    assert_non_null(strstr(shl_str_get(&notes), "adamw of the command line"));
     shl_str_fini(&notes);
 }
 
@@ -384,6 +387,40 @@ test_ds_resolve_emit_goes_round(void **state)
     shl_str_fini(&out);
 }
 
+/* DeepSpeed's types and what they take; what the file leaves out is DeepSpeed's own. */
+static void
+test_ds_resolve_maps_every_optimizer(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        shl_optim_kind kind;
+        double lr, beta2, eps, decay, momentum, most;
+    } rows[] = {
+        {"\"Adam\"", SHL_OPTIM_ADAMW, 1e-3, 0.999, 1e-8, 0, 0, 0},
+        {"\"Adam\", \"params\": {\"adam_w_mode\": false, \"lr\": 0.5}", SHL_OPTIM_ADAM, 0.5, 0.999,
+         1e-8, 0, 0, 0},
+        {"\"adamw\", \"params\": {\"adam_w_mode\": false}", SHL_OPTIM_ADAMW, 1e-3, 0.999, 1e-8, 0,
+         0, 0},
+        {"\"Lamb\", \"params\": {\"max_coeff\": 0.3}", SHL_OPTIM_LAMB, 1e-3, 0.999, 1e-8, 0, 0,
+         0.3},
+        {"\"Lion\", \"params\": {\"weight_decay\": 0.2}", SHL_OPTIM_LION, 1e-3, 0.99, 0, 0.2, 0, 0},
+        {"\"Adagrad\"", SHL_OPTIM_ADAGRAD, 1e-2, 0, 1e-10, 0, 0, 0},
+        {"\"SGD\", \"params\": {\"momentum\": 0.9}", SHL_OPTIM_SGD, 1e-3, 0, 0, 0, 0.9, 0},
+    };
+    for (size_t i = 0; i < SHL_ARRAY_LEN(rows); i++) {
+        shl_engine_config e;
+        char text[256];
+        (void)snprintf(text, sizeof(text),
+                       "{\"train_batch_size\": 4, \"optimizer\": {\"type\": %s}}", rows[i].text);
+        expect_ok(resolve(text, NULL, 2, &e, NULL));
+        assert_int_equal(e.optim.kind, rows[i].kind);
+        assert_true(e.optim.lr == rows[i].lr && e.optim.beta2 == rows[i].beta2);
+        assert_true(e.optim.eps == rows[i].eps && e.optim.weight_decay == rows[i].decay);
+        assert_true(e.optim.momentum == rows[i].momentum && e.optim.max_coeff == rows[i].most);
+    }
+}
+
 /* No allocation is lost, whichever fails. */
 static void
 test_ds_resolve_leaves_nothing(void **state)
@@ -410,6 +447,7 @@ main(void)
         cmocka_unit_test(test_ds_resolve_unknown_keys_at_every_level),
         cmocka_unit_test(test_ds_resolve_bad_inputs),
         cmocka_unit_test(test_ds_resolve_emit_goes_round),
+        cmocka_unit_test(test_ds_resolve_maps_every_optimizer),
         cmocka_unit_test(test_ds_resolve_leaves_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
