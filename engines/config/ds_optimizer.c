@@ -127,3 +127,25 @@ shl_ds_optimizer_resolve(shl_ds_config *c, shl_optim_config *o)
     shl_ds_raise(c, "optimizer.params", "has one that its optimizer has not");
     return shl_err_because("%s", what);
 }
+
+static json_t *
+given(double x)
+{
+    return x < 0.0 ? NULL : json_real(x);
+}
+
+json_t *
+shl_ds_optimizer_json(const shl_optim_config *o)
+{
+    static const char *const names[] = {
+        [SHL_OPTIM_ADAMW] = "AdamW",     [SHL_OPTIM_ADAM] = "Adam", [SHL_OPTIM_LION] = "Lion",
+        [SHL_OPTIM_ADAGRAD] = "Adagrad", [SHL_OPTIM_SGD] = "SGD",   [SHL_OPTIM_LAMB] = "Lamb"};
+    shl_optim_asked a;
+    shl_optim_asked_of(o, &a);
+    return json_pack("{ss s{sf so* so* sf so* so* so* so*}}", "type", names[o->kind], "params",
+                     "lr", a.lr, "betas",
+                     a.beta1 < 0.0 ? NULL : json_pack("[ff]", a.beta1, a.beta2), "eps",
+                     given(a.eps), "weight_decay", a.weight_decay, "adam_w_mode",
+                     o->kind == SHL_OPTIM_ADAM ? json_false() : NULL, "momentum", given(a.momentum),
+                     "min_coeff", given(a.min_coeff), "max_coeff", given(a.max_coeff));
+}

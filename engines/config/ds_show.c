@@ -6,6 +6,7 @@
 #include <jansson.h>
 
 #include "engines/config/ds_config.h"
+#include "engines/config/ds_optimizer.h"
 #include "kernels/base/types.h"
 
 static const char *
@@ -150,9 +151,7 @@ static json_t *
 emit_json(const shl_engine_config *e, int ranks)
 {
     const shl_optim_config *o = &e->optim;
-    json_t *optimizer =
-        json_pack("{ss s{sf s[ff] sf sf}}", "type", "AdamW", "params", "lr", o->lr, "betas",
-                  o->beta1, o->beta2, "eps", o->eps, "weight_decay", o->weight_decay);
+    json_t *optimizer = shl_ds_optimizer_json(o);
     json_t *zero = json_pack("{si sI}", "stage", (int)e->strategy, "reduce_bucket_size",
                              (json_int_t)e->bucket_elems);
     json_t *all =

@@ -418,6 +418,13 @@ test_ds_resolve_maps_every_optimizer(void **state)
         assert_true(e.optim.lr == rows[i].lr && e.optim.beta2 == rows[i].beta2);
         assert_true(e.optim.eps == rows[i].eps && e.optim.weight_decay == rows[i].decay);
         assert_true(e.optim.momentum == rows[i].momentum && e.optim.max_coeff == rows[i].most);
+        shl_str emitted = {0};
+        shl_engine_config again;
+        expect_ok(shl_ds_emit(&e, 2, &emitted));
+        expect_ok(resolve(shl_str_get(&emitted), NULL, 2, &again, NULL));
+        assert_int_equal(again.optim.kind, e.optim.kind);
+        assert_true(again.optim.lr == e.optim.lr && again.optim.momentum == e.optim.momentum);
+        shl_str_fini(&emitted);
     }
 }
 
