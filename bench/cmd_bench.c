@@ -22,8 +22,9 @@ typedef struct bench_options {
 
 /* Names of shl_speed_parts, which the part of that place runs. */
 static const char *const PARTS[] = {
-    "plan",  "gemm",      "gemm-bf16", "cast",   "adamw", "attention", "cross-entropy", "step",
-    "ranks", "recompute", "step-bf16", "memory", "comm",  "save",      "all",           NULL};
+    "plan",          "gemm",    "gemm-bf16", "cast",      "adamw",     "attention",
+    "cross-entropy", "step",    "ranks",     "recompute", "step-bf16", "memory",
+    "comm",          "offload", "save",      "all",       NULL};
 
 static const shl_option TABLE[] = {
     {"part", NULL, SHL_OPT_ENUM, offsetof(bench_options, part), 0, 0, "all", PARTS, NULL, "Run",

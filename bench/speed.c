@@ -28,6 +28,7 @@ shl_speed_parts(int *n)
         {"step-bf16", "steps in bf16", shl_speed_step_bf16},
         {"memory", "resident set of a rank", shl_speed_memory},
         {"comm", "collectives over shared memory", shl_speed_comm},
+        {"offload", "states in host memory", shl_speed_offload},
         {"save", "a checkpoint", shl_speed_save},
     };
     *n = (int)SHL_ARRAY_LEN(parts);

@@ -118,6 +118,7 @@ shl_code shl_speed_comm(const shl_speed_config *c, shl_speed_list *out) SHL_MUST
 
 /* A checkpoint of GPT-2 124M with moments by two ranks, from call to commit, against direct writes
  * of as many bytes. */
+shl_code shl_speed_offload(const shl_speed_config *c, shl_speed_list *out) SHL_MUST_USE;
 shl_code shl_speed_save(const shl_speed_config *c, shl_speed_list *out) SHL_MUST_USE;
 
 /* `plan` of gpt-7b at 1024 ranks under every strategy, in a process of its own: seconds and largest

@@ -214,6 +214,7 @@ typedef struct shl_lab_options {
     /* The rest of an optimizer; in "optim". */
     double momentum;             /* of sgd, without dampening and Nesterov */
     double min_coeff, max_coeff; /* bounds of lamb's trust ratio; "min-coeff", "max-coeff" */
+
     /* States in host memory. optimizer: master weights, moments and reduced gradients of zero1, zero2 and
      * zero3; the update runs there. param: parameter shards of zero3. "none" or "cpu". On the cpu
      * device both memories are accounts of their own with a copy between, which takes at least

@@ -102,6 +102,23 @@ test_engine_offload_adds_up_micro_steps_on_the_host(void **state)
     }
 }
 
+static void
+test_engine_offload_keeps_every_bit_of_every_optimizer(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < SHL_OPTIM_KIND_COUNT; ++kind) {
+        ew_config c;
+        ew_config_init(&c, kind % 2 == 0 ? SHL_ZERO2 : SHL_ZERO3, 2);
+        c.model.layers = 1;
+        c.steps = 2;
+        c.engine.optim.kind = (shl_optim_kind)kind;
+        set_policy(&c, kind % 3 == 0 ? 0 : 1);
+        expect_same_bits(&c);
+        offload(&c, true, kind % 2 == 1, 0.5, 777);
+        et_expect_same_run(&c);
+    }
+}
+
 /* A skipped step moves gradients and nothing else. */
 static void
 test_engine_offload_skips_overflowing_steps(void **state)
@@ -338,6 +355,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_engine_offload_keeps_every_bit),
         cmocka_unit_test(test_engine_offload_adds_up_micro_steps_on_the_host),
+        cmocka_unit_test(test_engine_offload_keeps_every_bit_of_every_optimizer),
         cmocka_unit_test(test_engine_offload_skips_overflowing_steps),
         cmocka_unit_test(test_engine_offload_virtual_equals_cpu),
         cmocka_unit_test(test_engine_offload_bytes_are_the_formulas),
