@@ -118,6 +118,9 @@ shl_engine_begin_step(shl_engine *e, int64_t global_valid)
     e->micro = 0;
     e->global_valid = global_valid;
     e->dloss = e->scaler.scale / (double)global_valid;
+    if (e->config.zero.sum_gradients) {
+        e->dloss *= shl_comm_size(e->mesh.world); /* DeepSpeed's mean is over ranks */
+    }
     e->step_start_ns = now(e);
     memset(&e->report, 0, sizeof(e->report));
     memcpy(e->moved_before, e->device->moved_bytes, sizeof(e->moved_before));

@@ -103,7 +103,7 @@ typedef struct shl_zero_options {
     char leaf_suffixes[SHL_ZERO_LEAF_BYTES]; /* and ends of paths; commas between */
     bool serial_reduce;                      /* each reduction is waited for at once */
     bool single_cut; /* stages 1, 2: DeepSpeed's layout, one cut of the flat space */
-    bool round_robin, prescale, sum_gradients;
+    bool prescale, sum_gradients;
     double predivide; /* 1: none */
 } shl_zero_options;
 

@@ -330,7 +330,6 @@ resolve_zero(const shl_ds_config *c, shl_zero_options *z)
     z->gather_sequential = shl_ds_bool(c, Z "stage3_allgather_sequential");
     z->gather_on_save = shl_ds_bool(c, Z "stage3_gather_16bit_weights_on_model_save");
     z->serial_reduce = json_is_false(shl_ds_get(c, Z "overlap_comm")->json);
-    z->round_robin = shl_ds_bool(c, Z "round_robin_gradients");
     z->prescale = shl_ds_bool(c, "prescale_gradients");
     z->sum_gradients = strcmp(shl_ds_text(c, "gradient_allreduce_op"), "sum") == 0;
     z->predivide = shl_ds_real(c, "gradient_predivide_factor", 1.0);

@@ -31,7 +31,6 @@ static const struct key {
     {"leaf_names", KEY_TEXT, offsetof(shl_zero_options, leaf_names), NULL, NULL},
     {"leaf_suffixes", KEY_TEXT, offsetof(shl_zero_options, leaf_suffixes), NULL, NULL},
     {"overlap_comm", KEY_NOT, offsetof(shl_zero_options, serial_reduce), NULL, NULL},
-    {"round_robin_gradients", KEY_BOOL, offsetof(shl_zero_options, round_robin), NULL, NULL},
     {"layout", KEY_WORD, offsetof(shl_zero_options, single_cut), "single-cut", "bucketed"},
     {"gradient_allreduce_op", KEY_WORD, offsetof(shl_zero_options, sum_gradients), "sum", "mean"},
     {"prescale_gradients", KEY_BOOL, offsetof(shl_zero_options, prescale), NULL, NULL},
@@ -207,12 +206,17 @@ shl_zero_options_check(const shl_engine_config *c)
         SHL_RAISE(SHL_E_USAGE, "gradient_allreduce_op is sum in stage 3");
         return shl_err_because("DeepSpeed has it in stages 0 to 2 only");
     }
-    bool other = z->single_cut || z->round_robin || z->prescale || z->sum_gradients ||
-                 z->predivide < 1.0 || z->predivide > 1.0;
-    if (z->given && other) {
-        SHL_RAISE(SHL_E_USAGE,
-                  "layout, round_robin_gradients or a gradient scale is not its default");
-        return shl_err_because("this build has the bucketed layout and mean gradients only");
+    if (z->given && z->single_cut && c->strategy != SHL_ZERO1) {
+        SHL_RAISE(SHL_E_USAGE, "layout is single-cut with %s", shl_strategy_name(c->strategy));
+        shl_err_because(
+            "a bucket of that layout belongs to one or two ranks: stage 1 reduces all of it "
+            "at once, stage 2 would hold it whole");
+        return shl_err_advice("layout=bucketed, or zero1");
+    }
+    if (z->given && (z->prescale || z->predivide < 1.0 || z->predivide > 1.0)) {
+        SHL_RAISE(SHL_E_USAGE, "gradients are scaled before they are reduced");
+        shl_err_because("DeepSpeed refuses it beside reduce_scatter too, which is always on here");
+        return shl_err_advice("prescale_gradients=false;gradient_predivide_factor=1");
     }
     return SHL_OK;
 }

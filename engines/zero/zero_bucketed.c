@@ -71,7 +71,8 @@ make_layout(const shl_engine *e, int pieces, shl_layout **out)
         items[i].param = order[i];
         items[i].space = shl_state_space(&e->config, e->model->params[order[i]]);
     }
-    (void)shl_zero_plan_buckets(e->model, e->config.bucket_elems, items);
+    (void)shl_zero_plan_buckets(
+        e->model, e->config.zero.single_cut ? INT64_MAX : e->config.bucket_elems, items);
     SHL_TRY_TO(code, out, shl_layout_new(items, (int)n, pieces, SHL_SPLIT_FLAT, out));
 out:
     shl_heap_free(&items);
@@ -169,7 +170,7 @@ info(const shl_engine *e, shl_engine_info *out)
 {
     const zero_bucketed *z = e->impl;
     const shl_layout *l = z->state.layout;
-    *out = (shl_engine_info){.layout = "bucketed",
+    *out = (shl_engine_info){.layout = e->config.zero.single_cut ? "single cut" : "bucketed",
                              .padding_elems = shl_layout_padding(l),
                              .padding_bytes = shl_state_padding_bytes(&z->state),
                              .n_units = l->n_flats,

@@ -18,7 +18,7 @@ test_zero_text_round_trip(void **state)
         "prefetch_bucket_size=0;param_persistence_threshold=5;model_persistence_threshold=6",
         "max_live_parameters=7;max_reuse_distance=8;module_granularity_threshold=9",
         "allgather_sequential=true;leaf_names=h.0,h.1;leaf_suffixes=mlp",
-        "overlap_comm=false;round_robin_gradients=true;layout=single-cut",
+        "overlap_comm=false;layout=single-cut",
         "gradient_allreduce_op=sum;prescale_gradients=true;gradient_predivide_factor=0.125",
         "prefetch_bucket_size=5e7",
     };
