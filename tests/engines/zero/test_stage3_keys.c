@@ -178,6 +178,29 @@ test_stage3_keys_hold_in_16_bits(void **state)
     }
 }
 
+/* Shards in host memory are fetched for the gathers of residents too. */
+static void
+test_stage3_keys_hold_with_offload(void **state)
+{
+    (void)state;
+    for (int i = 1; i < 3; ++i) {
+        ew_config plain, keyed;
+        ew_result want, have, virt;
+        start(&keyed, 2);
+        vary(&keyed, i);
+        keyed.engine.offload.optimizer = SHL_OFFLOAD_HOST;
+        keyed.engine.offload.param = SHL_OFFLOAD_HOST;
+        plain = keyed;
+        plain.engine.zero = (shl_zero_options){0};
+        plain.engine.offload.optimizer = plain.engine.offload.param = SHL_OFFLOAD_NONE;
+        et_run(&plain, &want);
+        et_run(&keyed, &have);
+        et_expect_same_bits(&keyed, &want, &have);
+        et_expect_twin(&keyed, &have, 1, &virt);
+        assert_true(have.info.resident_elems > 0);
+    }
+}
+
 static void
 run_virtual(ew_config *c, ew_result *r)
 {
@@ -320,6 +343,7 @@ main(void)
         cmocka_unit_test(test_stage3_keys_calls_are_those_of_deepspeed),
         cmocka_unit_test(test_stage3_keys_never_change_bits),
         cmocka_unit_test(test_stage3_keys_hold_in_16_bits),
+        cmocka_unit_test(test_stage3_keys_hold_with_offload),
         cmocka_unit_test(test_stage3_keys_persistence_keeps_tensors_whole),
         cmocka_unit_test(test_stage3_keys_prefetch_and_live_bound_what_is_ahead),
         cmocka_unit_test(test_stage3_keys_reuse_keeps_the_end_of_forward),
