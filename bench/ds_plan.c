@@ -39,6 +39,33 @@ largest_layer(const shl_model_config *shape, int64_t *out)
     return SHL_OK;
 }
 
+/* DeepSpeed cuts the flat space of stages 1 and 2 once and holds, of every tensor that touches a rank's
+ * slice, the whole reduced gradient: elements of the slice, and of the rank that holds most. */
+static shl_code
+straddling(const shl_model_config *shape, int ranks, int64_t *slice, int64_t *most)
+{
+    shl_model *model = NULL;
+    SHL_TRY(shl_model_new(shape, &model));
+    *slice = shl_ceil_div(model->n_elems, 2 * (int64_t)ranks) * 2;
+    *most = 0;
+    int first = 0;
+    int64_t first_begin = 0;
+    for (int64_t rank = 0; rank < ranks && first < model->n_params; rank++) {
+        while (first < model->n_params &&
+               first_begin + model->params[first]->elems <= rank * *slice) {
+            first_begin += model->params[first++]->elems;
+        }
+        int64_t begin = first_begin, held = 0;
+        for (int i = first; i < model->n_params && begin < (rank + 1) * *slice; i++) {
+            held += model->params[i]->elems;
+            begin += model->params[i]->elems;
+        }
+        *most = held > *most ? held : *most;
+    }
+    shl_model_free(&model);
+    return SHL_OK;
+}
+
 static void
 add_case(shl_str *out, const char *what, const shl_ds_estimate *e)
 {
@@ -98,6 +125,13 @@ add_row(const shl_output_row *row, shl_str *out)
         add_case(out, "no offload", &plain);
         e = estimate(&ask, stage, true, false, false);
         add_case(out, "optimizer offloaded", &e);
+        int64_t slice = 0, most = 0;
+        SHL_TRY(straddling(&row->cfg->shape, ranks, &slice, &most));
+        shl_str_add(
+            out,
+            "    gradients it holds at most: %lld elements, whole tensors that touch a slice "
+            "of %lld; ours: the slice\n",
+            (long long)most, (long long)slice);
     } else {
         for (int init = 1; init >= 0; init--) {
             const char *with = init ? "zero.Init" : "without zero.Init";

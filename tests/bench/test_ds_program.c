@@ -188,6 +188,10 @@ test_ds_program_plan_speaks_deepspeed(void **state)
            "optimizer offloaded");
     assert_non_null(strstr(out, "not in theirs: act"));
     assert_non_null(strstr(out, "ddp: DeepSpeed has no estimator"));
+    expect("plan --model gpt2-124m --strategy zero2 --ranks 8 --convention deepspeed", 0,
+           "at most: 48242688 elements");
+    expect("plan --strategy zero3 --ranks 4 --zero max_reuse_distance=0 --explain-schedule" SMALL,
+           0, "refresh");
     expect("plan --strategy fsdp --ranks 4 --emit deepspeed" SMALL, 2, "no ds_config.json");
     expect("plan --strategy zero2 --ranks 2,4 --emit deepspeed" SMALL, 2, "2 rows");
     expect("plan --strategy zero2 --ranks 4 --batch 3 --emit deepspeed" SMALL, 0,
