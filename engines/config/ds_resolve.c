@@ -175,7 +175,8 @@ check_precision(const shl_ds_config *c, int64_t stage)
     }
     if (masters && !moments) {
         shl_ds_raise(c, "bf16.bf16_master_weights_and_grads", "needs bf16_optimizer_states");
-        return shl_err_because("without it DeepSpeed wants offload, which is not in this build");
+        return shl_err_because("16-bit masters beside fp32 moments are offload's alone in "
+                               "DeepSpeed, and not in this build");
     }
     if (masters && (stage == 0 || !shl_ds_bool(c, "bf16.enabled"))) {
         shl_ds_raise(c, "bf16.bf16_master_weights_and_grads", "needs bf16 and stage 1, 2 or 3");

@@ -250,9 +250,11 @@ test_ds_resolve_forms_and_deprecated_names(void **state)
     shl_str_fini(&notes);
     REFUSES("{\"train_batch_size\": 4, \"bf16\": {}, \"bfloat16\": {}}", 2, "bfloat16",
             "both together");
-    REFUSES("{\"train_batch_size\": 4, \"zero_optimization\": {\"stage\": 2, \"cpu_offload\": "
-            "true}}",
-            2, "offload_optimizer", "not in this build");
+    expect_ok(
+        resolve("{\"train_batch_size\": 4, \"zero_optimization\": {\"stage\": 2, \"cpu_offload\": "
+                "true}}",
+                NULL, 2, &e, NULL));
+    assert_true(e.offload.optimizer == SHL_OFFLOAD_HOST && e.offload.param == SHL_OFFLOAD_NONE);
     REFUSES("{\"train_batch_size\": 4, \"train_batch_size\": 4}", 2, ":1:", "duplicate");
     REFUSES("{\n  \"train_batch_size\": 4,\n  # why\n}", 2, ":3:", "comments");
     REFUSES("no-such-file.json", 2, "no-such-file.json", "no file");
@@ -437,7 +439,9 @@ test_ds_resolve_leaves_nothing(void **state)
     int64_t before = shl_heap_live_blocks();
     expect_ok(resolve(plain_stage2, NULL, 2, &e, NULL));
     assert_int_equal(shl_heap_live_blocks(), before);
-    assert_int_equal(resolve(offload_stage2, trainer, 2, &e, NULL), SHL_E_CONFIG);
+    expect_ok(resolve(offload_stage2, trainer, 2, &e, NULL));
+    assert_true(e.offload.optimizer == SHL_OFFLOAD_HOST);
+    assert_int_equal(resolve(plain_stage2, trainer, 3, &e, NULL), SHL_E_CONFIG);
     assert_int_equal(shl_heap_live_blocks(), before);
 }
 
