@@ -9,10 +9,16 @@
 
 /* Flags that the file decides. */
 static const char *const decided[] = {
-    "strategy",     "batch",      "accum",        "reduce-every",   "bucket",
-    "zero",         "clip",       "dtype",        "master-dtype",   "grad-dtype",
-    "reduce-dtype", "loss-scale", "moment-dtype", "check-overflow",
+    "strategy",      "batch",         "accum",        "reduce-every",   "bucket",
+    "zero",          "clip",          "dtype",        "master-dtype",   "grad-dtype",
+    "reduce-dtype",  "loss-scale",    "moment-dtype", "check-overflow", "offload-optimizer",
+    "offload-param", "offload-ratio", "pin-memory",   "sub-group-size",
 };
+
+/* Flags that it decides when it has the block; else the command line's hold. */
+static const char *const of_optimizer[] = {"optimizer",    "lr",       "betas",     "eps",
+                                           "weight-decay", "momentum", "min-coeff", "max-coeff"};
+static const char *const of_schedule[] = {"schedule", "schedule-steps", "warmup", "min-lr-ratio"};
 
 void
 shl_ds_options_fini(shl_ds_options *o)
@@ -29,6 +35,24 @@ has(const char *const *given, const char *name)
         }
     }
     return false;
+}
+
+static const char *
+first_given(const char *const *given, const char *const *names, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (has(given, names[i])) {
+            return names[i];
+        }
+    }
+    return NULL;
+}
+
+static shl_code
+raise_decided(const char *flag)
+{
+    SHL_RAISE(SHL_E_USAGE, "--%s beside --config", flag);
+    return shl_err_because("the file decides it, and would be silently overruled");
 }
 
 static shl_code
@@ -71,12 +95,12 @@ shl_ds_options_resolve(shl_ds_options *o, const char *const *given, const char *
         shl_err_because("no --config, and the Trainer's arguments name no \"deepspeed\" file");
         return shl_err_advice("--config ds_config.json");
     }
-    for (size_t i = 0; o->config && i < SHL_ARRAY_LEN(decided); i++) {
-        if (has(given, decided[i])) {
-            SHL_RAISE(SHL_E_USAGE, "--%s beside --config", decided[i]);
-            return shl_err_because("the file decides it, and would be silently overruled");
-        }
+    const char *flag = first_given(given, decided, SHL_ARRAY_LEN(decided));
+    if (o->config && flag) {
+        return raise_decided(flag);
     }
+    o->optimizer_given = first_given(given, of_optimizer, SHL_ARRAY_LEN(of_optimizer));
+    o->schedule_given = first_given(given, of_schedule, SHL_ARRAY_LEN(of_schedule));
     return SHL_OK;
 }
 
@@ -115,6 +139,12 @@ shl_ds_options_apply(const shl_ds_options *o, bool data_follows, shl_session_con
     shl_code code = shl_ds_config_load(o->config, (int)o->dated, &ds);
     if (code == SHL_OK) {
         code = shl_ds_resolve(&ds, o->trainer, &facts, e);
+    }
+    if (code == SHL_OK && o->optimizer_given && shl_ds_text(&ds, "optimizer.type")) {
+        code = raise_decided(o->optimizer_given);
+    }
+    if (code == SHL_OK && o->schedule_given && shl_ds_text(&ds, "scheduler.type")) {
+        code = raise_decided(o->schedule_given);
     }
     if (code == SHL_OK) {
         c->steps = ds.trainer_steps > 0 && !o->steps_given ? ds.trainer_steps : c->steps;

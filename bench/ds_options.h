@@ -15,7 +15,10 @@ typedef struct shl_ds_options {
     const char *hostfile, *include, *exclude;
     int64_t num_slots, num_nodes;
     bool steps_given, seed_given; /* on the command line: they win */
-    char *found;                  /* config as the Trainer's arguments name it; owned */
+    const char
+        *optimizer_given; /* a flag of the optimizer or schedule that a file may decide; NULL */
+    const char *schedule_given;
+    char *found; /* config as the Trainer's arguments name it; owned */
 } shl_ds_options;
 
 void shl_ds_options_fini(shl_ds_options *o);

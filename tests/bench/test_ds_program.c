@@ -122,6 +122,12 @@ test_ds_program_trains_from_a_file(void **state)
     expect(words, 0, "train_micro_batch_size_per_gpu                                   8     ");
     shl_strf(words, sizeof(words), "train --config %s --batch 3" SMALL, file);
     expect(words, 2, "--batch beside --config");
+    shl_strf(words, sizeof(words), "train --config %s --lr 0.1" SMALL, file);
+    expect(words, 2, "--lr beside --config");
+    shl_strf(words, sizeof(words), "train --config %s --offload-optimizer none" SMALL, file);
+    expect(words, 2, "--offload-optimizer beside --config");
+    expect("train --config '{\"train_batch_size\":4}' --optimizer lion --steps 1" SMALL, 0,
+           "lion of the command line");
     shl_strf(words, sizeof(words), "train --config %s --ranks 3" SMALL, file);
     expect(words, 2, "256 sequences are not whole for 3 ranks");
     /* In processes, whose ranks read the same words; a schedule goes with a checkpoint. */
@@ -131,6 +137,29 @@ test_ds_program_trains_from_a_file(void **state)
            0, "WarmupLR(warmup_min_lr=0,");
     expect("train --show-config", 2, "without a configuration");
     expect("train --trainer-args '{}'", 2, "without a configuration");
+}
+
+/* Files as DeepSpeed's users have them, with everything in host memory, run as written. */
+static void
+test_ds_program_offloads_as_written(void **state)
+{
+    (void)state;
+    expect("train --config '{\"zero_optimization\":{\"stage\":3,\"offload_optimizer\":{\"device\":"
+           "\"cpu\",\"pin_memory\":true},\"offload_param\":{\"device\":\"cpu\",\"pin_memory\":"
+           "true},\"overlap_comm\":true,\"contiguous_gradients\":true,\"sub_group_size\":1e9,"
+           "\"reduce_bucket_size\":\"auto\",\"stage3_prefetch_bucket_size\":\"auto\","
+           "\"stage3_param_persistence_threshold\":\"auto\",\"stage3_max_live_parameters\":1e9,"
+           "\"stage3_max_reuse_distance\":1e9},\"bf16\":{\"enabled\":true},"
+           "\"train_micro_batch_size_per_gpu\":1,\"gradient_accumulation_steps\":16}' "
+           "--ranks 2 --steps 2" SMALL,
+           0, "H2D MiB");
+    assert_non_null(strstr(out, "accumulation 16"));
+    expect("train --config '{\"zero_optimization\":{\"stage\":2,\"offload_optimizer\":{\"device\":"
+           "\"cpu\"}}}' --trainer-args '{\"per_device_train_batch_size\":2,"
+           "\"gradient_accumulation_steps\":2,\"learning_rate\":5e-4,\"bf16\":true,"
+           "\"max_grad_norm\":1.0,\"max_steps\":3}' --ranks 2" SMALL,
+           0, "D2H MiB");
+    assert_non_null(strstr(out, "B 2, T 16, accumulation 2"));
 }
 
 /* The parameters after four steps under OneCycle: "param_hash":... */
@@ -207,6 +236,7 @@ main(int argc, char **argv)
         cmocka_unit_test(test_ds_program_hosts),
         cmocka_unit_test(test_ds_program_readme_has_the_table),
         cmocka_unit_test(test_ds_program_trains_from_a_file),
+        cmocka_unit_test(test_ds_program_offloads_as_written),
         cmocka_unit_test(test_ds_program_cycles_the_betas),
         cmocka_unit_test(test_ds_program_check_leaves_a_code),
         cmocka_unit_test(test_ds_program_plan_speaks_deepspeed),
