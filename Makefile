@@ -54,8 +54,8 @@ SANITIZE_tsan := -fsanitize=thread -fno-omit-frame-pointer
 QUIET_NULL    := -Wno-null-dereference -Wno-maybe-uninitialized
 OPT_release := -O2 -g
 OPT_debug   := -Og -g3
-OPT_asan    := -O1 -g $(SANITIZE_asan) $(QUIET_NULL)
-OPT_tsan    := -O1 -g $(SANITIZE_tsan) $(QUIET_NULL)
+OPT_asan    := -O1 -g1 $(SANITIZE_asan) $(QUIET_NULL)
+OPT_tsan    := -O1 -g1 $(SANITIZE_tsan) $(QUIET_NULL)
 OPT_cov     := -O0 -g --coverage $(QUIET_NULL)
 LINK_asan   := $(SANITIZE_asan)
 LINK_tsan   := $(SANITIZE_tsan)
@@ -262,7 +262,7 @@ $(MUTATIONS): tests/mutations/run.sh $(OUT)/flags
 	  '$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL)' '$(CC) $(LDFLAGS_ALL)' '-lcmocka $(LIBS)' '$(OUT)' > $@
 	@chmod +x $@
 mutations: $(TESTS) $(MUTATIONS) ## plant faults one by one; the tests must see each
-	@$(MUTATIONS)
+	@SHL_TEST_ALL=1 $(MUTATIONS)
 
 # Every command that README shows is run.
 $(OUT)/tests/readme: tests/bench/readme.sh $(OUT)/flags

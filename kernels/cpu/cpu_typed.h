@@ -46,9 +46,10 @@ vstore_bf16(uint16_t *p, vf v)
     __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(up), _mm256_extracti128_si256(up, 1));
     _mm_storeu_si128((__m128i_u *)(void *)p, h);
 #else
-    vi up = u + 0x7fff + ((u >> 16) & 1);
-    up = (vi)vsel(v != v, (vf)(u | 0x400000), (vf)up);
-    *(vh_any *)p = __builtin_convertvector(up >> 16, vh_any);
+    vw w = (vw)v; /* wraps for a NaN, which is replaced */
+    w += 0x7fffu + ((w >> 16) & 1u);
+    w = (vw)vsel(v != v, (vf)(u | 0x400000), (vf)w);
+    *(vh_any *)p = __builtin_convertvector(w >> 16, vh_any);
 #endif
 }
 
