@@ -52,7 +52,7 @@
 
 typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
-typedef uint32_t vw __attribute__((vector_size(4 * VL)));
+typedef uint32_t vword __attribute__((vector_size(4 * VL)));
 typedef double vd __attribute__((vector_size(4 * VL))); /* half as many lanes */
 typedef uint64_t vl __attribute__((vector_size(4 * VL)));
 typedef float vfh __attribute__((vector_size(2 * VL)));

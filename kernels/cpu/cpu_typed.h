@@ -46,9 +46,9 @@ vstore_bf16(uint16_t *p, vf v)
     __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(up), _mm256_extracti128_si256(up, 1));
     _mm_storeu_si128((__m128i_u *)(void *)p, h);
 #else
-    vw w = (vw)v; /* wraps for a NaN, which is replaced */
+    vword w = (vword)v; /* wraps for a NaN, which is replaced */
     w += 0x7fffu + ((w >> 16) & 1u);
-    w = (vw)vsel(v != v, (vf)(u | 0x400000), (vf)w);
+    w = (vword)vsel(v != v, (vf)(u | 0x400000), (vf)w);
     *(vh_any *)p = __builtin_convertvector(w >> 16, vh_any);
 #endif
 }
