@@ -79,7 +79,7 @@ ISA_avx512 := -DSHL_ISA=avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma 
   -mprefer-vector-width=512
 
 # ---- sources -----------------------------------------------------------------------------------
-ROOMS := $(addprefix kernels/,base device ops cpu virtual) models engines \
+ROOMS := $(addprefix kernels/,base device ops cpu cuda virtual) models engines \
   $(addprefix engines/,comm config shared zero fsdp api) checkpoints bench
 EXAMPLES    := $(sort $(wildcard engines/api/example_*.c))
 SRC         := $(filter-out $(EXAMPLES),$(foreach room,$(ROOMS),$(sort $(wildcard $(room)/*.c))))
@@ -108,7 +108,7 @@ SUPPORT  := $(OUT)/libsupport.a
 PROG     := $(if $(MAIN_SRC),$(OUT)/shardlab)
 INSTALL_TEST := $(OUT)/tests/test_install
 TESTS    := $(foreach t,$(TEST_SRC),$(OUT)/tests/$(notdir $(basename $t))) $(INSTALL_TEST)
-DEPS     := $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(SUPPORT_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
+DEPS     = $(EMULATED_OBJ:.o=.d) $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(SUPPORT_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
 
 # ---- building ----------------------------------------------------------------------------------
 .DELETE_ON_ERROR:
@@ -186,6 +186,33 @@ $$(OUT)/tests/$$(notdir $$(basename $1)): $$(OUT)/$$(basename $1).o $$(SUPPORT) 
 	$$(Q)$$(CC) $$(LDFLAGS_ALL) $$< $$(SUPPORT) $$(LIB) -lcmocka $$(LIBS) -o $$@
 endef
 $(foreach t,$(TEST_SRC),$(eval $(call TEST_RULE,$t)))
+
+# kernels/cuda/object on the CPU: its kernels by g++ over the tests' emulation of CUDA's language, behind
+# the table that the program loads. Fibers and sanitizers do not mix.
+CUDA_OBJECT_CU := $(sort $(wildcard kernels/cuda/object/*.cu))
+CUDA_OBJECT_C  := $(filter-out %/cuda_object.c,$(sort $(wildcard kernels/cuda/object/*.c)))
+EMULATE_SRC    := $(sort $(wildcard tests/support/emulate/*.cpp))
+EMULATED       := $(OUT)/tests/libcuda-emulated.so
+EMULATED_OBJ   := $(patsubst %,$(OUT)/emulated/%.o,$(CUDA_OBJECT_CU) $(CUDA_OBJECT_C) $(EMULATE_SRC))
+CXX            ?= g++
+EMULATE_FLAGS  := -DSHL_EMULATED -Itests/support/emulate -I. -D_GNU_SOURCE -O2 -g $(FP) -fPIC \
+  -fvisibility=hidden -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror)
+$(OUT)/emulated/%.cu.o: %.cu $(OUT)/flags
+	$(SAY) CXX '$< (emulated)'
+	@mkdir -p $(@D)
+	$(Q)$(CXX) -x c++ -std=c++17 $(EMULATE_FLAGS) -MMD -MP -c $< -o $@
+$(OUT)/emulated/%.cpp.o: %.cpp $(OUT)/flags
+	$(SAY) CXX $<
+	@mkdir -p $(@D)
+	$(Q)$(CXX) -std=c++17 $(EMULATE_FLAGS) -MMD -MP -c $< -o $@
+$(OUT)/emulated/%.c.o: %.c $(OUT)/flags
+	$(SAY) CC '$< (emulated)'
+	@mkdir -p $(@D)
+	$(Q)$(CC) -std=c11 $(EMULATE_FLAGS) -MMD -MP -c $< -o $@
+$(EMULATED): $(EMULATED_OBJ)
+	$(SAY) LINK $@
+	@mkdir -p $(@D)
+	$(Q)$(CXX) -shared $(EMULATED_OBJ) -o $@ -lpthread
 
 # Installs into a folder of its own and builds the example against that, as a user would.
 $(INSTALL_TEST): tests/engines/api/install.sh $(LIB) $(PROG) $(API_LIB) $(API_SO) $(OUT)/flags

@@ -97,7 +97,9 @@ shl_mark shl_ledger_get_mark(const shl_ledger *l);
 
 /* From now on the phase is also written to *word (borrowed; NULL: no longer), where other ranks can
  * read how far this one had come when it died. */
+#ifndef __cplusplus /* the kernels of a GPU, which read this header for its types */
 void shl_ledger_share_mark(shl_ledger *l, _Atomic uint32_t *word);
+#endif
 
 /* Whether a post would stay within the limit: SHL_OK, or the SHL_E_OOM that the post would give. A
  * device asks before it takes memory from the system. */

@@ -1,0 +1,400 @@
+// tests/support/emulate: the table of kernels/cuda/cuda_backend.h on the CPU. A stream is a queue that
+// runs when somebody waits for it and not before: work that nobody ordered by an event has not happened
+// when it is needed, and values go wrong, always and on every machine.
+#include "emulate_stream.h"
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <sys/mman.h>
+
+extern "C" {
+#include "kernels/cuda/object/cuda_launchers.h"
+}
+
+namespace {
+
+using emulate::event;
+using emulate::stream;
+
+const int DEVICES = 1;
+const size_t GRANULE_BYTES = 2 << 20;
+const size_t TOTAL_BYTES = size_t(64) << 30;
+const int E_INVALID = 1, E_MEMORY = 2, E_DEVICE = 101;
+
+std::recursive_mutex lock;
+size_t mapped_bytes;
+
+int64_t
+now_ns()
+{
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+               std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+}
+
+const char *
+error_text(int status)
+{
+    switch (status) {
+    case 0: return "success";
+    case E_INVALID: return "cudaErrorInvalidValue: invalid argument";
+    case E_MEMORY: return "cudaErrorMemoryAllocation: out of memory";
+    case E_DEVICE: return "cudaErrorInvalidDevice: invalid device ordinal";
+    case SHL_CUDA_UNSUPPORTED: return "the emulation does not have it";
+    default: return "unknown status";
+    }
+}
+
+int
+count(int *devices)
+{
+    const char *many = std::getenv("SHL_EMULATED_DEVICES");
+    *devices = many == nullptr ? DEVICES : std::atoi(many);
+    return 0;
+}
+
+int
+info(int device, shl_cuda_info *out)
+{
+    int n = 0;
+    count(&n);
+    if (device < 0 || device >= n) {
+        return E_DEVICE;
+    }
+    *out = shl_cuda_info();
+    std::snprintf(out->name, sizeof(out->name), "emulated on the CPU");
+    std::snprintf(out->uuid, sizeof(out->uuid), "GPU-00000000-0000-0000-0000-%012d", device);
+    std::snprintf(out->pci, sizeof(out->pci), "00000000:%02d:00.0", device);
+    out->major = 9;
+    out->multiprocessors = 4;
+    out->total_bytes = TOTAL_BYTES;
+    out->l2_bytes = 1 << 20;
+    out->block_shared_bytes = 227 << 10;
+    out->driver_version = out->runtime_version = 13000;
+    return 0;
+}
+
+int
+use(int device)
+{
+    shl_cuda_info unused;
+    return info(device, &unused);
+}
+
+// SHL_EMULATED_MEMORY: bytes of the card.
+size_t
+card_bytes()
+{
+    const char *text = std::getenv("SHL_EMULATED_MEMORY");
+    return text == nullptr ? TOTAL_BYTES : std::strtoull(text, nullptr, 10);
+}
+
+int
+memory(size_t *free_bytes, size_t *total_bytes)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    *total_bytes = card_bytes();
+    *free_bytes = *total_bytes > mapped_bytes ? *total_bytes - mapped_bytes : 0;
+    return 0;
+}
+
+void
+versions(char *text, size_t bytes)
+{
+    std::snprintf(text, bytes, "emulation");
+}
+
+int
+reserve(int, size_t bytes, void **base, size_t *granule_bytes)
+{
+    *base = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    *granule_bytes = GRANULE_BYTES;
+    return *base == MAP_FAILED ? E_MEMORY : 0;
+}
+
+int
+map(int, void *base, size_t from, size_t to)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    if (from % GRANULE_BYTES != 0 || to % GRANULE_BYTES != 0 || to < from) {
+        return E_INVALID;
+    }
+    if (mapped_bytes + (to - from) > card_bytes()) {
+        return E_MEMORY;
+    }
+    if (mprotect(static_cast<char *>(base) + from, to - from, PROT_READ | PROT_WRITE) != 0) {
+        return E_MEMORY;
+    }
+    mapped_bytes += to - from;
+    return 0;
+}
+
+int
+unreserve(void *base, size_t bytes, size_t mapped)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    mapped_bytes -= mapped;
+    return munmap(base, bytes) == 0 ? 0 : E_INVALID;
+}
+
+int
+host_take(size_t bytes, void **out)
+{
+    *out = std::calloc(1, bytes);
+    return *out == nullptr ? E_MEMORY : 0;
+}
+
+int
+host_give(void *data)
+{
+    std::free(data);
+    return 0;
+}
+
+int
+host_lock(void *, size_t)
+{
+    return 0;
+}
+
+int
+host_unlock(void *)
+{
+    return 0;
+}
+
+int
+stream_open(int, void **out)
+{
+    *out = new stream;
+    return 0;
+}
+
+int
+stream_sync(void *s)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    stream *at = static_cast<stream *>(s);
+    emulate::run_until(at, at->queued);
+    return 0;
+}
+
+int
+stream_close(void *s)
+{
+    stream_sync(s);
+    delete static_cast<stream *>(s);
+    return 0;
+}
+
+int
+event_open(bool, void **out)
+{
+    *out = new event;
+    return 0;
+}
+
+int
+event_close(void *e)
+{
+    delete static_cast<event *>(e);
+    return 0;
+}
+
+int
+event_record(void *e, void *s)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    event *at = static_cast<event *>(e);
+    std::shared_ptr<int64_t> passed(new int64_t(0));
+    at->passed_ns = passed;
+    emulate::enqueue(static_cast<stream *>(s), [passed]() { *passed = now_ns(); });
+    at->of = static_cast<stream *>(s);
+    at->place = at->of->queued;
+    return 0;
+}
+
+int
+event_wait(void *e, void *s)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    event at = *static_cast<event *>(e);
+    if (at.of != nullptr) {
+        emulate::enqueue(static_cast<stream *>(s), [at]() {
+            if (*at.passed_ns == 0) {
+                emulate::run_until(at.of, at.place);
+            }
+        });
+    }
+    return 0;
+}
+
+int
+event_query(void *e)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    event *at = static_cast<event *>(e);
+    if (at->of != nullptr && *at->passed_ns == 0) {
+        emulate::run_until(at->of, at->place);
+    }
+    return 0;
+}
+
+int
+event_elapsed_ns(void *from, void *to, int64_t *ns)
+{
+    *ns = *static_cast<event *>(to)->passed_ns - *static_cast<event *>(from)->passed_ns;
+    return 0;
+}
+
+int
+copy(void *dst, const void *src, size_t bytes, void *s)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    emulate::enqueue(static_cast<stream *>(s), [=]() { std::memcpy(dst, src, bytes); });
+    return 0;
+}
+
+int
+fill(void *dst, int byte, size_t bytes, void *s)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    emulate::enqueue(static_cast<stream *>(s), [=]() { std::memset(dst, byte, bytes); });
+    return 0;
+}
+
+int
+call(void *s, void (*fn)(void *), void *arg)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    emulate::enqueue(static_cast<stream *>(s), [=]() { fn(arg); });
+    return 0;
+}
+
+int
+libs_open(int, void **libs)
+{
+    *libs = nullptr;
+    return 0;
+}
+
+void
+libs_close(void *)
+{
+}
+
+int
+graph_begin(void *s)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    static_cast<stream *>(s)->recording.reset(new std::vector<std::function<void()>>);
+    return 0;
+}
+
+int
+graph_end(void *s, void **graph)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    *graph = static_cast<stream *>(s)->recording.release();
+    return *graph == nullptr ? E_INVALID : 0;
+}
+
+int
+graph_launch(void *graph, void *s)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    for (auto &work : *static_cast<std::vector<std::function<void()>> *>(graph)) {
+        emulate::enqueue(static_cast<stream *>(s), work);
+    }
+    return 0;
+}
+
+int
+graph_close(void *graph)
+{
+    delete static_cast<std::vector<std::function<void()>> *>(graph);
+    return 0;
+}
+
+shl_cuda_backend table;
+
+} // namespace
+
+namespace emulate {
+
+void
+enqueue(stream *s, std::function<void()> work)
+{
+    if (s->recording != nullptr) {
+        s->recording->push_back(std::move(work));
+        return;
+    }
+    s->queue.push_back(std::move(work));
+    s->queued++;
+}
+
+void
+run_until(stream *s, uint64_t place)
+{
+    while (s->done < place) {
+        std::function<void()> work = std::move(s->queue.front());
+        s->queue.pop_front();
+        s->done++;
+        work();
+    }
+}
+
+void
+launch_on(void *s, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel)
+{
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    enqueue(static_cast<stream *>(s), [=]() { launch(grid, block, shared_bytes, kernel); });
+}
+
+} // namespace emulate
+
+extern "C" __attribute__((visibility("default"))) const shl_cuda_backend *
+shl_cuda_backend_entry(uint32_t abi)
+{
+    if (abi != SHL_CUDA_ABI) {
+        return nullptr;
+    }
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    table.abi = abi;
+    table.bytes = sizeof(table);
+    table.name = "emulated";
+    table.error_text = error_text;
+    table.count = count;
+    table.info = info;
+    table.use = use;
+    table.memory = memory;
+    table.versions = versions;
+    table.reserve = reserve;
+    table.map = map;
+    table.unreserve = unreserve;
+    table.host_take = host_take;
+    table.host_give = host_give;
+    table.host_lock = host_lock;
+    table.host_unlock = host_unlock;
+    table.stream_open = stream_open;
+    table.stream_close = stream_close;
+    table.stream_sync = stream_sync;
+    table.event_open = event_open;
+    table.event_close = event_close;
+    table.event_record = event_record;
+    table.event_wait = event_wait;
+    table.event_query = event_query;
+    table.event_elapsed_ns = event_elapsed_ns;
+    table.copy = copy;
+    table.fill = fill;
+    table.call = call;
+    table.libs_open = libs_open;
+    table.libs_close = libs_close;
+    table.graph_begin = graph_begin;
+    table.graph_end = graph_end;
+    table.graph_launch = graph_launch;
+    table.graph_close = graph_close;
+    table.op = shl_cuda_launcher_table;
+    return &table;
+}
