@@ -34,7 +34,8 @@ typedef struct shl_ds_key {
     const char *why;      /* what it does here, or why it does not */
     shl_ds_type type;
     shl_ds_status status;
-    int stage; /* 3: read in stage 3 only */
+    int stage;          /* 3: read in stage 3 only */
+    const char *effect; /* WORKS: the count, peak, time or result that changes with it; else NULL */
 } shl_ds_key;
 
 /* All rows, *n of them, in the order of the documentation. */
