@@ -279,9 +279,10 @@ extern const char *const shl_choices_offload[];
 #define SHL_ROWS_OFFLOAD                                                                             \
     SHL_ROW("offload-optimizer", SHL_OPT_ENUM, offload_optimizer, 0, 0, "none", shl_choices_offload, \
             NULL, "Offload",                                                                         \
-            "Master weights, moments and reduced gradients of zero1, zero2 and zero3 in host memory."), \
+            "Master weights, moments and reduced gradients of zero1, zero2, zero3 and fsdp in host "  \
+            "memory."),                                                                              \
     SHL_ROW("offload-param", SHL_OPT_ENUM, offload_param, 0, 0, "none", shl_choices_offload, NULL,   \
-            "Offload", "Parameter shards of zero3 in host memory."),                                 \
+            "Offload", "Parameter shards of zero3 in host memory; fsdp's go with its optimizer."),                                 \
     SHL_ROW("offload-ratio", SHL_OPT_DOUBLE, offload_ratio, 0, 1, "1", NULL, NULL, "Offload",        \
             "Part of the optimizer that is offloaded; the rest is updated on the device."),          \
     SHL_ROW("sub-group-size", SHL_OPT_COUNT, sub_group_size, 1, 1e15, "4194304", NULL, "elements",   \

@@ -216,7 +216,7 @@ typedef struct shl_lab_options {
     double min_coeff, max_coeff; /* bounds of lamb's trust ratio; "min-coeff", "max-coeff" */
 
     /* States in host memory. optimizer: master weights, moments and reduced gradients of zero1, zero2 and
-     * zero3; the update runs there. param: parameter shards of zero3. "none" or "cpu". On the cpu
+     * zero3; the update runs there. param: parameter shards of zero3. fsdp: both. "none" or "cpu". On the cpu
      * device both memories are accounts of their own with a copy between, which takes at least
      * bytes / link_bytes_per_s in each direction; 0: as fast as memory. */
     const char *offload_optimizer, *offload_param; /* "offload-optimizer", "offload-param" */

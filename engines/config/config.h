@@ -116,8 +116,9 @@ typedef enum shl_offload_device {
 
 /* States in host memory (Ren et al., USENIX ATC 2021; ratio: Twin-Flow). */
 typedef struct shl_offload_config {
-    shl_offload_device optimizer; /* master weights, moments and reduced gradients: zero1, 2, 3 */
-    shl_offload_device param;     /* parameter shards: zero3 */
+    shl_offload_device optimizer; /* master weights, moments and reduced gradients: zero1, 2,
+                                     3, fsdp* */
+    shl_offload_device param;     /* parameter shards: zero3, fsdp* (with the optimizer) */
     double ratio;                 /* of the optimizer's sub-groups that are offloaded, 0 to 1 */
     bool pin;                     /* in locked pages */
     int64_t sub_group_elems;      /* updated while the ones before are copied back, >= 1 */

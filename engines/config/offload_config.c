@@ -40,24 +40,59 @@ refuse(const shl_engine_config *c, const char *what, const char *who, const char
     return shl_err_advice("%s", instead);
 }
 
+/* PyTorch's CPUOffload moves all of it or nothing. */
+static shl_code
+check_fsdp(const shl_engine_config *c)
+{
+    const shl_offload_config *o = &c->offload;
+    const char *name = shl_strategy_name(c->strategy);
+    if (o->optimizer != o->param) {
+        SHL_RAISE(SHL_E_USAGE, "%s with its %s alone in host memory", name,
+                  o->param == SHL_OFFLOAD_NONE ? "optimizer" : "parameters");
+        shl_err_because("FSDP's CPUOffload moves parameter shards, gradients and the optimizer "
+                        "together; zero3 moves them one by one");
+        return shl_err_advice("--offload-param cpu --offload-optimizer cpu");
+    }
+    if (o->optimizer != SHL_OFFLOAD_NONE && o->ratio < 1.0) {
+        SHL_RAISE(SHL_E_USAGE, "%s with an offload ratio of %g", name, o->ratio);
+        shl_err_because("FSDP's CPUOffload moves the whole optimizer; a part of it is zero1's, "
+                        "zero2's and zero3's");
+        return shl_err_advice("--offload-ratio 1");
+    }
+    return SHL_OK;
+}
+
+static shl_code
+check_strategy(const shl_engine_config *c)
+{
+    const shl_offload_config *o = &c->offload;
+    bool staged = c->strategy == SHL_ZERO1 || c->strategy == SHL_ZERO2 || c->strategy == SHL_ZERO3;
+    if (c->strategy == SHL_FSDP || c->strategy == SHL_FSDP_GRAD_OP) {
+        return check_fsdp(c);
+    }
+    if (o->optimizer != SHL_OFFLOAD_NONE && !staged) {
+        return refuse(c, "its optimizer",
+                      "offload_optimizer belongs to zero1, zero2 and zero3, and to fsdp beside "
+                      "offload_param",
+                      "--strategy zero2");
+    }
+    if (o->param != SHL_OFFLOAD_NONE && c->strategy != SHL_ZERO3) {
+        return refuse(c, "its parameters", "offload_param moves shards of parameters: zero3, fsdp",
+                      staged ? "--strategy zero3, or --offload-optimizer cpu alone"
+                             : "--strategy zero3");
+    }
+    return SHL_OK;
+}
+
 shl_code
 shl_offload_check(const shl_engine_config *c)
 {
     const shl_offload_config *o = &c->offload;
-    bool staged = c->strategy == SHL_ZERO1 || c->strategy == SHL_ZERO2 || c->strategy == SHL_ZERO3;
-    if (o->optimizer != SHL_OFFLOAD_NONE && !staged) {
-        return refuse(c, "its optimizer", "offload_optimizer belongs to zero1, zero2 and zero3",
-                      "--strategy zero2");
-    }
-    if (o->param != SHL_OFFLOAD_NONE && c->strategy != SHL_ZERO3) {
-        return refuse(c, "its parameters", "offload_param moves shards of parameters: zero3",
-                      staged ? "--strategy zero3, or --offload-optimizer cpu alone"
-                             : "--strategy zero3");
-    }
     if (!(o->ratio >= 0.0 && o->ratio <= 1.0)) {
         SHL_RAISE(SHL_E_USAGE, "an offload ratio of %g", o->ratio);
         return shl_err_because("it is a part of the optimizer, from 0 to 1");
     }
+    SHL_TRY(check_strategy(c));
     if (o->sub_group_elems < 1 || o->sub_group_elems > INT64_MAX / 64) {
         SHL_RAISE(SHL_E_USAGE, "a sub-group of %lld elements", (long long)o->sub_group_elems);
         return shl_err_because("it must lie from 1 to %lld", (long long)(INT64_MAX / 64));

@@ -101,7 +101,9 @@ shl_fsdp_plan_units(const shl_engine_config *cfg, const shl_model *model, shl_sh
     shl_heap_free(&units);
     plan->n_groups = n;
     plan->split = SHL_SPLIT_FLAT;
-    plan->cast_gather = true;
+    /* In host memory the compute dtype lies beside the master weights, as in stage 3: half the bytes of a
+     * 16-bit model cross the link, and nothing is cast on the way of a gather. */
+    plan->cast_gather = cfg->offload.param == SHL_OFFLOAD_NONE;
     plan->root_group = tied ? 0 : n - 1;
     for (int u = 0; u < n; ++u) {
         plan->keep[u] = cfg->strategy == SHL_FSDP_GRAD_OP || u == plan->root_group;

@@ -31,11 +31,12 @@ set_shards(shl_strategy s, roles *r)
     r->param_shard = r->grad_shard && s != SHL_ZERO2;
 }
 
-/* FSDP's shards are the master weights, cast when they are gathered; the others hold both. */
+/* FSDP's shards on the device are the master weights, cast when they are gathered; the others hold both. */
 static roles
 roles_of(const shl_engine_config *c)
 {
-    bool fsdp = c->strategy == SHL_FSDP || c->strategy == SHL_FSDP_GRAD_OP;
+    bool fsdp = (c->strategy == SHL_FSDP || c->strategy == SHL_FSDP_GRAD_OP) &&
+                c->offload.param == SHL_OFFLOAD_NONE;
     roles r = {.param = bytes_of(fsdp ? c->master_dtype : c->compute_dtype),
                .grad = bytes_of(c->grad_dtype),
                .state = moments_of(c) * bytes_of(c->moment_dtype)};

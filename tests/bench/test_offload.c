@@ -26,7 +26,8 @@ set_up(shl_session_config *c, shl_strategy s, int ranks, bool offload)
     c->steps = 2;
     if (offload) {
         c->engine.offload.optimizer = SHL_OFFLOAD_HOST;
-        c->engine.offload.param = s == SHL_ZERO3 ? SHL_OFFLOAD_HOST : SHL_OFFLOAD_NONE;
+        bool param = s == SHL_ZERO3 || s == SHL_FSDP;
+        c->engine.offload.param = param ? SHL_OFFLOAD_HOST : SHL_OFFLOAD_NONE;
         c->engine.offload.sub_group_elems = 30000;
     }
 }
@@ -45,7 +46,7 @@ static void
 test_offload_records_tell_both_tiers(void **state)
 {
     (void)state;
-    static const shl_strategy stages[] = {SHL_ZERO1, SHL_ZERO2, SHL_ZERO3};
+    static const shl_strategy stages[] = {SHL_ZERO1, SHL_ZERO2, SHL_ZERO3, SHL_FSDP};
     for (size_t s = 0; s < SHL_ARRAY_LEN(stages); ++s) {
         shl_session_config c;
         shl_session_result none, with;
@@ -115,6 +116,18 @@ test_offload_is_refused_by_name(void **state)
     c.engine.offload.param = SHL_OFFLOAD_HOST;
     assert_int_equal(shl_session_config_check(&c), SHL_E_USAGE);
     assert_non_null(strstr(shl_err_get()->because, "zero3"));
+    set_up(&c, SHL_FSDP, 1, true);
+    c.engine.offload.param = SHL_OFFLOAD_NONE;
+    assert_int_equal(shl_session_config_check(&c), SHL_E_USAGE);
+    assert_non_null(strstr(shl_err_get()->what, "optimizer alone"));
+    set_up(&c, SHL_FSDP_GRAD_OP, 1, false);
+    c.engine.offload.param = SHL_OFFLOAD_HOST;
+    assert_int_equal(shl_session_config_check(&c), SHL_E_USAGE);
+    assert_non_null(strstr(shl_err_get()->what, "parameters alone"));
+    set_up(&c, SHL_FSDP, 1, true);
+    c.engine.offload.ratio = 0.5;
+    assert_int_equal(shl_session_config_check(&c), SHL_E_USAGE);
+    assert_non_null(strstr(shl_err_get()->because, "whole optimizer"));
     set_up(&c, SHL_ZERO2, 1, true);
     c.engine.offload.ratio = 1.5;
     assert_int_equal(shl_session_config_check(&c), SHL_E_USAGE);

@@ -17,7 +17,9 @@
 #include "kernels/base/option.h"
 #include "kernels/base/rng.h"
 
-static const shl_strategy stages[] = {SHL_ZERO1, SHL_ZERO2, SHL_ZERO3};
+#define N_STAGES 5
+static const shl_strategy stages[N_STAGES] = {SHL_ZERO1, SHL_ZERO2, SHL_ZERO3, SHL_FSDP,
+                                              SHL_FSDP_GRAD_OP};
 static const double ratios[] = {0.0, 0.5, 1.0};
 
 static void
@@ -40,6 +42,22 @@ set_policy(ew_config *c, int policy)
     }
 }
 
+static bool
+is_fsdp(shl_strategy s)
+{
+    return s == SHL_FSDP || s == SHL_FSDP_GRAD_OP;
+}
+
+/* Whether the strategy offloads in this way: FSDP all or nothing. */
+static bool
+has_way(shl_strategy s, bool optimizer, bool param, double ratio)
+{
+    if (is_fsdp(s)) {
+        return optimizer == param && (!optimizer || ratio >= 1.0);
+    }
+    return !param || s == SHL_ZERO3;
+}
+
 /* Every way to offload, and none, from one configuration. */
 static void
 expect_same_bits(ew_config *c)
@@ -51,7 +69,8 @@ expect_same_bits(ew_config *c)
     for (int way = 1; way < 4; ++way) {
         bool optimizer = (way & 1) != 0, param = (way & 2) != 0;
         for (size_t i = 0; i < SHL_ARRAY_LEN(ratios); ++i) {
-            if ((param && c->engine.strategy != SHL_ZERO3) || (!optimizer && i > 0)) {
+            if (!has_way(c->engine.strategy, optimizer, param, ratios[i]) ||
+                (!optimizer && i > 0)) {
                 continue;
             }
             offload(c, optimizer, param, ratios[i], i == 1 ? 777 : 2000);
@@ -79,6 +98,9 @@ test_engine_offload_keeps_every_bit(void **state)
                 c.model.layers = 2;
                 c.engine.accum = policy == 1 ? 3 : 1;
                 c.engine.optim.clip = ranks == 2 ? 0.5 : 0.0;
+                if (is_fsdp(stages[s]) && policy == 1) {
+                    c.engine.reduce_every = SHL_REDUCE_BOUNDARY;
+                }
                 set_policy(&c, policy);
                 expect_same_bits(&c);
             }
@@ -149,21 +171,27 @@ test_engine_offload_virtual_equals_cpu(void **state)
     uint64_t seed = (uint64_t)shl_clock_ns();
     int n = 0;
     print_message("seed %llu\n", (unsigned long long)seed);
-    for (uint64_t v = 0; v < 3 * 3 * 3 * 3 * 3 * 2 * 2; ++v) {
-        if (!all && shl_rng_u64(seed, v, 0) % 12 != 0) {
+    for (uint64_t v = 0; v < N_STAGES * 3 * 3 * 3 * 3 * 2 * 2; ++v) {
+        shl_strategy s = stages[v % N_STAGES];
+        uint64_t w = v / N_STAGES, way = w / 3 % 3;
+        bool optimizer = way<2, param = way> 0 && (s == SHL_ZERO3 || is_fsdp(s));
+        if ((!all && shl_rng_u64(seed, v, 0) % 14 != 0) ||
+            !has_way(s, optimizer, param, ratios[w / 9 % 3])) {
             continue;
         }
         ew_config c;
-        ew_config_init(&c, stages[v % 3], 1 + (int)(v / 3 % 3));
-        bool param = stages[v % 3] == SHL_ZERO3 && v / 9 % 3 > 0;
-        offload(&c, v / 9 % 3 < 2, param, ratios[v / 27 % 3], v % 2 == 0 ? 777 : 100000);
-        c.engine.offload.pin = param || v / 9 % 3 < 2;
-        set_policy(&c, (int)(v / 81 % 3));
-        c.engine.accum = v / 243 % 2 == 0 ? 1 : 2;
-        c.engine.reduce_every = v / 486 % 2 == 0 ? SHL_REDUCE_AUTO : SHL_REDUCE_MICRO;
+        ew_config_init(&c, s, 1 + (int)(w % 3));
+        offload(&c, optimizer, param, ratios[w / 9 % 3], v % 2 == 0 ? 777 : 100000);
+        c.engine.offload.pin = param || optimizer;
+        set_policy(&c, (int)(w / 27 % 3));
+        c.engine.accum = w / 81 % 2 == 0 ? 1 : 2;
+        c.engine.reduce_every = w / 162 % 2 == 0 ? SHL_REDUCE_AUTO : SHL_REDUCE_MICRO;
+        if (is_fsdp(s) && w / 162 % 2 == 0) {
+            c.engine.reduce_every = SHL_REDUCE_BOUNDARY;
+        }
         c.model.layers = 2;
         c.steps = 2;
-        if (stages[v % 3] == SHL_ZERO1 && v / 81 % 3 == 2 && c.engine.accum == 1) {
+        if (s == SHL_ZERO1 && w / 27 % 3 == 2 && c.engine.accum == 1) {
             c.engine.prefetch = 0;
         }
         et_expect_same_run(&c);
@@ -219,13 +247,17 @@ static void
 test_engine_offload_bytes_are_the_formulas(void **state)
 {
     (void)state;
-    for (int v = 0; v < 3 * 3 * 3 * 3 * 2; ++v) {
+    for (int v = 0; v < N_STAGES * 3 * 3 * 3 * 2; ++v) {
         ew_config c;
-        ew_config_init(&c, stages[v % 3], v / 3 % 3 == 2 ? 8 : 1 + v / 3 % 3);
-        int way = v / 9 % 3;
-        bool param = stages[v % 3] == SHL_ZERO3 && way > 0;
-        offload(&c, way < 2, param, ratios[v / 27 % 3], 777);
-        set_policy(&c, v / 81 == 0 ? 0 : 1);
+        shl_strategy s = stages[v % N_STAGES];
+        int w = v / N_STAGES, way = w / 3 % 3;
+        bool param = way > 0 && (s == SHL_ZERO3 || is_fsdp(s));
+        if (!has_way(s, way < 2, param, ratios[w / 9 % 3])) {
+            continue;
+        }
+        ew_config_init(&c, s, w % 3 == 2 ? 8 : 1 + w % 3);
+        offload(&c, way < 2, param, ratios[w / 9 % 3], 777);
+        set_policy(&c, w / 27 == 0 ? 0 : 1);
         c.engine.accum = 2;
         c.steps = 2;
         check_formulas(&c);
@@ -311,7 +343,7 @@ test_engine_offload_every_failing_allocation_ends_all_ranks(void **state)
             c.engine.accum = 2;
             c.engine.reduce_every = SHL_REDUCE_MICRO;
             set_policy(&c, 1);
-            offload(&c, true, stages[s] == SHL_ZERO3, 0.5, 2000);
+            offload(&c, true, s >= 2, is_fsdp(stages[s]) ? 1.0 : 0.5, 2000);
             c.fail_rank = 1;
             c.fail_alloc = n;
             ew_run(&c, &r);
