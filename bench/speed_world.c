@@ -44,7 +44,8 @@ run_collective(comm_rank *r, shl_coll kind)
     int64_t elems = r->job->elems, piece = elems / RANKS;
     float *all = r->buf.data, *own = all + r->rank * piece;
     shl_stream *stream = shl_device_stream(r->device, SHL_STREAM_COMPUTE);
-    shl_comm_seg whole = {all, all, elems}, gather = {own, all, piece}, scatter = {all, own, piece};
+    shl_comm_seg whole = {all, all, elems, 0}, gather = {own, all, piece, 0},
+                 scatter = {all, own, piece, 0};
     if (kind == SHL_COLL_ALL_REDUCE) {
         return shl_comm_all_reduce(r->comm, &whole, 1, SHL_F32, stream, NULL);
     }

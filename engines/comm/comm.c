@@ -121,10 +121,10 @@ count(shl_comm *c, shl_coll kind, int64_t bytes)
     n->wire_bytes += shl_comm_wire_bytes(kind, c->config.world, bytes);
 }
 
-/* Checks the segments and adds up their elements. */
+/* Checks the segments and adds up the bytes of their full buffers. */
 static shl_code
-check_segs(const shl_comm *c, shl_coll kind, const shl_comm_seg *segs, int n, int root,
-           int64_t *elems)
+check_segs(const shl_comm *c, shl_coll kind, const shl_comm_seg *segs, int n, shl_dtype dtype,
+           int root, int64_t *bytes)
 {
     const char *name = shl_coll_name(kind);
     if (n < 1 || n > SHL_COMM_MAX_SEGS) {
@@ -136,15 +136,21 @@ check_segs(const shl_comm *c, shl_coll kind, const shl_comm_seg *segs, int n, in
                          c->config.world);
     }
     bool sends = kind != SHL_COLL_BROADCAST || root == c->config.rank;
-    *elems = 0;
+    *bytes = 0;
     for (int i = 0; i < n; i++) {
         const shl_comm_seg *s = &segs[i];
-        bool empty = s->elems == 0;
-        if (s->elems < 0 || (!empty && s->dst == NULL) || (!empty && sends && s->src == NULL)) {
+        bool scatters = kind == SHL_COLL_REDUCE_SCATTER;
+        bool empty = s->elems == 0, gets = s->to == 0 || s->to == c->config.rank + 1;
+        if (s->to < 0 || s->to > c->config.world || (s->to > 0 && !scatters)) {
+            return SHL_RAISE(SHL_E_BUG, "%s: segment %d goes to rank %d", name, i, s->to - 1);
+        }
+        if (s->elems < 0 || (!empty && gets && s->dst == NULL) ||
+            (!empty && sends && s->src == NULL)) {
             return SHL_RAISE(SHL_E_BUG, "%s: segment %d has %lld elements at src %p, dst %p", name,
                              i, (long long)s->elems, s->src, s->dst);
         }
-        *elems += s->elems;
+        *bytes += s->to > 0 ? s->elems * (int64_t)shl_dtype_bytes(dtype)
+                            : shl_comm_coll_bytes(kind, c->config.world, s->elems, dtype);
     }
     return SHL_OK;
 }
@@ -153,8 +159,8 @@ static shl_code
 collective(shl_comm *c, shl_coll kind, const shl_comm_seg *segs, int n, shl_dtype dtype, int root,
            shl_stream *s, shl_event *done)
 {
-    int64_t elems = 0;
-    SHL_TRY(check_segs(c, kind, segs, n, root, &elems));
+    int64_t bytes = 0;
+    SHL_TRY(check_segs(c, kind, segs, n, dtype, root, &bytes));
     bool sums = kind == SHL_COLL_REDUCE_SCATTER || kind == SHL_COLL_ALL_REDUCE;
     if (sums && dtype != SHL_F32 && dtype != SHL_BF16 && dtype != SHL_F16) {
         return SHL_RAISE(SHL_E_USAGE, "%s of %s: sums are taken of fp32, bf16 and fp16",
@@ -163,7 +169,6 @@ collective(shl_comm *c, shl_coll kind, const shl_comm_seg *segs, int n, shl_dtyp
     if (s == NULL) {
         s = shl_device_stream(c->device, SHL_STREAM_COMPUTE);
     }
-    int64_t bytes = shl_comm_coll_bytes(kind, c->config.world, elems, dtype);
     int64_t wire_bytes = shl_comm_wire_bytes(kind, c->config.world, bytes);
     SHL_TRY(c->ops->collective(c, kind, segs, n, dtype, root,
                                shl_comm_cost_ns(&c->config, wire_bytes), s));

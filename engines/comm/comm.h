@@ -61,11 +61,14 @@ typedef struct shl_comm_config {
  * all_gather: src = my elems, dst = world * elems in rank order (src may be dst's own piece).
  * reduce_scatter: src = world * elems, dst = my elems (dst may be src's own piece).
  * all_reduce: src and dst = elems in all, not per rank (src may be dst). broadcast: dst = elems in
- * all; src is read on the root only. */
+ * all; src is read on the root only.
+ * reduce_scatter to one rank (`to`): src = elems in all, dst is written on that rank only (it may be src
+ * there, and NULL elsewhere): a layout whose ranges are not equal pieces. */
 typedef struct shl_comm_seg {
     const void *src;
     void *dst;
     int64_t elems;
+    int to; /* reduce_scatter: 1 + the rank that gets the sum of all elems; 0: each gets its piece */
 } shl_comm_seg;
 
 /* Opens a communicator for this rank on `d` (borrowed until close). COLLECTIVE (shm waits for all).

@@ -50,8 +50,8 @@ typedef struct shl_shm_comm {
 /* comm_shm_move.c: runs one collective; a shl_stream_fn whose argument is a shl_shm_op pointer. */
 shl_code shl_shm_collective_run(void *arg) SHL_MUST_USE;
 /* Bytes that go through this rank's staging buffer in a collective that is staged. */
-int64_t shl_shm_staged_bytes(const shl_shm_comm *m, shl_coll kind, int root, int64_t elems,
-                             shl_dtype dtype);
+int64_t shl_shm_staged_bytes(const shl_shm_comm *m, shl_coll kind, int root,
+                             const shl_comm_seg *segs, int n, shl_dtype dtype);
 /* Whether peers read this rank's buffers of the collective where they cannot reach them. */
 bool shl_shm_needs_staging(const shl_shm_comm *m, shl_coll kind, int root, const shl_comm_seg *segs,
                            int n);

@@ -161,11 +161,7 @@ shm_collective(shl_comm *c, shl_coll kind, const shl_comm_seg *segs, int n, shl_
     op->staged = shl_shm_needs_staging(m, kind, root, segs, n);
     memcpy(op->segs, segs, (size_t)n * sizeof *segs);
     if (op->staged) {
-        int64_t elems = 0;
-        for (int i = 0; i < n; i++) {
-            elems += segs[i].elems;
-        }
-        c->stats.staged_bytes += shl_shm_staged_bytes(m, kind, root, elems, dtype);
+        c->stats.staged_bytes += shl_shm_staged_bytes(m, kind, root, segs, n, dtype);
     }
     op->seq = ++m->n_issued;
     atomic_store_explicit(&op->done, 0, memory_order_relaxed);

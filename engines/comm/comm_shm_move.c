@@ -52,7 +52,7 @@ shl_shm_needs_staging(const shl_shm_comm *m, shl_coll kind, int root, const shl_
     }
     for (int i = 0; i < n; i++) {
         bool dst_read = kind == SHL_COLL_ALL_REDUCE;
-        if (segs[i].elems > 0 &&
+        if (segs[i].elems > 0 && segs[i].to != m->rank + 1 &&
             (!reachable(m, segs[i].src) || (dst_read && !reachable(m, segs[i].dst)))) {
             return true;
         }
@@ -61,13 +61,16 @@ shl_shm_needs_staging(const shl_shm_comm *m, shl_coll kind, int root, const shl_
 }
 
 int64_t
-shl_shm_staged_bytes(const shl_shm_comm *m, shl_coll kind, int root, int64_t elems, shl_dtype dtype)
+shl_shm_staged_bytes(const shl_shm_comm *m, shl_coll kind, int root, const shl_comm_seg *segs,
+                     int n, shl_dtype dtype)
 {
-    int64_t bytes = elems * (int64_t)shl_dtype_bytes(dtype);
-    if (kind == SHL_COLL_BROADCAST && m->rank != root) {
-        return 0;
+    int64_t elems = 0;
+    for (int i = 0; i < n; i++) {
+        bool pieces = kind == SHL_COLL_REDUCE_SCATTER && segs[i].to == 0;
+        elems += segs[i].elems * (pieces ? m->size - 1 : segs[i].to != m->rank + 1);
     }
-    return kind == SHL_COLL_REDUCE_SCATTER ? bytes * (m->size - 1) : bytes;
+    return kind == SHL_COLL_BROADCAST && m->rank != root ? 0
+                                                         : elems * (int64_t)shl_dtype_bytes(dtype);
 }
 
 static const shl_shm_call *
@@ -92,6 +95,7 @@ hash_elems(const shl_comm_seg *segs, int n, int64_t *total)
     *total = 0;
     for (int i = 0; i < n; i++) {
         h = (h ^ (uint64_t)segs[i].elems) * UINT64_C(1099511628211);
+        h = (h ^ (uint64_t)segs[i].to) * UINT64_C(1099511628211);
         *total += segs[i].elems;
     }
     return h;
@@ -156,12 +160,18 @@ barrier(const round_state *r, bool leaving)
 
 /* --- addresses --------------------------------------------------------------------------- */
 
+/* Whether every rank reads a piece of its own of the segment's input. */
+static bool
+scatters(const round_state *r, chunk c)
+{
+    return r->op->kind == SHL_COLL_REDUCE_SCATTER && r->segs[c.seg].to == 0;
+}
+
 /* First element of a chunk in a rank's own input, for the reader `reader`. */
 static int64_t
 input_index(const round_state *r, chunk c, int reader)
 {
-    bool scattered = r->op->kind == SHL_COLL_REDUCE_SCATTER;
-    return scattered ? reader * r->segs[c.seg].elems + c.off : c.off;
+    return scatters(r, c) ? reader * r->segs[c.seg].elems + c.off : c.off;
 }
 
 /* The elements of chunk c that member q has for this rank. */
@@ -177,8 +187,7 @@ input_of(const round_state *r, int q, chunk c)
     if (call->staged == 0) {
         return peer_memory(m, q, call->segs[c.seg].src + at);
     }
-    bool scattered = r->op->kind == SHL_COLL_REDUCE_SCATTER;
-    size_t row = scattered ? (size_t)(m->rank * c.n) * r->elem_bytes : 0;
+    size_t row = scatters(r, c) ? (size_t)(m->rank * c.n) * r->elem_bytes : 0;
     return peer_memory(m, q, call->staging + row);
 }
 
@@ -193,7 +202,7 @@ stage(const round_state *r, chunk c)
     char *staging = (char *)m->comm->staging.data;
     const char *src = (const char *)r->segs[c.seg].src;
     size_t bytes = (size_t)c.n * r->elem_bytes;
-    if (r->op->kind != SHL_COLL_REDUCE_SCATTER) {
+    if (!scatters(r, c)) {
         memcpy(staging, src + (size_t)c.off * r->elem_bytes, bytes);
         return;
     }
@@ -328,6 +337,10 @@ gather(const round_state *r, chunk c)
 static shl_code
 move_chunk(const round_state *r, chunk c)
 {
+    int to = r->segs[c.seg].to;
+    if (to != 0 && to != r->m->rank + 1) {
+        return SHL_OK;
+    }
     char *dst = (char *)r->segs[c.seg].dst + (size_t)c.off * r->elem_bytes;
     switch (r->op->kind) {
     case SHL_COLL_ALL_GATHER:

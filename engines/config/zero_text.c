@@ -206,12 +206,10 @@ shl_zero_options_check(const shl_engine_config *c)
         SHL_RAISE(SHL_E_USAGE, "gradient_allreduce_op is sum in stage 3");
         return shl_err_because("DeepSpeed has it in stages 0 to 2 only");
     }
-    if (z->given && z->single_cut && c->strategy != SHL_ZERO1) {
+    if (z->given && z->single_cut && c->strategy != SHL_ZERO1 && c->strategy != SHL_ZERO2) {
         SHL_RAISE(SHL_E_USAGE, "layout is single-cut with %s", shl_strategy_name(c->strategy));
-        shl_err_because(
-            "a bucket of that layout belongs to one or two ranks: stage 1 reduces all of it "
-            "at once, stage 2 would hold it whole");
-        return shl_err_advice("layout=bucketed, or zero1");
+        shl_err_because("DeepSpeed cuts the flat space of stages 1 and 2 once");
+        return shl_err_advice("layout=bucketed, or zero1 or zero2");
     }
     if (z->given && (z->prescale || z->predivide < 1.0 || z->predivide > 1.0)) {
         SHL_RAISE(SHL_E_USAGE, "gradients are scaled before they are reduced");

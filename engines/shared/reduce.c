@@ -15,25 +15,67 @@ bucket_flat_elems(const shl_layout *l, int flat)
     return shl_round_up(l->flats[flat].flat_elems, SHL_TENSOR_ALIGN_ELEMS);
 }
 
+static shl_reduce_group *
+open_group(shl_reducer *r, int flat, int slot)
+{
+    shl_reduce_group *g = &r->groups[r->n_groups++];
+    g->first_flat = flat;
+    g->first_slot = slot;
+    g->owner = r->st->engine->model->params[r->st->layout->slots[slot].param]->name;
+    return g;
+}
+
+static void
+add_slot(shl_reducer *r, shl_reduce_group *g, int slot)
+{
+    int param = r->st->layout->slots[slot].param;
+    g->n_slots++;
+    g->n_uses += r->st->engine->model->params[param]->n_uses;
+    r->group_of_slot[slot] = r->n_groups - 1;
+}
+
 static void
 form_groups(shl_reducer *r, int64_t bucket_elems)
 {
     const shl_layout *l = r->st->layout;
-    const shl_model *model = r->st->engine->model;
     for (int f = 0; f < l->n_train_flats; ++f) {
+        const shl_layout_flat *flat = &l->flats[f];
         int64_t elems = bucket_flat_elems(l, f);
         shl_reduce_group *g = r->n_groups > 0 ? &r->groups[r->n_groups - 1] : NULL;
         if (g == NULL || bucket_elems == 0 || g->elems + elems > bucket_elems) {
-            g = &r->groups[r->n_groups++];
-            g->first_flat = f;
-            g->owner = model->params[l->slots[l->flats[f].first_slot].param]->name;
+            g = open_group(r, f, flat->first_slot);
         }
         g->n_flats++;
         g->elems += elems;
-        r->group_of_flat[f] = r->n_groups - 1;
-        for (int k = 0; k < l->flats[f].n_slots; ++k) {
-            g->n_uses += model->params[l->slots[l->flats[f].first_slot + k].param]->n_uses;
+        for (int k = 0; k < flat->n_slots; ++k) {
+            add_slot(r, g, flat->first_slot + k);
         }
+    }
+}
+
+/* DeepSpeed's layout: the one flat goes in parts whose ends are those of tensors. */
+static void
+form_parts(shl_reducer *r, int64_t bucket_elems)
+{
+    const shl_layout *l = r->st->layout;
+    SHL_ASSERT(l->n_train_flats <= 1);
+    for (int i = 0; i < l->n_slots && l->slots[i].flat < l->n_train_flats; ++i) {
+        const shl_layout_slot *s = &l->slots[i];
+        shl_reduce_group *g = r->n_groups > 0 ? &r->groups[r->n_groups - 1] : NULL;
+        if (g == NULL || s->offset + s->elems - g->begin > bucket_elems) {
+            if (g != NULL) {
+                g->end = s->offset;
+            }
+            g = open_group(r, 0, i);
+            g->n_flats = 1;
+            g->begin = s->offset;
+            g->end = l->flats[0].flat_elems;
+        }
+        add_slot(r, g, i);
+    }
+    for (int i = 0; i < r->n_groups; ++i) {
+        r->groups[i].elems = r->groups[i].end - r->groups[i].begin;
+        r->groups[i].part = r->n_groups > 1;
     }
 }
 
@@ -54,7 +96,8 @@ shl_code
 shl_reducer_init(shl_reducer *r, shl_state *st, shl_reduce_mode mode, int64_t bucket_elems)
 {
     const shl_engine_config *c = &st->engine->config;
-    size_t n = (size_t)st->layout->n_flats;
+    const shl_layout *l = st->layout;
+    size_t n = (size_t)l->n_slots, n_segs = (size_t)l->n_flats;
     memset(r, 0, sizeof(*r));
     r->st = st;
     r->mode = mode;
@@ -63,9 +106,17 @@ shl_reducer_init(shl_reducer *r, shl_state *st, shl_reduce_mode mode, int64_t bu
     SHL_ASSERT(mode != SHL_REDUCE_IN_PLACE || st->grad.full);
     SHL_ASSERT(mode == SHL_REDUCE_BUCKET || c->reduce_dtype == c->grad_dtype);
     SHL_TRY(shl_heap_alloc(n, sizeof(*r->groups), &r->groups));
-    SHL_TRY(shl_heap_alloc(n, sizeof(*r->group_of_flat), &r->group_of_flat));
-    SHL_TRY(shl_heap_alloc(n, sizeof(*r->segs), &r->segs));
-    form_groups(r, bucket_elems);
+    SHL_TRY(shl_heap_alloc(n, sizeof(*r->group_of_slot), &r->group_of_slot));
+    if (c->zero.single_cut) { /* a group goes to as many ranks as own some of it */
+        n_segs = (size_t)(l->n_pieces < SHL_COMM_MAX_SEGS ? l->n_pieces : SHL_COMM_MAX_SEGS);
+        n_segs = n_segs < 2 ? 2 : n_segs;
+    }
+    SHL_TRY(shl_heap_alloc(n_segs, sizeof(*r->segs), &r->segs));
+    if (c->zero.single_cut) {
+        form_parts(r, bucket_elems);
+    } else {
+        form_groups(r, bucket_elems);
+    }
     if (mode == SHL_REDUCE_IN_PLACE) {
         bind_store(r);
     }
@@ -80,7 +131,7 @@ shl_reducer_fini(shl_reducer *r)
         shl_device_free(r->st->engine->device, &r->groups[i].bucket);
     }
     shl_heap_free(&r->groups);
-    shl_heap_free(&r->group_of_flat);
+    shl_heap_free(&r->group_of_slot);
     shl_heap_free(&r->segs);
 }
 
@@ -100,11 +151,11 @@ shl_reducer_begin(shl_reducer *r, bool first, bool last)
     }
 }
 
-/* A flat's place in its group's bucket. */
+/* Element `at` of a flat in its group's bucket. */
 static void *
-bucket_flat(const shl_reducer *r, const shl_reduce_group *g, int flat)
+bucket_at(const shl_reducer *r, const shl_reduce_group *g, int flat, int64_t at)
 {
-    int64_t at = 0;
+    at -= g->part ? g->begin : 0;
     for (int f = g->first_flat; f < flat; ++f) {
         at += bucket_flat_elems(r->st->layout, f);
     }
@@ -114,23 +165,25 @@ bucket_flat(const shl_reducer *r, const shl_reduce_group *g, int flat)
 static void
 bind_bucket(const shl_reducer *r, const shl_reduce_group *g, bool bound)
 {
-    const shl_layout *l = r->st->layout;
-    for (int f = g->first_flat; f < g->first_flat + g->n_flats; ++f) {
-        for (int k = 0; k < l->flats[f].n_slots; ++k) {
-            const shl_layout_slot *s = &l->slots[l->flats[f].first_slot + k];
-            shl_param *p = r->st->engine->model->params[s->param];
-            p->grad = bound ? shl_elem_ptr(bucket_flat(r, g, f), r->dtype, s->offset) : NULL;
-            p->grad_dtype = r->dtype;
-            p->grad_accumulate = false;
-        }
+    for (int i = g->first_slot; i < g->first_slot + g->n_slots; ++i) {
+        const shl_layout_slot *s = &r->st->layout->slots[i];
+        shl_param *p = r->st->engine->model->params[s->param];
+        p->grad = bound ? bucket_at(r, g, s->flat, s->offset) : NULL;
+        p->grad_dtype = r->dtype;
+        p->grad_accumulate = false;
     }
 }
 
 static int
-flat_of(const shl_reducer *r, const shl_param *p)
+slot_of(const shl_reducer *r, const shl_param *p)
 {
-    const shl_layout *l = r->st->layout;
-    return l->slots[l->slot_of_param[p->index]].flat;
+    return r->st->layout->slot_of_param[p->index];
+}
+
+static bool
+is_trainable(const shl_reducer *r, int slot)
+{
+    return r->st->layout->slots[slot].flat < r->st->layout->n_train_flats;
 }
 
 shl_code
@@ -141,9 +194,9 @@ shl_reducer_prepare(shl_reducer *r, const shl_module *m)
         return SHL_OK;
     }
     for (int i = 0; i < m->n_params; ++i) {
-        int flat = flat_of(r, m->params[i]);
-        shl_reduce_group *g = &r->groups[r->group_of_flat[flat]];
-        if (flat >= r->st->layout->n_train_flats || g->bucket.data != NULL) {
+        int slot = slot_of(r, m->params[i]);
+        shl_reduce_group *g = &r->groups[r->group_of_slot[slot]];
+        if (!is_trainable(r, slot) || g->bucket.data != NULL) {
             continue;
         }
         SHL_TRY(shl_device_alloc(e->device, (size_t)g->elems * shl_dtype_bytes(r->dtype),
@@ -175,42 +228,92 @@ straight(const shl_reducer *r)
            fresh(r) && !offloads(r);
 }
 
-/* Whole gradients of a flat, and where this rank's reduced piece appears. */
-static void *
-whole_of(const shl_reducer *r, const shl_reduce_group *g, int flat)
+/* Elements of a flat that a group reduces and a piece has: how many, and the first of them. */
+static int64_t
+owned(const shl_reducer *r, const shl_reduce_group *g, int flat, int64_t piece, int64_t *first)
 {
-    return r->mode == SHL_REDUCE_IN_PLACE ? shl_state_full(r->st, &r->st->grad, flat)
-                                          : bucket_flat(r, g, flat);
+    int64_t n = r->st->layout->flats[flat].piece_elems, end = (piece + 1) * n;
+    *first = piece * n;
+    if (!g->part) {
+        return n;
+    }
+    end = end < g->end ? end : g->end;
+    *first = *first > g->begin ? *first : g->begin;
+    return end > *first ? end - *first : 0;
 }
 
+/* Gradients of a flat from element `at` on, before they are reduced. */
 static void *
-piece_of(const shl_reducer *r, const shl_reduce_group *g, int flat)
+grads_at(const shl_reducer *r, const shl_reduce_group *g, int flat, int64_t at)
 {
-    int64_t at = r->st->layout->flats[flat].piece_elems * r->st->piece;
-    return straight(r) ? shl_state_piece(r->st, &r->st->grad, flat)
-                       : shl_elem_ptr(whole_of(r, g, flat), r->dtype, at);
+    return r->mode == SHL_REDUCE_IN_PLACE
+               ? shl_elem_ptr(shl_state_full(r->st, &r->st->grad, flat), r->dtype, at)
+               : bucket_at(r, g, flat, at);
+}
+
+/* This rank's elements of a flat that a group reduces: how many, where they are when they are reduced, where
+ * in this rank's piece they begin. */
+static int64_t
+mine_of(const shl_reducer *r, const shl_reduce_group *g, int flat, void **reduced, int64_t *at)
+{
+    const shl_layout_flat *f = &r->st->layout->flats[flat];
+    int64_t first, n = owned(r, g, flat, r->st->piece, &first);
+    *at = first - f->piece_elems * r->st->piece;
+    *reduced = NULL;
+    if (n > 0) {
+        *reduced = straight(r) ? shl_store_at(&r->st->grad, f->shard_offset + *at)
+                               : grads_at(r, g, flat, first);
+    }
+    return n;
+}
+
+/* Ranges that are no equal pieces: one segment for each rank that owns some of the group. */
+static shl_code
+reduce_part(shl_reducer *r, shl_reduce_group *g, shl_stream *comm)
+{
+    const shl_comm *shard = r->st->engine->mesh.shard;
+    int64_t each = r->st->layout->flats[g->first_flat].piece_elems, at;
+    int n = 0;
+    for (int64_t to = g->begin / each; to * each < g->end && to < shl_comm_size(shard); ++to) {
+        int64_t first, elems = owned(r, g, g->first_flat, to, &first);
+        r->segs[n] = (shl_comm_seg){
+            .src = grads_at(r, g, g->first_flat, first), .elems = elems, .to = (int)to + 1};
+        if (to == r->st->piece) {
+            (void)mine_of(r, g, g->first_flat, &r->segs[n].dst, &at);
+        }
+        if (++n == SHL_COMM_MAX_SEGS) {
+            SHL_TRY(shl_comm_reduce_scatter(r->st->engine->mesh.shard, r->segs, n, r->dtype, comm,
+                                            &g->done));
+            n = 0;
+        }
+    }
+    return n == 0 ? SHL_OK
+                  : shl_comm_reduce_scatter(r->st->engine->mesh.shard, r->segs, n, r->dtype, comm,
+                                            &g->done);
 }
 
 static shl_code
 reduce_group(shl_reducer *r, shl_reduce_group *g, shl_stream *comm)
 {
     const shl_mesh *mesh = &r->st->engine->mesh;
-    const shl_layout *l = r->st->layout;
-    if (mesh->shard != NULL) {
+    int64_t at;
+    if (mesh->shard != NULL && g->part) {
+        SHL_TRY(reduce_part(r, g, comm));
+    } else if (mesh->shard != NULL) {
         for (int i = 0; i < g->n_flats; ++i) {
-            int flat = g->first_flat + i;
-            r->segs[i] = (shl_comm_seg){.src = whole_of(r, g, flat),
-                                        .dst = piece_of(r, g, flat),
-                                        .elems = l->flats[flat].piece_elems};
+            shl_comm_seg *seg = &r->segs[i];
+            *seg = (shl_comm_seg){.src = grads_at(r, g, g->first_flat + i, 0)};
+            seg->elems = mine_of(r, g, g->first_flat + i, &seg->dst, &at);
         }
         SHL_TRY(
             shl_comm_reduce_scatter(mesh->shard, r->segs, g->n_flats, r->dtype, comm, &g->done));
     }
     if (mesh->replicate != NULL) {
         for (int i = 0; i < g->n_flats; ++i) {
-            void *piece = piece_of(r, g, g->first_flat + i);
-            r->segs[i] = (shl_comm_seg){
-                .src = piece, .dst = piece, .elems = l->flats[g->first_flat + i].piece_elems};
+            shl_comm_seg *seg = &r->segs[i];
+            *seg = (shl_comm_seg){0};
+            seg->elems = mine_of(r, g, g->first_flat + i, &seg->dst, &at);
+            seg->src = seg->dst;
         }
         SHL_TRY(
             shl_comm_all_reduce(mesh->replicate, r->segs, g->n_flats, r->dtype, comm, &g->done));
@@ -225,7 +328,16 @@ sent_straight(const shl_reducer *r)
     return fresh(r) && r->st->grad.dtype == r->dtype;
 }
 
-/* Elements of a group whose store is in host memory. */
+/* Of n elements of this rank's piece from `at` on, those whose store is on the device. */
+static int64_t
+near_of(const shl_reducer *r, int flat, int64_t at, int64_t n)
+{
+    int64_t near = shl_offload_near_elems(r->st, flat) - at;
+    near = near < 0 ? 0 : near;
+    return near < n ? near : n;
+}
+
+/* Room for the elements of a group whose store is in host memory: the same on ranks that own none of it. */
 static int64_t
 far_elems(const shl_reducer *r, const shl_reduce_group *g)
 {
@@ -233,7 +345,7 @@ far_elems(const shl_reducer *r, const shl_reduce_group *g)
     for (int f = g->first_flat; f < g->first_flat + g->n_flats; ++f) {
         elems += r->st->layout->flats[f].piece_elems - shl_offload_near_elems(r->st, f);
     }
-    return elems;
+    return g->part && elems > g->elems ? g->elems : elems;
 }
 
 /* Copies this rank's reduced pieces to host memory, behind the reduction. */
@@ -254,13 +366,14 @@ send(shl_reducer *r, shl_reduce_group *g)
     }
     SHL_TRY(shl_stream_wait(s, g->done));
     for (int f = g->first_flat; f < g->first_flat + g->n_flats; ++f) {
-        const shl_layout_flat *flat = &r->st->layout->flats[f];
-        int64_t near = shl_offload_near_elems(r->st, f), n = flat->piece_elems - near;
+        void *reduced;
+        int64_t begin, n = mine_of(r, g, f, &reduced, &begin), near = near_of(r, f, begin, n);
+        begin += r->st->layout->flats[f].shard_offset + near;
+        n -= near;
         if (n > 0) {
-            void *dst = g->sent.data != NULL
-                            ? shl_elem_ptr(g->sent.data, r->dtype, at)
-                            : shl_store_at(&r->st->grad, flat->shard_offset + near);
-            SHL_TRY(shl_device_move(d, dst, shl_elem_ptr(piece_of(r, g, f), r->dtype, near),
+            void *dst = g->sent.data != NULL ? shl_elem_ptr(g->sent.data, r->dtype, at)
+                                             : shl_store_at(&r->st->grad, begin);
+            SHL_TRY(shl_device_move(d, dst, shl_elem_ptr(reduced, r->dtype, near),
                                     (size_t)n * shl_dtype_bytes(r->dtype), SHL_MOVE_TO_HOST));
             at += n;
         }
@@ -292,14 +405,18 @@ fold_group(shl_reducer *r, const shl_reduce_group *g)
     const shl_store *grad = &r->st->grad;
     int64_t at = 0;
     for (int f = g->first_flat; f < g->first_flat + g->n_flats; ++f) {
-        const shl_layout_flat *flat = &r->st->layout->flats[f];
-        int64_t near = grad->full ? flat->piece_elems : shl_offload_near_elems(r->st, f);
-        SHL_TRY(fold(r, shl_state_piece(r->st, grad, f), piece_of(r, g, f), near));
-        if (g->sent.data != NULL) {
-            int64_t n = flat->piece_elems - near;
-            SHL_TRY(fold(r, shl_store_at(grad, flat->shard_offset + near),
-                         shl_elem_ptr(g->sent.data, r->dtype, at), n));
-            at += n;
+        void *reduced;
+        int64_t begin, n = mine_of(r, g, f, &reduced, &begin);
+        int64_t near = grad->full ? n : near_of(r, f, begin, n);
+        if (near > 0) {
+            void *piece = shl_state_piece(r->st, grad, f);
+            SHL_TRY(fold(r, shl_elem_ptr(piece, grad->dtype, begin), reduced, near));
+        }
+        if (g->sent.data != NULL && n > near) {
+            begin += r->st->layout->flats[f].shard_offset + near;
+            SHL_TRY(fold(r, shl_store_at(grad, begin), shl_elem_ptr(g->sent.data, r->dtype, at),
+                         n - near));
+            at += n - near;
         }
     }
     return SHL_OK;
@@ -358,9 +475,8 @@ launch(shl_reducer *r, int group)
 shl_code
 shl_reducer_ready(shl_reducer *r, const shl_param *p)
 {
-    int flat = flat_of(r, p);
-    int group = r->group_of_flat[flat];
-    if (flat >= r->st->layout->n_train_flats) {
+    int slot = slot_of(r, p), group = r->group_of_slot[slot];
+    if (!is_trainable(r, slot)) {
         return SHL_OK;
     }
     SHL_ASSERT(r->groups[group].uses_left > 0);

@@ -20,9 +20,12 @@ typedef enum shl_reduce_mode {
 
 typedef struct shl_reduce_group {
     int first_flat, n_flats; /* consecutive flats of the layout */
-    int n_uses;              /* gradient writes of one backward */
-    int64_t elems;           /* of the bucket */
-    const char *owner;       /* borrowed */
+    int first_slot, n_slots; /* the tensors in them */
+    int64_t begin, end;      /* elements of its only flat, when it is a part of that */
+    bool part;
+    int n_uses;        /* gradient writes of one backward */
+    int64_t elems;     /* of the bucket */
+    const char *owner; /* borrowed */
     int uses_left;
     shl_buf bucket;
     shl_event done;
@@ -36,14 +39,15 @@ typedef struct shl_reducer {
     shl_dtype dtype; /* of gradients on their way: that of the store in place, else of reduction */
     shl_reduce_group *groups; /* owned, in the order in which backward finishes them */
     int n_groups;
-    int *group_of_flat; /* owned */
+    int *group_of_slot; /* owned */
     int flying;         /* group launched and not yet folded, or -1 */
     bool first, last;   /* micro-step of the step */
     shl_comm_seg *segs; /* owned: room for the largest group */
 } shl_reducer;
 
-/* Groups of the trainable flats: consecutive ones while their elements stay within bucket_elems (0: one flat each). uses[p]
- * is the number of gradient writes of parameter p in one backward. */
+/* Groups of the trainable flats: consecutive ones while their elements stay within bucket_elems (0: one flat
+ * each). With a single cut a group is the part of the one flat that holds consecutive tensors within
+ * bucket_elems, whatever ranks own it, and each of these gets its range. */
 shl_code shl_reducer_init(shl_reducer *r, shl_state *st, shl_reduce_mode mode,
                           int64_t bucket_elems) SHL_MUST_USE;
 void shl_reducer_fini(shl_reducer *r);

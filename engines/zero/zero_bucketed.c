@@ -1,6 +1,7 @@
 /* engines/zero: ddp and stages 1 and 2. The flat space is cut into buckets in backward order; rank r owns
  * piece r of every bucket, so a bucket is one reduce-scatter and, after the update, one in-place
- * all-gather. ddp has one piece and all-reduces. Stage 2 does a true reduce-scatter: 2 psi per
+ * all-gather. ddp has one piece and all-reduces. DeepSpeed's single cut instead gives rank r elements
+ * [rF/N, (r+1)F/N) of the whole space; a bucket is reduced to the ranks that own some of it. Stage 2 does a true reduce-scatter: 2 psi per
  * update, where DeepSpeed's default all-reduces (3 psi). */
 #include "engines/zero/zero.h"
 
@@ -94,7 +95,8 @@ attach(shl_engine *e)
                            .grad_full = e->config.strategy != SHL_ZERO2 && !offloads(&e->config)};
     SHL_TRY(shl_state_init(&z->state, e, &layout, &spec));
     shl_state_bind_params(&z->state);
-    return shl_reducer_init(&z->reducer, &z->state, reduce_mode(&e->config), 0);
+    return shl_reducer_init(&z->reducer, &z->state, reduce_mode(&e->config),
+                            e->config.zero.single_cut ? e->config.bucket_elems : 0);
 }
 
 static void

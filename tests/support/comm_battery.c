@@ -75,7 +75,7 @@ typedef struct layout {
     shl_coll kind;
     int rank, world, n;
     const int64_t *counts;
-    bool in_place;
+    bool in_place, to_one;
     int64_t total;
     int64_t in_elems[2]; /* multiples of a segment's count that the two buffers hold */
     shl_dtype dtype;
@@ -96,7 +96,7 @@ expected(const layout *l, int seg, int64_t i)
     case SHL_COLL_ALL_GATHER:
         return value(l->dtype, (int)(i / e), seg, i % e);
     case SHL_COLL_REDUCE_SCATTER:
-        return sum_of(l->dtype, l->world, seg, l->rank * e + i);
+        return sum_of(l->dtype, l->world, seg, (l->to_one ? 0 : l->rank * e) + i);
     case SHL_COLL_ALL_REDUCE:
         return sum_of(l->dtype, l->world, seg, i);
     case SHL_COLL_BROADCAST:
@@ -117,7 +117,7 @@ run(cb_rank *r, shl_comm *c, const layout *l, void *in, void *out, shl_stream_ki
         void *src = shl_elem_ptr(in, l->dtype, at_in), *dst = shl_elem_ptr(out, l->dtype, at_out);
         if (l->in_place && l->kind == SHL_COLL_ALL_GATHER) {
             src = shl_elem_ptr(dst, l->dtype, l->rank * e);
-        } else if (l->in_place && l->kind == SHL_COLL_REDUCE_SCATTER) {
+        } else if (l->in_place && l->kind == SHL_COLL_REDUCE_SCATTER && !l->to_one) {
             dst = shl_elem_ptr(src, l->dtype, l->rank * e);
         } else if (l->in_place) {
             dst = src;
@@ -125,7 +125,12 @@ run(cb_rank *r, shl_comm *c, const layout *l, void *in, void *out, shl_stream_ki
         for (int64_t k = 0; k < e * l->in_elems[0]; k++) {
             shl_float_put(l->dtype, src, k, input_value(l, i, k));
         }
-        segs[i] = (shl_comm_seg){src, dst, e};
+        segs[i] = (shl_comm_seg){.src = src, .dst = dst, .elems = e};
+        if (l->to_one) {
+            segs[i].elems = e * l->world;
+            segs[i].to = i % l->world + 1;
+            segs[i].dst = i % l->world == l->rank ? dst : NULL;
+        }
         at_in += e * l->in_elems[0];
         at_out += e * l->in_elems[1];
     }
@@ -152,7 +157,7 @@ run(cb_rank *r, shl_comm *c, const layout *l, void *in, void *out, shl_stream_ki
     SHL_TRY(code);
     SHL_TRY(shl_event_sync(r->device, done));
     for (int i = 0; i < l->n; i++) {
-        for (int64_t k = 0; k < l->counts[i] * l->in_elems[1]; k++) {
+        for (int64_t k = 0; segs[i].dst != NULL && k < l->counts[i] * l->in_elems[1]; k++) {
             float want = expected(l, i, k), got = shl_float_at(l->dtype, segs[i].dst, k);
             if (memcmp(&want, &got, sizeof want) != 0) {
                 return SHL_RAISE(
@@ -175,6 +180,7 @@ cb_case(cb_rank *r, shl_comm *c, shl_coll kind, const int64_t *counts, int n, bo
                 .n = n,
                 .counts = counts,
                 .in_place = in_place,
+                .to_one = r->to_one && kind == SHL_COLL_REDUCE_SCATTER,
                 .in_elems = {1, 1},
                 .dtype = r->dtype};
     SHL_ASSERT(n <= MAX_SEGS);
@@ -182,7 +188,7 @@ cb_case(cb_rank *r, shl_comm *c, shl_coll kind, const int64_t *counts, int n, bo
         l.total += counts[i];
     }
     l.in_elems[0] = kind == SHL_COLL_REDUCE_SCATTER ? l.world : 1;
-    l.in_elems[1] = kind == SHL_COLL_ALL_GATHER ? l.world : 1;
+    l.in_elems[1] = kind == SHL_COLL_ALL_GATHER || l.to_one ? l.world : 1;
     bool comm = r->memory == CB_COMM || (r->memory == CB_MIXED && l.rank % 2 == 0);
     unsigned flags = comm ? SHL_MEM_COMM : 0;
     shl_buf in = {0}, out = {0};
@@ -225,6 +231,12 @@ cb_battery(cb_rank *r, shl_comm *c)
             r->dtype = (set + i + (size_t)kind) % 2 == 0 ? SHL_BF16 : SHL_F16;
             SHL_TRY(
                 cb_case(r, c, (shl_coll)kind, sets[set].counts, sets[set].n, i % 2 != 0, stream));
+            r->to_one = kind == SHL_COLL_REDUCE_SCATTER;
+            if (r->to_one) {
+                SHL_TRY(cb_case(r, c, (shl_coll)kind, sets[set].counts, sets[set].n, i % 2 != 0,
+                                stream));
+            }
+            r->to_one = false;
         }
     }
     r->dtype = SHL_F32;

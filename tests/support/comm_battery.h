@@ -16,6 +16,7 @@ typedef struct cb_rank {
     shl_comm *comm;
     cb_memory memory;
     shl_dtype dtype; /* of the next case */
+    bool to_one;     /* the next reduce_scatter: segment i goes to rank i mod world alone */
 } cb_rank;
 
 /* timeout_ms, alpha_ns as in shl_comm_config; alpha_ns > 0 sleeps. */

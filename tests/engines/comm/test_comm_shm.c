@@ -52,6 +52,10 @@ big_main(shl_world *w, void *arg)
     for (int kind = 0; kind < SHL_COLL_CONTROL && code == SHL_OK; kind++) {
         code = cb_case(&r, r.comm, (shl_coll)kind, counts, 3, kind % 2 == 0, SHL_STREAM_COMM);
     }
+    r.to_one = true;
+    if (code == SHL_OK) {
+        code = cb_case(&r, r.comm, SHL_COLL_REDUCE_SCATTER, counts, 3, false, SHL_STREAM_COMM);
+    }
     return cb_close(&r, code);
 }
 
@@ -188,7 +192,7 @@ lane_checks(cb_rank *r)
     SHL_TRY(
         shl_device_alloc(r->device, 4096, SHL_TIER_DEVICE, SHL_TAG_BUCKET, SHL_MEM_COMM, "b", &b));
     memset(b.data, 0, 4096);
-    shl_comm_seg seg = {b.data, b.data, 1024};
+    shl_comm_seg seg = {b.data, b.data, 1024, 0};
     shl_event done = {0};
     shl_stream *s = shl_device_stream(r->device, SHL_STREAM_COMM);
     int64_t start_ns = shl_clock_ns();
@@ -239,7 +243,7 @@ stream_checks(cb_rank *r)
     for (int i = 0; i < ELEMS; i++) {
         x[i] = (float)(rank == 0);
     }
-    shl_comm_seg seg = {x, x, ELEMS};
+    shl_comm_seg seg = {x, x, ELEMS, 0};
     shl_code code = SHL_OK;
     for (int i = 0; i < N && code == SHL_OK; i++) {
         shl_stream_kind kind = i % 2 == 0 ? SHL_STREAM_COMM : SHL_STREAM_TO_HOST;

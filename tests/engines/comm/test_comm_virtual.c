@@ -36,8 +36,8 @@ some_calls(shl_device *d, shl_comm *c, seen *out)
     shl_event done = {0};
     for (int64_t e = 1; e <= 900 && code == SHL_OK; e += 29) {
         int64_t at = shl_comm_rank(c) * e;
-        shl_comm_seg gather[2] = {{x + at, x, e}, {x, x, 0}};
-        shl_comm_seg scatter = {x, x + at, e}, all = {x, x, e};
+        shl_comm_seg gather[2] = {{x + at, x, e, 0}, {x, x, 0, 0}};
+        shl_comm_seg scatter = {x, x + at, e, 0}, all = {x, x, e, 0};
         double f[3] = {1, 2, 3};
         SHL_TRY_TO(code, out, shl_comm_all_gather(c, gather, 2, SHL_F32, s, &done));
         SHL_TRY_TO(code, out, shl_comm_reduce_scatter(c, &scatter, 1, SHL_F32, s, &done));
@@ -138,7 +138,7 @@ test_comm_virtual_clock_is_alpha_beta(void **state)
                          SHL_OK);
         float *x = (float *)b.data;
         shl_stream *s = shl_device_stream(d, SHL_STREAM_COMM);
-        shl_comm_seg piece = {x, x, elems}, whole = {x, x, n * elems};
+        shl_comm_seg piece = {x, x, elems, 0}, whole = {x, x, n * elems, 0};
         int64_t want = shl_device_now_ns(d, s), full = n * elems * 4, one_way = (n - 1) * elems * 4;
 
         assert_int_equal(shl_comm_all_gather(c, &piece, 1, SHL_F32, s, NULL), SHL_OK);

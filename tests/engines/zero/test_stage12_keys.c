@@ -12,31 +12,78 @@
 
 #include "engines/config/zero_text.h"
 
+/* Elements of a rank's slice of the whole space, and the whole tensors that touch it at most: what DeepSpeed
+ * holds of reduced gradients. */
 static void
-test_stage12_keys_single_cut_is_one_bucket_with_the_same_bits(void **state)
+slices(const ew_config *c, int64_t *slice, int64_t *whole)
 {
+    shl_model *model = NULL;
+    int64_t begin[64] = {0};
+    assert_int_equal(shl_model_new(&c->model, &model), SHL_OK);
+    assert_true(model->n_params < 64);
+    for (int i = 0; i < model->n_params; ++i) {
+        begin[i + 1] = begin[i] + model->params[i]->elems;
+    }
+    *slice = begin[model->n_params] / c->ranks;
+    *whole = 0;
+    for (int64_t r = 0; r < c->ranks; ++r) {
+        int64_t held = 0;
+        for (int i = 0; i < model->n_params; ++i) {
+            bool touches = begin[i] < (r + 1) * *slice && begin[i + 1] > r * *slice;
+            held += touches ? model->params[i]->elems : 0;
+        }
+        *whole = held > *whole ? held : *whole;
+    }
+    shl_model_free(&model);
+}
+
+/* One cut of the whole space: whatever the bucket and the accumulation, a rank holds of gradients its slice
+ * alone, the bits are those of buckets, and a bucket goes to the ranks that own some of it. */
+static void
+test_stage12_keys_single_cut_holds_only_the_slice(void **state)
+{
+    static const shl_strategy strategies[] = {SHL_ZERO1, SHL_ZERO2};
+    int straddles = 0;
     (void)state;
-    for (int ranks = 1; ranks <= 4; ++ranks) {
+    for (int i = 0; i < 16; ++i) {
         ew_config plain, cut;
         ew_result want, have, virt;
-        ew_config_init(&plain, SHL_ZERO1, ranks);
-        plain.engine.accum = 1 + ranks % 2;
+        ew_config_init(&plain, strategies[i % 2], 1 + i / 2 % 4);
+        plain.engine.accum = 1 + i / 4 % 2;
         plain.engine.optim.clip = 0.5;
+        plain.steps = 2;
+        if (i >= 12) {
+            plain.engine.offload.optimizer = SHL_OFFLOAD_HOST;
+        }
         cut = plain;
         shl_zero_options_init(&cut.engine.zero);
         cut.engine.zero.single_cut = true;
+        cut.engine.bucket_elems = i % 4 < 2 ? 900 : 6000;
         et_run(&plain, &want);
         et_run(&cut, &have);
         et_expect_same_bits(&cut, &want, &have);
-        et_expect_twin(&cut, &have, ranks - 1, &virt);
+        et_expect_twin(&cut, &have, cut.ranks - 1, &virt);
+        et_expect_twin(&cut, &have, 0, &virt);
         assert_string_equal(have.info.layout, "single cut");
         assert_int_equal(have.info.n_units, 1);
-        assert_true(want.info.n_units > 1);
-        assert_int_equal(have.comm[0].kind[SHL_COLL_ALL_GATHER].calls, cut.steps);
-        assert_int_equal(have.comm[0].kind[SHL_COLL_REDUCE_SCATTER].calls, cut.steps);
-        assert_int_equal(have.comm[0].kind[SHL_COLL_ALL_GATHER].bytes,
-                         4 * cut.steps * have.info.payload_elems);
+        assert_true(have.info.n_reduce > 1);
+        const shl_comm_counter *c = have.comm[0].kind;
+        int64_t k = strategies[i % 2] == SHL_ZERO2 ? cut.engine.accum : 1;
+        assert_int_equal(c[SHL_COLL_ALL_GATHER].calls, cut.steps);
+        assert_int_equal(c[SHL_COLL_ALL_GATHER].bytes, 4 * cut.steps * have.info.payload_elems);
+        assert_int_equal(c[SHL_COLL_REDUCE_SCATTER].calls, k * cut.steps * have.info.n_reduce);
+        assert_int_equal(c[SHL_COLL_REDUCE_SCATTER].bytes,
+                         4 * k * cut.steps * have.info.payload_elems);
+        if (strategies[i % 2] == SHL_ZERO2) {
+            int64_t slice, whole;
+            const shl_ledger_tier *tier = i >= 12 ? have.host : have.device;
+            slices(&cut, &slice, &whole);
+            assert_int_equal(tier[0].peak_tag_bytes[SHL_TAG_GRAD],
+                             4 * have.info.payload_elems / cut.ranks);
+            straddles += whole > have.info.payload_elems / cut.ranks;
+        }
     }
+    assert_true(straddles > 1);
 }
 
 /* On the virtual clock a reduction that is waited for at once is time in which nothing else runs. */
@@ -98,7 +145,7 @@ test_stage12_keys_refuse_what_is_not_here(void **state)
         shl_strategy strategy;
         const char *keys, *part;
     } bad[] = {
-        {SHL_ZERO2, "layout=single-cut", "single-cut"},
+        {SHL_DDP, "layout=single-cut", "single-cut"},
         {SHL_ZERO3, "layout=single-cut", "single-cut"},
         {SHL_ZERO1, "prescale_gradients=true", "scaled"},
         {SHL_DDP, "gradient_predivide_factor=2", "scaled"},
@@ -121,7 +168,7 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_stage12_keys_single_cut_is_one_bucket_with_the_same_bits),
+        cmocka_unit_test(test_stage12_keys_single_cut_holds_only_the_slice),
         cmocka_unit_test(test_stage12_keys_no_overlap_is_exposed),
         cmocka_unit_test(test_stage12_keys_sum_is_the_mean_times_the_ranks),
         cmocka_unit_test(test_stage12_keys_refuse_what_is_not_here),
