@@ -2,8 +2,11 @@
  * A backend only finds memory, moves bytes and orders work. */
 #include "kernels/device/device.h"
 
+#include <string.h>
+
 #include "kernels/base/clock.h"
 #include "kernels/base/heap.h"
+#include "kernels/base/str.h"
 #include "kernels/device/device_registry.h"
 
 #define MAX_ARG_BYTES 256
@@ -300,7 +303,8 @@ shl_stream_wait(shl_stream *s, shl_event ev)
     if (ev.stream == NULL) {
         return SHL_OK;
     }
-    SHL_ASSERT(ev.stream->device == s->device);
+    const shl_device *of = ev.stream->device;
+    SHL_ASSERT(of == s->device || (s->device->caps.async && of->ops == s->device->ops));
     return s->device->ops->wait(s->device, s, ev);
 }
 
@@ -312,6 +316,35 @@ shl_event_sync(shl_device *d, shl_event ev)
     }
     SHL_ASSERT(ev.stream->device == d);
     return d->ops->sync(d, ev);
+}
+
+shl_code
+shl_event_passed(shl_device *d, shl_event ev, bool *out)
+{
+    *out = true;
+    if (ev.stream == NULL) {
+        return SHL_OK;
+    }
+    SHL_ASSERT(ev.stream->device == d);
+    return d->ops->passed == NULL ? d->ops->sync(d, ev) : d->ops->passed(d, ev, out);
+}
+
+void *
+shl_stream_native(shl_stream *s)
+{
+    return s->device->ops->native == NULL ? NULL : s->device->ops->native(s->device, s);
+}
+
+void
+shl_device_identify(shl_device *d, shl_device_identity *out)
+{
+    memset(out, 0, sizeof *out);
+    if (d->ops->identify != NULL) {
+        d->ops->identify(d, out);
+        return;
+    }
+    shl_strf(out->name, sizeof out->name, "%s", d->ops->kind);
+    shl_strf(out->id, sizeof out->id, "%s of rank %d", d->ops->kind, d->config.rank);
 }
 
 shl_code

@@ -66,6 +66,12 @@ typedef struct shl_device_caps {
  * returns it with its text, on whatever thread. On the compute stream submit itself returns it. */
 typedef shl_code (*shl_stream_fn)(void *arg);
 
+/* Which piece of hardware a device is: two devices with one id share it. */
+typedef struct shl_device_identity {
+    char name[128]; /* of the model of card */
+    char id[64];
+} shl_device_identity;
+
 /* The contract of a backend. Slots marked * are optional, with the default stated. */
 typedef struct shl_device_ops {
     const char *kind;
@@ -98,6 +104,10 @@ typedef struct shl_device_ops {
     shl_code (*wait)(shl_device *d, shl_stream *s, shl_event ev);
     shl_code (*sync)(shl_device *d, shl_event ev);
     int64_t (*now_ns)(shl_device *d, shl_stream *s); /* *: shl_clock_ns */
+    /* *: shl_event_sync. Any thread, whatever the owner of the stream does meanwhile. */
+    shl_code (*passed)(shl_device *d, shl_event ev, bool *out);
+    void *(*native)(shl_device *d, shl_stream *s);             /* *: NULL */
+    void (*identify)(shl_device *d, shl_device_identity *out); /* *: kind and rank */
 } shl_device_ops;
 
 struct shl_stream {
@@ -179,12 +189,24 @@ shl_code shl_stream_submit(shl_stream *s, shl_stream_fn fn, void *arg, size_t ar
 /* Event behind everything queued on s so far. */
 shl_code shl_stream_record(shl_stream *s, shl_event *out) SHL_MUST_USE;
 
-/* Work queued on s from now on starts behind ev (compute on cpu: the caller blocks). Errors: the
- * sticky failure of ev's stream. */
+/* Work queued on s from now on starts behind ev (compute on cpu: the caller blocks). On a device that
+ * is asynchronous ev may be of another device of the same kind in this process, as long as that
+ * rank records no more than 16 events on its stream in between: the caller sees to that. Errors:
+ * the sticky failure of ev's stream. */
 shl_code shl_stream_wait(shl_stream *s, shl_event ev) SHL_MUST_USE;
 
 /* The host waits for ev. Errors as shl_stream_wait. */
 shl_code shl_event_sync(shl_device *d, shl_event ev) SHL_MUST_USE;
+
+/* Whether ev has passed; never blocks on an asynchronous device, and any thread may ask there. Errors
+ * as shl_stream_wait. */
+shl_code shl_event_passed(shl_device *d, shl_event ev, bool *out) SHL_MUST_USE;
+
+/* The handle that libraries for this device take (cudaStream_t); NULL where there is none. */
+void *shl_stream_native(shl_stream *s);
+
+/* Which hardware d is. */
+void shl_device_identify(shl_device *d, shl_device_identity *out);
 
 /* Everything queued on all streams is done. On virtual: all clocks move to the latest. */
 shl_code shl_device_sync(shl_device *d) SHL_MUST_USE;
