@@ -303,8 +303,7 @@ shl_stream_wait(shl_stream *s, shl_event ev)
     if (ev.stream == NULL) {
         return SHL_OK;
     }
-    const shl_device *of = ev.stream->device;
-    SHL_ASSERT(of == s->device || (s->device->caps.async && of->ops == s->device->ops));
+    SHL_ASSERT(ev.stream->device == s->device);
     return s->device->ops->wait(s->device, s, ev);
 }
 
@@ -319,14 +318,40 @@ shl_event_sync(shl_device *d, shl_event ev)
 }
 
 shl_code
-shl_event_passed(shl_device *d, shl_event ev, bool *out)
+shl_gate_open(shl_device *d, shl_gate *out)
 {
-    *out = true;
-    if (ev.stream == NULL) {
-        return SHL_OK;
+    SHL_ASSERT(d->caps.async && d->ops->gate_open != NULL);
+    *out = (shl_gate){d, NULL};
+    return d->ops->gate_open(d, &out->impl);
+}
+
+void
+shl_gate_close(shl_gate *g)
+{
+    if (g->impl != NULL) {
+        g->device->ops->gate_close(g->device, g->impl);
     }
-    SHL_ASSERT(ev.stream->device == d);
-    return d->ops->passed == NULL ? d->ops->sync(d, ev) : d->ops->passed(d, ev, out);
+    *g = (shl_gate){NULL, NULL};
+}
+
+shl_code
+shl_gate_record(shl_gate *g, shl_stream *s)
+{
+    SHL_ASSERT(s->device == g->device);
+    return g->device->ops->gate_record(g->device, g->impl, s);
+}
+
+shl_code
+shl_gate_wait(const shl_gate *g, shl_stream *s)
+{
+    SHL_ASSERT(s->device->ops == g->device->ops);
+    return s->device->ops->gate_wait(s->device, g->impl, s);
+}
+
+shl_code
+shl_gate_passed(const shl_gate *g, bool *out)
+{
+    return g->device->ops->gate_passed(g->device, g->impl, out);
 }
 
 void *

@@ -104,8 +104,12 @@ typedef struct shl_device_ops {
     shl_code (*wait)(shl_device *d, shl_stream *s, shl_event ev);
     shl_code (*sync)(shl_device *d, shl_event ev);
     int64_t (*now_ns)(shl_device *d, shl_stream *s); /* *: shl_clock_ns */
-    /* *: shl_event_sync. Any thread, whatever the owner of the stream does meanwhile. */
-    shl_code (*passed)(shl_device *d, shl_event ev, bool *out);
+    /* Asynchronous devices only. */
+    shl_code (*gate_open)(shl_device *d, void **out);
+    void (*gate_close)(shl_device *d, void *gate);
+    shl_code (*gate_record)(shl_device *d, void *gate, shl_stream *s);
+    shl_code (*gate_wait)(shl_device *d, void *gate, shl_stream *s); /* d: the device of s */
+    shl_code (*gate_passed)(shl_device *d, void *gate, bool *out);
     void *(*native)(shl_device *d, shl_stream *s);             /* *: NULL */
     void (*identify)(shl_device *d, shl_device_identity *out); /* *: kind and rank */
 } shl_device_ops;
@@ -189,18 +193,29 @@ shl_code shl_stream_submit(shl_stream *s, shl_stream_fn fn, void *arg, size_t ar
 /* Event behind everything queued on s so far. */
 shl_code shl_stream_record(shl_stream *s, shl_event *out) SHL_MUST_USE;
 
-/* Work queued on s from now on starts behind ev (compute on cpu: the caller blocks). On a device that
- * is asynchronous ev may be of another device of the same kind in this process, as long as that
- * rank records no more than 16 events on its stream in between: the caller sees to that. Errors:
- * the sticky failure of ev's stream. */
+/* Work queued on s from now on starts behind ev (compute on cpu: the caller blocks). Errors: the
+ * sticky failure of ev's stream. */
 shl_code shl_stream_wait(shl_stream *s, shl_event ev) SHL_MUST_USE;
 
 /* The host waits for ev. Errors as shl_stream_wait. */
 shl_code shl_event_sync(shl_device *d, shl_event ev) SHL_MUST_USE;
 
-/* Whether ev has passed; never blocks on an asynchronous device, and any thread may ask there. Errors
- * as shl_stream_wait. */
-shl_code shl_event_passed(shl_device *d, shl_event ev, bool *out) SHL_MUST_USE;
+/* A point of a stream that other devices of this process and other threads may know: a gate of an
+ * asynchronous device (caps.async). Owner: caller; closed before its device. Errors: SHL_E_SYSTEM. */
+typedef struct shl_gate {
+    shl_device *device;
+    void *impl;
+} shl_gate;
+shl_code shl_gate_open(shl_device *d, shl_gate *out) SHL_MUST_USE;
+void shl_gate_close(shl_gate *g);
+/* The gate is now behind everything queued on s, a stream of its device; waits from before keep the
+ * point that they were given. */
+shl_code shl_gate_record(shl_gate *g, shl_stream *s) SHL_MUST_USE;
+/* Work queued from now on on s, a stream of any device of the kind, starts behind the gate's point.
+ * Never recorded: has passed. */
+shl_code shl_gate_wait(const shl_gate *g, shl_stream *s) SHL_MUST_USE;
+/* Whether its point has passed; blocks nobody. Any thread, but not beside a record. */
+shl_code shl_gate_passed(const shl_gate *g, bool *out) SHL_MUST_USE;
 
 /* The handle that libraries for this device take (cudaStream_t); NULL where there is none. */
 void *shl_stream_native(shl_stream *s);
