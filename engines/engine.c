@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "engines/config/zero_text.h"
 #include "engines/engine_registry.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/rng.h"
@@ -118,6 +119,7 @@ shl_engine_begin_step(shl_engine *e, int64_t global_valid)
     e->micro = 0;
     e->global_valid = global_valid;
     e->dloss = e->scaler.scale / (double)global_valid;
+    e->dloss *= shl_zero_grad_factor(&e->config, shl_comm_size(e->mesh.world));
     if (e->config.zero.sum_gradients) {
         e->dloss *= shl_comm_size(e->mesh.world); /* DeepSpeed's mean is over ranks */
     }

@@ -103,8 +103,10 @@ typedef struct shl_zero_options {
     char leaf_suffixes[SHL_ZERO_LEAF_BYTES]; /* and ends of paths; commas between */
     bool serial_reduce;                      /* each reduction is waited for at once */
     bool single_cut; /* stages 1, 2: DeepSpeed's layout, one cut of the flat space */
+    /* Where the mean over ranks is formed (shl_zero_grad_factor); a sum is not divided at all. */
     bool prescale, sum_gradients;
-    double predivide; /* 1: none */
+    double predivide;  /* 1: none */
+    bool whole_reduce; /* reduce_scatter is false: divided as beside DeepSpeed's all-reduce */
 } shl_zero_options;
 
 /* Where states live that are not on the device. NVMe is known and refused. */

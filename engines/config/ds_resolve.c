@@ -105,6 +105,22 @@ check_device(const shl_ds_config *c, const char *path, int64_t stage, int64_t le
     return shl_err_advice("\"device\": \"" HOST "\"");
 }
 
+/* DeepSpeed refuses it too in stages 2 and 3, and reads it nowhere in stage 1. */
+static shl_code
+check_scaling(const shl_ds_config *c, int64_t stage)
+{
+    bool prescale = shl_ds_bool(c, "prescale_gradients");
+    double factor = shl_ds_real(c, "gradient_predivide_factor", 1.0);
+    const char *path = prescale ? "prescale_gradients" : "gradient_predivide_factor";
+    if ((!prescale && factor == 1.0) || stage == 0 || !shl_ds_bool(c, Z "reduce_scatter")) {
+        return SHL_OK;
+    }
+    shl_ds_raise(c, path, "beside reduce_scatter");
+    shl_err_because("a reduce-scatter divides before it sums; DeepSpeed %s",
+                    stage == 1 ? "reads it nowhere then" : "refuses it too");
+    return shl_err_advice("\"reduce_scatter\": false, or no such key");
+}
+
 /* A key of stage 3 below it would do nothing. */
 static shl_code
 check_stage3_keys(const shl_ds_config *c, int64_t stage)
@@ -200,6 +216,7 @@ shl_ds_config_check(const shl_ds_config *c)
         shl_ds_raise(c, "gradient_allreduce_op", "is \"sum\" in stage 3");
         return shl_err_because("DeepSpeed has it in stages 0 to 2 only");
     }
+    SHL_TRY(check_scaling(c, stage));
     SHL_TRY(check_stage3_keys(c, stage));
     SHL_TRY(check_clipping(c));
     SHL_TRY(check_statuses(c));
@@ -334,6 +351,7 @@ resolve_zero(const shl_ds_config *c, shl_zero_options *z)
     z->prescale = shl_ds_bool(c, "prescale_gradients");
     z->sum_gradients = strcmp(shl_ds_text(c, "gradient_allreduce_op"), "sum") == 0;
     z->predivide = shl_ds_real(c, "gradient_predivide_factor", 1.0);
+    z->whole_reduce = !shl_ds_bool(c, Z "reduce_scatter");
     SHL_TRY(join_names(c, Z "leaf_module.names", z->leaf_names));
     return join_names(c, Z "leaf_module.name_suffixes", z->leaf_suffixes);
 }

@@ -35,6 +35,7 @@ static const struct key {
     {"gradient_allreduce_op", KEY_WORD, offsetof(shl_zero_options, sum_gradients), "sum", "mean"},
     {"prescale_gradients", KEY_BOOL, offsetof(shl_zero_options, prescale), NULL, NULL},
     {"gradient_predivide_factor", KEY_REAL, offsetof(shl_zero_options, predivide), NULL, NULL},
+    {"reduce_scatter", KEY_NOT, offsetof(shl_zero_options, whole_reduce), NULL, NULL},
 };
 
 void
@@ -187,6 +188,32 @@ shl_zero_options_format(const shl_zero_options *z, char *dst, size_t cap)
     }
 }
 
+/* As DeepSpeed, which reads the keys nowhere in the refused cases, or fails there. */
+static shl_code
+check_scaling(const shl_engine_config *c)
+{
+    const shl_zero_options *z = &c->zero;
+    bool predivides = z->predivide < 1.0 || z->predivide > 1.0;
+    const char *key = z->prescale ? "prescale_gradients" : "gradient_predivide_factor";
+    if (!z->given || (!z->prescale && !predivides)) {
+        return SHL_OK;
+    }
+    if (z->sum_gradients) {
+        SHL_RAISE(SHL_E_USAGE, "%s beside a sum of gradients", key);
+        return shl_err_because("gradient_allreduce_op is sum: nothing is divided");
+    }
+    if (z->prescale && predivides) {
+        SHL_RAISE(SHL_E_USAGE, "prescale_gradients beside gradient_predivide_factor");
+        return shl_err_because("with it gradients are divided by all ranks at once");
+    }
+    if (c->strategy != SHL_DDP && !z->whole_reduce) {
+        SHL_RAISE(SHL_E_USAGE, "%s beside reduce_scatter", key);
+        shl_err_because("DeepSpeed refuses it too: a reduce-scatter divides before it sums");
+        return shl_err_advice("reduce_scatter=false, or no such key");
+    }
+    return SHL_OK;
+}
+
 shl_code
 shl_zero_options_check(const shl_engine_config *c)
 {
@@ -211,10 +238,17 @@ shl_zero_options_check(const shl_engine_config *c)
         shl_err_because("DeepSpeed cuts the flat space of stages 1 and 2 once");
         return shl_err_advice("layout=bucketed, or zero1 or zero2");
     }
-    if (z->given && (z->prescale || z->predivide < 1.0 || z->predivide > 1.0)) {
-        SHL_RAISE(SHL_E_USAGE, "gradients are scaled before they are reduced");
-        shl_err_because("DeepSpeed refuses it beside reduce_scatter too, which is always on here");
-        return shl_err_advice("prescale_gradients=false;gradient_predivide_factor=1");
+    return check_scaling(c);
+}
+
+double
+shl_zero_grad_factor(const shl_engine_config *c, int ranks)
+{
+    const shl_zero_options *z = &c->zero;
+    bool scatters = c->strategy != SHL_DDP && !z->whole_reduce;
+    if (!z->given || z->prescale || z->sum_gradients || scatters) {
+        return 1.0;
     }
-    return SHL_OK;
+    /* Stage 3 divides by the ranks before the sum in any case. */
+    return (c->strategy == SHL_ZERO3 ? 1.0 : (double)ranks) / z->predivide;
 }

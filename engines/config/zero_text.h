@@ -21,4 +21,9 @@ void shl_zero_options_format(const shl_zero_options *z, char *dst, size_t cap);
 /* Ranges and words. Errors: SHL_E_USAGE with the key, its value and its limits. */
 shl_code shl_zero_options_check(const shl_engine_config *c) SHL_MUST_USE;
 
+/* What reduced gradients are too large by: DeepSpeed's stage 0, and stages 1 and 2 without reduce_scatter,
+ * sum the ranks' own means, predivided, and divide afterwards; elsewhere, with prescale_gradients and
+ * without its keys they are divided before the sum, and this is 1. The update takes it back. */
+double shl_zero_grad_factor(const shl_engine_config *c, int ranks);
+
 #endif

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "engines/config/zero_text.h"
 #include "engines/shared/lamb.h"
 #include "engines/shared/offload.h"
 #include "kernels/ops/ops.h"
@@ -230,11 +231,12 @@ shl_update_prepare(shl_state *st, shl_step_report *r, double *coef)
     const shl_engine *e = st->engine;
     const shl_optim_config *o = &e->config.optim;
     double norm = 0.0;
+    double scale = r->loss_scale * shl_zero_grad_factor(&e->config, shl_comm_size(e->mesh.world));
     SHL_TRY(shl_update_norm(st, &norm));
     r->skipped = shl_checks_overflow(&e->config) && !isfinite(norm);
-    r->grad_norm = norm / r->loss_scale;
+    r->grad_norm = norm / scale;
     r->clip_coef = r->skipped ? 0.0 : shl_update_clip_coef(o, r->grad_norm);
     r->lr = shl_lr_at(o, e->step - e->skipped);
-    *coef = r->clip_coef / r->loss_scale;
+    *coef = r->clip_coef / scale;
     return o->kind == SHL_OPTIM_LAMB && !r->skipped ? shl_lamb_prepare(st, *coef) : SHL_OK;
 }

@@ -251,6 +251,18 @@ see_scale(ew_config *c, seen *s)
     }
 }
 
+/* The largest one that the gradients of a run bear. */
+static void
+see_run_scale(ew_config *c, seen *s)
+{
+    ew_result r;
+    c->steps = 12;
+    ew_run(c, &r);
+    assert_int_equal(r.code, SHL_OK);
+    assert_false(r.reports[c->steps - 1].skipped);
+    add(s, r.reports[c->steps - 1].loss_scale);
+}
+
 static void
 see_rate(ew_config *c, seen *s)
 {
@@ -296,6 +308,7 @@ static const struct {
     {"parameters", see_parameters},
     {"skipped steps", see_skipped},
     {"loss scale", see_scale},
+    {"loss scale of a run", see_run_scale},
     {"learning rate", see_rate},
     {"betas", see_betas},
 };
@@ -308,6 +321,7 @@ static const struct {
 #define FREE ",\"stage3_max_reuse_distance\":0,\"stage3_prefetch_bucket_size\":0"
 #define HOST ",\"offload_optimizer\":{\"device\":\"cpu\"}"
 #define FP16(more) "{" MICRO ",\"fp16\":{\"enabled\":true" more "}}"
+#define FOUND "\"fp16\":{\"enabled\":true,\"initial_scale_power\":24,\"hysteresis\":1}"
 #define OPTIM(type, more)                                                                          \
     "{" MICRO ",\"optimizer\":{\"type\":\"" type "\",\"params\":{\"lr\":0.01" more "}}}"
 #define RATE(type, more) "{" MICRO ",\"scheduler\":{\"type\":\"" type "\",\"params\":{" more "}}}"
@@ -379,6 +393,13 @@ static const struct proof {
      "\"fp32\"", NULL},
     {"communication_data_type", "{" MICRO "," BF16 ",\"zero_optimization\":{\"stage\":1}}", "null",
      "\"fp32\"", NULL},
+    {"zero_optimization.reduce_scatter",
+     "{" MICRO "," FOUND ",\"zero_optimization\":{\"stage\":2}}", "true", "false", NULL},
+    {"prescale_gradients", "{" MICRO "," FOUND "}", "false", "true", NULL},
+    {"gradient_predivide_factor", "{" MICRO "," FOUND "}", "1", "2", NULL},
+    {"gradient_predivide_factor",
+     "{" MICRO "," FOUND ",\"zero_optimization\":{\"stage\":3,\"reduce_scatter\":false}}", "1",
+     "0.5", NULL},
     {"gradient_allreduce_op", ZERO("2", ""), "\"mean\"", "\"sum\"", NULL},
     {"optimizer.type", OPTIM("AdamW", ""), "\"AdamW\"", "\"Lion\"", NULL},
     {"optimizer.type", OPTIM("AdamW", ""), "\"Lamb\"", "\"Adagrad\"", NULL},

@@ -138,6 +138,65 @@ test_stage12_keys_sum_is_the_mean_times_the_ranks(void **state)
     }
 }
 
+/* The largest loss scale that 16-bit gradients of a run bear: from one that is too large it is halved until
+ * nothing overflows. */
+static double
+scale_found(shl_strategy s, int ranks, const char *keys, ew_result *r)
+{
+    ew_config c;
+    ew_config_init(&c, s, ranks);
+    et_set_policy(&c, SHL_F16);
+    c.engine.grad_dtype = c.engine.reduce_dtype = SHL_F16;
+    c.engine.scale.scale = 16777216.0;
+    c.engine.scale.hysteresis = 1;
+    c.steps = 12;
+    assert_int_equal(shl_zero_options_parse(keys, &c.engine.zero), SHL_OK);
+    et_run(&c, r);
+    assert_false(r->reports[c.steps - 1].skipped);
+    return r->reports[c.steps - 1].loss_scale;
+}
+
+/* What is divided before the sum bears a scale that is larger by the divisor, and nothing else changes: with
+ * powers of two not a bit. */
+static void
+test_stage12_keys_divide_before_or_after_the_sum(void **state)
+{
+    static const struct {
+        shl_strategy strategy;
+        const char *keys;
+        double factor; /* that gradients are too large by */
+    } rows[] = {
+        {SHL_DDP, "", 1.0},
+        {SHL_DDP, "prescale_gradients=true", 1.0},
+        {SHL_DDP, "gradient_predivide_factor=4", 1.0},
+        {SHL_DDP, "gradient_predivide_factor=2", 2.0},
+        {SHL_DDP, "gradient_predivide_factor=1", 4.0},
+        {SHL_ZERO1, "reduce_scatter=true", 1.0},
+        {SHL_ZERO1, "reduce_scatter=false", 4.0},
+        {SHL_ZERO2, "reduce_scatter=false;gradient_predivide_factor=2", 2.0},
+        {SHL_ZERO2, "reduce_scatter=false;prescale_gradients=true", 1.0},
+        {SHL_ZERO3, "reduce_scatter=false;gradient_predivide_factor=0.5", 2.0},
+    };
+    ew_result r;
+    (void)state;
+    double plain = scale_found(SHL_ZERO2, 4, "", &r);
+    for (size_t i = 0; i < SHL_ARRAY_LEN(rows); ++i) {
+        double found = scale_found(rows[i].strategy, 4, rows[i].keys, &r);
+        if (found < plain / rows[i].factor || found > plain / rows[i].factor) {
+            fail_msg("%s, %s: scale %g, without keys %g", shl_strategy_name(rows[i].strategy),
+                     rows[i].keys, found, plain);
+        }
+        ew_config c;
+        ew_result a, b;
+        ew_config_init(&c, rows[i].strategy, 4);
+        c.engine.optim.clip = 0.5;
+        et_run(&c, &a);
+        assert_int_equal(shl_zero_options_parse(rows[i].keys, &c.engine.zero), SHL_OK);
+        et_run(&c, &b);
+        et_expect_same_bits(&c, &a, &b);
+    }
+}
+
 static void
 test_stage12_keys_refuse_what_is_not_here(void **state)
 {
@@ -147,8 +206,10 @@ test_stage12_keys_refuse_what_is_not_here(void **state)
     } bad[] = {
         {SHL_DDP, "layout=single-cut", "single-cut"},
         {SHL_ZERO3, "layout=single-cut", "single-cut"},
-        {SHL_ZERO1, "prescale_gradients=true", "scaled"},
-        {SHL_DDP, "gradient_predivide_factor=2", "scaled"},
+        {SHL_ZERO1, "prescale_gradients=true", "prescale_gradients beside reduce_scatter"},
+        {SHL_ZERO3, "gradient_predivide_factor=2", "gradient_predivide_factor beside reduce"},
+        {SHL_DDP, "gradient_predivide_factor=2;prescale_gradients=true", "prescale_gradients"},
+        {SHL_DDP, "gradient_predivide_factor=2;gradient_allreduce_op=sum", "sum of gradients"},
         {SHL_ZERO3, "gradient_allreduce_op=sum", "gradient_allreduce_op"},
     };
     (void)state;
@@ -171,6 +232,7 @@ main(void)
         cmocka_unit_test(test_stage12_keys_single_cut_holds_only_the_slice),
         cmocka_unit_test(test_stage12_keys_no_overlap_is_exposed),
         cmocka_unit_test(test_stage12_keys_sum_is_the_mean_times_the_ranks),
+        cmocka_unit_test(test_stage12_keys_divide_before_or_after_the_sum),
         cmocka_unit_test(test_stage12_keys_refuse_what_is_not_here),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
