@@ -71,7 +71,8 @@ CFLAGS_ALL := -std=c11 $(OPT_$(PROFILE)) $(FP) $(PIC) -fopenmp $(WARN) $(CFLAGS)
 LDFLAGS_ALL := -fopenmp $(LINK_$(PROFILE)) $(LDFLAGS)
 
 # kernels/cpu/*_k.c are compiled once for each instruction set; SHL_ISA suffixes their symbols.
-ISAS := base $(if $(IS_X86),avx2 avx512)
+# A sanitizer sees the same text in any of them.
+ISAS := base $(if $(IS_X86),avx2 $(if $(SANITIZE_$(PROFILE)),,avx512))
 KERNEL_FLAGS := $(if $(filter debug cov,$(PROFILE)),,-O3) -fno-math-errno -fno-trapping-math
 ISA_base   := -DSHL_ISA=base
 ISA_avx2   := -DSHL_ISA=avx2 -mavx2 -mfma -mf16c
@@ -140,6 +141,8 @@ $(OUT)/commit: FORCE
 $(OUT)/bench/fingerprint.o: $(OUT)/commit
 $(OUT)/bench/fingerprint.o: EXTRA = -DSHL_BUILD_COMMIT='"$(COMMIT)"' \
   -DSHL_BUILD_FLAGS='"$(OPT_$(PROFILE)) $(FP) $(subst ",,$(CFLAGS))"'
+
+$(OUT)/kernels/cpu/cpu_table.o: EXTRA = $(if $(filter avx512,$(ISAS)),-DSHL_HAVE_AVX512=1)
 
 define KERNEL_RULE
 $$(OUT)/%.$1.o: %.c $$(OUT)/flags

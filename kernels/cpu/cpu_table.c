@@ -15,8 +15,10 @@ has_f16c(void)
 }
 #endif
 
-#if defined(SHL_HAVE_X86_ISA)
+#if defined(SHL_HAVE_AVX512)
 static const char *const isas[] = {"avx512", "avx2", "base", NULL};
+#elif defined(SHL_HAVE_X86_ISA)
+static const char *const isas[] = {"avx2", "base", NULL};
 #else
 static const char *const isas[] = {"base", NULL};
 #endif
@@ -32,11 +34,13 @@ shl_cpu_op_table_isa(const char *isa)
 {
 #if defined(SHL_HAVE_X86_ISA)
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+#if defined(SHL_HAVE_AVX512)
     bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (strcmp(isa, "avx512") == 0) {
         return avx2 && avx512 ? &shl_cpu_table_avx512 : NULL;
     }
+#endif
     if (strcmp(isa, "avx2") == 0) {
         return avx2 ? &shl_cpu_table_avx2 : NULL;
     }
