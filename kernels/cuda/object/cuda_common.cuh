@@ -21,6 +21,13 @@ extern "C" {
     type *name = reinterpret_cast<type *>(shl_dynamic_shared)
 #endif
 
+/* Unrolls the loop behind it, so that what it indexes stays in registers. */
+#ifdef __CUDACC__
+#define SHL_UNROLL _Pragma("unroll")
+#else
+#define SHL_UNROLL
+#endif
+
 #define SHL_WARP 32
 #define SHL_FULL_MASK 0xffffffffu
 
@@ -44,7 +51,8 @@ float_of(uint32_t bits)
     return __uint_as_float(bits);
 }
 
-/* 16-bit floats from their bits and back, to nearest even, as kernels/base/half.h (same bits). */
+/* 16-bit floats from their bits and back, to nearest even, as kernels/base/half.h: the same bits, but
+ * that the device's own instructions (one where integers take eight) make every NaN the canonical one. */
 struct bf16 {
     uint16_t bits;
 };
@@ -64,6 +72,50 @@ widen(bf16 h)
     return float_of(static_cast<uint32_t>(h.bits) << 16);
 }
 
+static __device__ __forceinline__ void
+narrow(float x, float *out)
+{
+    *out = x;
+}
+
+#ifdef __CUDA_ARCH__
+static __device__ __forceinline__ float
+widen(f16 h)
+{
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h.bits));
+    return x;
+}
+
+static __device__ __forceinline__ void
+narrow(float x, bf16 *out)
+{
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out->bits) : "f"(x));
+}
+
+static __device__ __forceinline__ void
+narrow(float x, f16 *out)
+{
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out->bits) : "f"(x));
+}
+
+/* Two at once, the first in the lower half. */
+static __device__ __forceinline__ uint32_t
+narrow_two(float low, float high, bf16)
+{
+    uint32_t out;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+    return out;
+}
+
+static __device__ __forceinline__ uint32_t
+narrow_two(float low, float high, f16)
+{
+    uint32_t out;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+    return out;
+}
+#else
 static __device__ __forceinline__ float
 widen(f16 h)
 {
@@ -75,12 +127,6 @@ widen(f16 h)
         return float_of(sign | ((low << 13) + 0x38000000u));
     }
     return float_of(sign | 0x7f800000u | low << 13 | (low > 0x7c00u ? 0x400000u : 0u));
-}
-
-static __device__ __forceinline__ void
-narrow(float x, float *out)
-{
-    *out = x;
 }
 
 static __device__ __forceinline__ void
@@ -109,12 +155,36 @@ narrow(float x, f16 *out)
 }
 
 template <typename T>
+static __device__ __forceinline__ uint32_t
+narrow_two(float low, float high, T)
+{
+    T first, second;
+    narrow(low, &first);
+    narrow(high, &second);
+    return static_cast<uint32_t>(second.bits) << 16 | first.bits;
+}
+#endif
+
+template <typename T>
 static __device__ __forceinline__ T
 narrowed(float x)
 {
     T out;
     narrow(x, &out);
     return out;
+}
+
+/* 2^x by the device's own instruction: two ulp, results below 2^-126 are 0. */
+static __device__ __forceinline__ float
+fast_exp2(float x)
+{
+#ifdef __CUDA_ARCH__
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return exp2f(x);
+#endif
 }
 
 /* Calls fn.template operator()<T>() for the C++ type of a float dtype. */

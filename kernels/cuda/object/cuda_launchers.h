@@ -28,6 +28,7 @@ SHL_CUDA_LAUNCHER(shl_cuda_add);
 SHL_CUDA_LAUNCHER(shl_cuda_scale);
 SHL_CUDA_LAUNCHER(shl_cuda_cast);
 SHL_CUDA_LAUNCHER(shl_cuda_sum_ranks);
+/* cuda_silu.cu */
 SHL_CUDA_LAUNCHER(shl_cuda_silu_mul_forward);
 SHL_CUDA_LAUNCHER(shl_cuda_silu_mul_backward);
 /* cuda_random.cu */

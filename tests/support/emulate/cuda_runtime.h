@@ -7,6 +7,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 
@@ -201,6 +203,16 @@ template <typename T>
 static inline void __stcs(T *p, T x)
 {
     *p = x;
+}
+// A load or store of `bytes` at once: `at` must be a multiple of them, as on the device.
+template <int bytes>
+static inline void emulate_wide_copy(void *to, const void *from, const void *at)
+{
+    if (reinterpret_cast<uintptr_t>(at) % bytes != 0) {
+        std::fprintf(stderr, "emulate: %d bytes at once at %p\n", bytes, at);
+        std::abort();
+    }
+    std::memcpy(to, from, bytes);
 }
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }
