@@ -30,6 +30,7 @@
 #include "kernels/base/str.h"
 #include "kernels/base/types.h"
 #include "kernels/device/sanitize.h"
+#include "tests/support/program.h"
 
 #define MAX_WORDS 64
 #define KILL_ROUNDS (SHL_ASAN || SHL_TSAN ? 6 : 50)
@@ -40,7 +41,6 @@
         "--threads", "1", "--ranks", "2"
 
 static char folder[64];
-static char program[4096];
 static uint64_t seed;
 static rlim_t file_limit = RLIM_INFINITY;
 
@@ -551,20 +551,9 @@ static int
 make_folder(void **state)
 {
     SHL_UNUSED(state);
-    const char *given = shl_env("SHL_PROGRAM");
-    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 32);
-    program[n > 0 ? n : 0] = '\0';
-    char *slash = strrchr(program, '/'); /* .../tests/test_ckpt_program */
-    if (given) {
-        (void)snprintf(program, sizeof program, "%s", given);
-    } else if (slash) {
-        (void)snprintf(slash, 32, "/../shardlab");
-    }
     (void)snprintf(folder, sizeof folder, "%s/shl-ckpt-program-XXXXXX",
                    access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
-    return mkdtemp(folder) && access(program, X_OK) == 0 && prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
-               ? 0
-               : 1;
+    return mkdtemp(folder) && find_program() && prctl(PR_SET_CHILD_SUBREAPER, 1) == 0 ? 0 : 1;
 }
 
 static int

@@ -21,11 +21,11 @@
 #include "kernels/base/str.h"
 #include "kernels/base/types.h"
 #include "kernels/device/sanitize.h"
+#include "tests/support/program.h"
+#include "tests/support/temp_folder.h"
 
 #define GIB (INT64_C(1) << 30)
 
-static char folder[] = "/tmp/shl-doctor-XXXXXX";
-static char program[4096];
 static const shl_doctor_ask ask_two = {2, "gpt2-124m", 124439808, "/tmp"};
 
 /* Writes a file below folder/tree, with the folders above it. */
@@ -328,31 +328,9 @@ test_doctor_works_with_an_empty_environment(void **state)
 }
 
 static int
-make_folder(void **state)
+set_up(void **state)
 {
-    SHL_UNUSED(state);
-    const char *given = shl_env("SHL_PROGRAM");
-    char *full = given ? realpath(given, program) : NULL;
-    if (!full) {
-        char self[4096];
-        ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 32);
-        self[n > 0 ? n : 0] = '\0';
-        char *slash = strrchr(self, '/'); /* .../tests/test_doctor */
-        if (slash) {
-            (void)strcpy(slash, "/../shardlab");
-        }
-        full = realpath(self, program);
-    }
-    return mkdtemp(folder) && full && access(program, X_OK) == 0 ? 0 : 1;
-}
-
-static int
-remove_folder(void **state)
-{
-    SHL_UNUSED(state);
-    char command[128];
-    shl_strf(command, sizeof(command), "rm -rf %s", folder);
-    return system(command);
+    return find_program() ? make_folder(state) : 1;
 }
 
 int
@@ -367,5 +345,5 @@ main(void)
         cmocka_unit_test(test_doctor_fails_with_the_code_and_the_fix),
         cmocka_unit_test(test_doctor_works_with_an_empty_environment),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, set_up, remove_folder);
 }

@@ -13,8 +13,8 @@
 
 #include "bench/figures.h"
 #include "kernels/base/heap.h"
+#include "tests/support/temp_folder.h"
 
-static char folder[] = "/tmp/shl-figures-XXXXXX";
 static char records[64];
 
 static void
@@ -423,33 +423,14 @@ test_figures_a_missing_gnuplot_names_its_package(void **state)
 }
 
 static int
-make_folder(void **state)
+set_up(void **state)
 {
     (void)state;
-    if (!mkdtemp(folder)) {
+    if (make_folder(NULL) != 0) {
         return -1;
     }
     (void)snprintf(records, sizeof records, "%s/records.jsonl", folder);
     return 0;
-}
-
-static int
-remove_folder(void **state)
-{
-    (void)state;
-    static const char *const ends[] = {"dat", "vars", "gp", "svg", "png"};
-    char path[128];
-    for (int f = 0; f < SHL_FIGURE_COUNT; f++) {
-        for (size_t k = 0; k < 5; k++) {
-            (void)snprintf(path, sizeof path, "%s/%s.%s", folder, shl_figure_name((shl_figure)f),
-                           ends[k]);
-            (void)unlink(path);
-        }
-    }
-    (void)snprintf(path, sizeof path, "%s/style.gp", folder);
-    (void)unlink(path);
-    (void)unlink(records);
-    return rmdir(folder);
 }
 
 int
@@ -473,5 +454,5 @@ main(void)
         cmocka_unit_test(test_figures_a_broken_script_is_an_error),
         cmocka_unit_test(test_figures_a_missing_gnuplot_names_its_package),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, set_up, remove_folder);
 }

@@ -22,12 +22,12 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/types.h"
 #include "kernels/device/sanitize.h"
+#include "tests/support/program.h"
+#include "tests/support/temp_folder.h"
 
 #define MAX_WORDS 24
 #define ESCAPE "\033"
 
-static char folder[] = "/tmp/shl-help-XXXXXX";
-static char program[4096];
 static char out[1 << 18], err[1 << 14];
 
 static void
@@ -505,35 +505,14 @@ test_help_color_is_asked_for(void **state)
 }
 
 static int
-make_folder(void **state)
+set_up(void **state)
 {
-    SHL_UNUSED(state);
-    const char *given = shl_env("SHL_PROGRAM");
-    char link[256], *full = given ? realpath(given, program) : NULL;
-    if (!full) {
-        char self[4096];
-        ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 32);
-        self[n > 0 ? n : 0] = '\0';
-        char *slash = strrchr(self, '/'); /* .../tests/test_help */
-        if (slash) {
-            (void)strcpy(slash, "/../shardlab");
-        }
-        full = realpath(self, program);
-    }
-    if (!mkdtemp(folder) || !full || access(program, X_OK) != 0) {
+    char link[256];
+    if (!find_program() || make_folder(state) != 0) {
         return 1;
     }
     shl_strf(link, sizeof(link), "%s/shardlab", folder);
     return symlink(program, link);
-}
-
-static int
-remove_folder(void **state)
-{
-    SHL_UNUSED(state);
-    char command[128];
-    shl_strf(command, sizeof(command), "rm -rf %s", folder);
-    return system(command);
 }
 
 int
@@ -550,5 +529,5 @@ main(void)
         cmocka_unit_test(test_help_progress_line_keeps_its_width),
         cmocka_unit_test(test_help_color_is_asked_for),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, set_up, remove_folder);
 }

@@ -14,10 +14,10 @@
 
 #include "kernels/base/option.h"
 #include "kernels/base/types.h"
+#include "tests/support/program.h"
 
 #define LLAMA "tests/golden/hf/llama-tiny.json"
 
-static char program[4096];
 static char text[1 << 17];
 
 /* stdout and stderr together; the exit status. */
@@ -100,21 +100,10 @@ test_models_program_refuses_bad_shapes(void **state)
 }
 
 static int
-find_program(void **state)
+set_up(void **state)
 {
     SHL_UNUSED(state);
-    const char *given = shl_env("SHL_BIN") ? shl_env("SHL_BIN") : shl_env("SHL_PROGRAM");
-    if (given) {
-        (void)snprintf(program, sizeof(program), "%s", given);
-    } else {
-        ssize_t n = readlink("/proc/self/exe", program, sizeof(program) - 32);
-        program[n > 0 ? n : 0] = '\0';
-        char *slash = strrchr(program, '/'); /* .../tests/test_models_program */
-        if (slash) {
-            (void)strcpy(slash, "/../shardlab");
-        }
-    }
-    return access(program, X_OK) == 0 ? 0 : 1;
+    return find_program() ? 0 : 1;
 }
 
 int
@@ -126,5 +115,5 @@ main(void)
         cmocka_unit_test(test_models_program_trains_a_file),
         cmocka_unit_test(test_models_program_refuses_bad_shapes),
     };
-    return cmocka_run_group_tests(tests, find_program, NULL);
+    return cmocka_run_group_tests(tests, set_up, NULL);
 }

@@ -14,8 +14,8 @@
 #include "bench/cli.h"
 #include "bench/figures.h"
 #include "kernels/base/types.h"
+#include "tests/support/temp_folder.h"
 
-static char folder[] = "/tmp/shl-plot-XXXXXX";
 static char records[64], out[64], told[64];
 
 static const char STEPS[] =
@@ -98,33 +98,16 @@ test_plot_one_figure_without_its_records_is_an_error(void **state)
 }
 
 static int
-make_folder(void **state)
+set_up(void **state)
 {
     SHL_UNUSED(state);
-    if (!mkdtemp(folder)) {
+    if (make_folder(NULL) != 0) {
         return -1;
     }
     (void)snprintf(records, sizeof records, "%s/records.jsonl", folder);
     (void)snprintf(told, sizeof told, "%s/told.txt", folder);
     (void)snprintf(out, sizeof out, "%s/out", folder);
     return 0;
-}
-
-static int
-remove_folder(void **state)
-{
-    SHL_UNUSED(state);
-    static const char *const names[] = {"loss.dat", "loss.vars", "loss.gp",
-                                        "loss.svg", "loss.png",  "style.gp"};
-    char path[128];
-    for (size_t i = 0; i < SHL_ARRAY_LEN(names); i++) {
-        (void)snprintf(path, sizeof path, "%s/%s", out, names[i]);
-        (void)unlink(path);
-    }
-    (void)rmdir(out);
-    (void)unlink(records);
-    (void)unlink(told);
-    return rmdir(folder);
 }
 
 int
@@ -134,5 +117,5 @@ main(void)
         cmocka_unit_test(test_plot_all_draws_what_there_is_and_tells_the_rest),
         cmocka_unit_test(test_plot_one_figure_without_its_records_is_an_error),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, set_up, remove_folder);
 }

@@ -21,20 +21,19 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/types.h"
 #include "kernels/device/sanitize.h"
+#include "tests/support/program.h"
+#include "tests/support/temp_folder.h"
 
 #define MAX_WORDS 64
 #define SMALL                                                                                      \
     "--layers", "1", "--width", "32", "--heads", "2", "--context", "16", "--batch", "2",           \
         "--steps", "3", "--threads", "1"
 
-static char folder[] = "/tmp/shl-program-XXXXXX";
-static char program[4096];
-
 /* What a call left behind. */
 typedef struct outcome {
     int status;
     char out[1 << 18], err[1 << 14];
-    double seconds;
+    double seconds; /* of the processor */
     long rss_kib;
 } outcome;
 static outcome seen;
@@ -93,6 +92,8 @@ finish(pid_t pid, const char *stdout_path)
     assert_int_equal(wait4(pid, &status, 0, &usage), pid);
     seen.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     seen.rss_kib = usage.ru_maxrss;
+    seen.seconds = (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+                   (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
     seen.out[0] = '\0';
     if (strcmp(stdout_path, "/dev/full") != 0) {
         slurp(stdout_path, seen.out, sizeof(seen.out));
@@ -105,9 +106,7 @@ run_words(const char *const *words)
 {
     char path[128];
     (void)snprintf(path, sizeof(path), "%s", in_folder("stdout"));
-    int64_t begun = shl_clock_ns();
     finish(start(path, words), path);
-    seen.seconds = (double)(shl_clock_ns() - begun) * 1e-9;
     return seen.status;
 }
 #define RUN(...) run_words((const char *const[]){__VA_ARGS__, NULL})
@@ -551,30 +550,18 @@ test_program_interrupt_finishes_the_row(void **state)
 }
 
 static int
-make_folder(void **state)
+set_up(void **state)
 {
-    SHL_UNUSED(state);
-    const char *given = shl_env("SHL_BIN") ? shl_env("SHL_BIN") : shl_env("SHL_PROGRAM");
-    if (given) {
-        (void)snprintf(program, sizeof(program), "%s", given);
-    } else {
-        ssize_t n = readlink("/proc/self/exe", program, sizeof(program) - 32);
-        program[n > 0 ? n : 0] = '\0';
-        char *slash = strrchr(program, '/'); /* .../tests/test_program */
-        if (slash) {
-            (void)strcpy(slash, "/../shardlab");
-        }
-    }
-    return mkdtemp(folder) && access(program, X_OK) == 0 ? 0 : 1;
+    return find_program() ? make_folder(state) : 1;
 }
 
+/* Some tests take the right to write away. */
 static int
-remove_folder(void **state)
+clear(void **state)
 {
-    SHL_UNUSED(state);
     char command[128];
-    (void)snprintf(command, sizeof(command), "chmod -R u+rwx %s; rm -rf %s", folder, folder);
-    return system(command);
+    (void)snprintf(command, sizeof(command), "chmod -R u+rwx %s", folder);
+    return system(command) == 0 ? remove_folder(state) : 1;
 }
 
 int
@@ -595,5 +582,5 @@ main(void)
         cmocka_unit_test(test_program_plan_is_quick_and_judges),
         cmocka_unit_test(test_program_interrupt_finishes_the_row),
     };
-    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+    return cmocka_run_group_tests(tests, set_up, clear);
 }

@@ -14,8 +14,7 @@
 #include "bench/session.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/rng.h"
-
-static char folder[] = "/tmp/shl-session-XXXXXX";
+#include "tests/support/temp_folder.h"
 
 /* Small enough for a run in a blink. */
 static void
@@ -470,22 +469,6 @@ test_session_checks_come_before_anything_opens(void **state)
     assert_int_equal(shl_session_run(&c, NULL, &r), SHL_E_USAGE);
     assert_non_null(strstr(shl_err_get()->what, "global batch"));
     assert_int_equal(shl_heap_live_blocks(), 0);
-}
-
-static int
-make_folder(void **state)
-{
-    SHL_UNUSED(state);
-    return mkdtemp(folder) ? 0 : 1;
-}
-
-static int
-remove_folder(void **state)
-{
-    SHL_UNUSED(state);
-    char command[64];
-    (void)snprintf(command, sizeof(command), "rm -rf %s", folder);
-    return system(command);
 }
 
 int

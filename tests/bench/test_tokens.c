@@ -13,10 +13,10 @@
 
 #include "bench/tokens.h"
 #include "kernels/base/heap.h"
+#include "tests/support/temp_folder.h"
 
 #define MAX_TOKENS 4096
 
-static char folder[] = "/tmp/shl-tokens-XXXXXX";
 static char path[128];
 
 static const char *
@@ -280,29 +280,6 @@ test_tokens_negative_position_is_a_bug(void **state)
     assert_int_equal(shl_tokens_row(t, -1, x, y), SHL_E_BUG);
     shl_tokens_close(&t);
     shl_tokens_close(&t);
-}
-
-static int
-make_folder(void **state)
-{
-    (void)state;
-    return mkdtemp(folder) ? 0 : -1;
-}
-
-static int
-remove_folder(void **state)
-{
-    (void)state;
-    static const char *const names[] = {
-        "count.bin", "order.bin",    "text.txt",  "empty.txt",  "short.txt",
-        "wide.txt",  "other.bin",    "tiny.bin",  "v9.bin",     "cut.bin",
-        "long.bin",  "negative.bin", "vocab.bin", "header.dat",
-    };
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
-        (void)snprintf(path, sizeof path, "%s/%s", folder, names[i]);
-        (void)unlink(path);
-    }
-    return rmdir(folder);
 }
 
 int

@@ -16,8 +16,7 @@
 
 #include "bench/record.h"
 #include "kernels/base/heap.h"
-
-static char folder[] = "/tmp/shl-tuning-XXXXXX";
+#include "tests/support/temp_folder.h"
 
 static const shl_tune_config tunes[] = {
     {.recompute = SHL_RECOMPUTE_SELECTIVE, .freeze = "wte,h.0,*.bias"},
@@ -319,22 +318,6 @@ test_tuning_plan_sweeps_recomputation(void **state)
         assert_true(eval > 0 && eval < act);
     }
     json_decref(all);
-}
-
-static int
-make_folder(void **state)
-{
-    SHL_UNUSED(state);
-    return mkdtemp(folder) ? 0 : -1;
-}
-
-static int
-remove_folder(void **state)
-{
-    char command[256];
-    SHL_UNUSED(state);
-    (void)snprintf(command, sizeof(command), "rm -rf '%s'", folder);
-    return system(command);
 }
 
 int

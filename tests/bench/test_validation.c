@@ -16,11 +16,11 @@
 #include "bench/tokens.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/rng.h"
+#include "tests/support/temp_folder.h"
 
 #define SEQ 16
 #define WINDOWS 40
 
-static char folder[] = "/tmp/shl-validation-XXXXXX";
 static char text_path[128];
 
 /* WINDOWS windows of SEQ + 1 bytes; the first byte of each is its number. */
@@ -29,7 +29,7 @@ write_text(void **state)
 {
     unsigned char text[WINDOWS * (SEQ + 1)];
     SHL_UNUSED(state);
-    if (!mkdtemp(folder)) {
+    if (make_folder(NULL) != 0) {
         return -1;
     }
     for (size_t i = 0; i < sizeof(text); i++) {
@@ -40,15 +40,6 @@ write_text(void **state)
     FILE *f = fopen(text_path, "wb");
     bool whole = f && fwrite(text, 1, sizeof(text), f) == sizeof(text);
     return f && fclose(f) == 0 && whole ? 0 : -1;
-}
-
-static int
-remove_folder(void **state)
-{
-    char command[256];
-    SHL_UNUSED(state);
-    (void)snprintf(command, sizeof(command), "rm -rf '%s'", folder);
-    return system(command);
 }
 
 static void

@@ -10,26 +10,9 @@
 
 #include "kernels/base/heap.h"
 #include "tests/engines/api/api_runs.h"
+#include "tests/support/temp_folder.h"
 
 static const char *const optimizers[] = {"adam", "lion", "adagrad", "sgd", "lamb"};
-
-static char folder[] = "/tmp/shl-api-optim-XXXXXX";
-
-static int
-make_folder(void **state)
-{
-    SHL_UNUSED(state);
-    return mkdtemp(folder) ? 0 : -1;
-}
-
-static int
-remove_folder(void **state)
-{
-    char command[64];
-    SHL_UNUSED(state);
-    (void)snprintf(command, sizeof(command), "rm -rf '%s'", folder);
-    return system(command);
-}
 
 static void
 set_up(api_run *r, const char *strategy, const char *optimizer)

@@ -12,26 +12,9 @@
 #include "bench/session.h"
 #include "kernels/base/heap.h"
 #include "tests/engines/api/api_runs.h"
+#include "tests/support/temp_folder.h"
 
 static const char *const strategies[] = {"ddp", "zero1", "zero2", "zero3", "fsdp", "fsdp-grad-op"};
-
-static char folder[] = "/tmp/shl-api-state-XXXXXX";
-
-static int
-make_folder(void **state)
-{
-    SHL_UNUSED(state);
-    return mkdtemp(folder) ? 0 : -1;
-}
-
-static int
-remove_folder(void **state)
-{
-    char command[64];
-    SHL_UNUSED(state);
-    (void)snprintf(command, sizeof(command), "rm -rf '%s'", folder);
-    return system(command);
-}
 
 static const char *
 sub_folder(const char *name)

@@ -11,24 +11,7 @@
 
 #include "kernels/base/heap.h"
 #include "tests/engines/api/api_runs.h"
-
-static char folder[] = "/tmp/shl-api-tune-XXXXXX";
-
-static int
-make_folder(void **state)
-{
-    SHL_UNUSED(state);
-    return mkdtemp(folder) ? 0 : -1;
-}
-
-static int
-remove_folder(void **state)
-{
-    char command[64];
-    SHL_UNUSED(state);
-    (void)snprintf(command, sizeof(command), "rm -rf '%s'", folder);
-    return system(command);
-}
+#include "tests/support/temp_folder.h"
 
 static const char *
 sub_folder(const char *name, int i)
