@@ -9,6 +9,7 @@
  *                             shards, for h5py, h5dump and people; loading never reads it
  *   manifest.json             format, model, step, run id, tensors, files with sizes and XXH3-128,
  *                             and for each fragment its file and byte: loading is plain reads
+ *   model.safetensors         when asked for: whole parameters in 16 bits, for others to open
  *   COMMIT                    hash of the manifest: a folder without it is not a checkpoint
  * DIR/latest names the newest committed folder (and holds a hash of that name). Everything is
  * written into DIR/.tmp-<step>-<run id>, fsynced, renamed, and `latest` is replaced last. One run
@@ -39,6 +40,10 @@ typedef struct shl_ckpt_meta {
     char config[4096]; /* JSON object of the resolved configuration; read back without blanks */
     int world;         /* ranks that saved */
     char strategy[24];
+    /* Not part of what is saved: a commit also writes the parameters, whole and in this type, as
+     * model.safetensors: a file of published weights (safetensors.h). */
+    bool whole_weights;
+    shl_dtype weights_dtype;
 } shl_ckpt_meta;
 
 /* One logical tensor as the model knows it. */

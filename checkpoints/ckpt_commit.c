@@ -314,6 +314,9 @@ shl_ckpt_save_commit(const char *dir, const shl_ckpt_meta *meta, const shl_ckpt_
     SHL_TRY_TO(code, out, shl_ckpt_index_init(&x, n_tensors, n_files));
     SHL_TRY_TO(code, out_index, collect_all(temp, meta, tensors, files, &x));
     SHL_TRY_TO(code, out_index, write_view(temp, meta, &x));
+    if (meta->whole_weights) {
+        SHL_TRY_TO(code, out_index, shl_ckpt_write_weights(temp, &x, meta->weights_dtype));
+    }
     SHL_TRY_TO(code, out_index, write_manifest(temp, meta, &x));
     SHL_TRY_TO(code, out_index, publish(dir, temp, meta));
 out_index:

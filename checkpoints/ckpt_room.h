@@ -11,6 +11,7 @@
 #define SHL_CKPT_MANIFEST "manifest.json"
 #define SHL_CKPT_VIEW "index.h5"
 #define SHL_CKPT_COMMIT "COMMIT"
+#define SHL_CKPT_WEIGHTS "model.safetensors"
 #define SHL_CKPT_LATEST "latest"
 #define SHL_CKPT_PATH_MAX 1024
 #define SHL_CKPT_MANIFEST_MAX_BYTES (256 << 20)
@@ -63,6 +64,11 @@ shl_code shl_ckpt_manifest_write(const shl_ckpt_meta *meta, shl_ckpt_index *x,
                                  shl_str *out) SHL_MUST_USE;
 shl_code shl_ckpt_manifest_parse(const char *path, const char *text, size_t len,
                                  shl_ckpt_meta *meta, shl_ckpt_index *x) SHL_MUST_USE;
+
+/* Every parameter, whole and in that type, as SHL_CKPT_WEIGHTS of the folder; on the disk when it returns.
+ * The index is checked. Errors: SHL_E_IO, SHL_E_HEAP. */
+shl_code shl_ckpt_write_weights(const char *folder, const shl_ckpt_index *x,
+                                shl_dtype dtype) SHL_MUST_USE;
 
 /* XXH3-128; hex is 32 digits and a terminator. */
 void shl_ckpt_hash(const void *data, size_t bytes, uint64_t out[2]);

@@ -112,6 +112,8 @@ make_meta(const shl_lab *lab, int64_t cursor, const char *extra, shl_ckpt_meta *
     meta->data_sample = cursor;
     meta->seed = s->engine.seed;
     meta->world = s->ranks;
+    meta->whole_weights = s->engine.zero.given && s->engine.zero.gather_on_save;
+    meta->weights_dtype = s->engine.compute_dtype;
     json_t *config = NULL;
     shl_code code = config_json(lab, extra, &config);
     size_t len = code == SHL_OK

@@ -101,6 +101,7 @@ typedef struct shl_zero_options {
     bool gather_sequential, gather_on_save;                             /* stage 3 */
     char leaf_names[SHL_ZERO_LEAF_BYTES];    /* stage 3: modules gathered as a whole: paths */
     char leaf_suffixes[SHL_ZERO_LEAF_BYTES]; /* and ends of paths; commas between */
+    char leaf_classes[SHL_ZERO_LEAF_BYTES];  /* and classes of Hugging Face's models */
     bool serial_reduce;                      /* each reduction is waited for at once */
     bool single_cut; /* stages 1, 2: DeepSpeed's layout, one cut of the flat space */
     /* Where the mean over ranks is formed (shl_zero_grad_factor); a sum is not divided at all. */

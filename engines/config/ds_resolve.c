@@ -353,6 +353,7 @@ resolve_zero(const shl_ds_config *c, shl_zero_options *z)
     z->predivide = shl_ds_real(c, "gradient_predivide_factor", 1.0);
     z->whole_reduce = !shl_ds_bool(c, Z "reduce_scatter");
     SHL_TRY(join_names(c, Z "leaf_module.names", z->leaf_names));
+    SHL_TRY(join_names(c, Z "leaf_module.classes", z->leaf_classes));
     return join_names(c, Z "leaf_module.name_suffixes", z->leaf_suffixes);
 }
 

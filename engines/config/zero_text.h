@@ -6,7 +6,7 @@
 
 #include "engines/config/config.h"
 
-#define SHL_ZERO_TEXT_BYTES 1400
+#define SHL_ZERO_TEXT_BYTES 1792
 
 /* DeepSpeed's own defaults of every key, given. */
 void shl_zero_options_init(shl_zero_options *z);

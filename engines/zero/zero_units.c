@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/base/heap.h"
+#include "models/hf_classes.h"
 
 /* As DeepSpeed: a module above this is never one unit. */
 #define MAX_UNIT_ELEMS INT64_C(1000000000)
@@ -75,6 +76,22 @@ mark_listed(const shl_model *model, const char *list, bool suffix, size_t *part)
     return SHL_OK;
 }
 
+/* The same for classes. */
+static shl_code
+mark_classes(const shl_model *model, const char *list, size_t *part)
+{
+    char name[SHL_ZERO_LEAF_BYTES];
+    for (int i = 0; entry(list, i, name, sizeof(name)); ++i) {
+        const char *pattern = NULL;
+        SHL_TRY(shl_hf_class_find(model, name, &pattern));
+        for (int id = 0; id < model->n_modules; ++id) {
+            size_t end = shl_hf_class_part(pattern, model->modules[id]->path);
+            part[id] = end > 0 && (part[id] == 0 || end < part[id]) ? end : part[id];
+        }
+    }
+    return SHL_OK;
+}
+
 /* Modules with parameters under m, itself included, and their elements (shared ones at each user). */
 static void
 measure(const shl_module *m, int64_t *layers, int64_t *elems)
@@ -139,6 +156,7 @@ shl_zero_units(const shl_engine_config *cfg, const shl_model *model, int *unit_o
     if (z->given) {
         SHL_TRY_TO(code, out, mark_listed(model, z->leaf_names, false, part));
         SHL_TRY_TO(code, out, mark_listed(model, z->leaf_suffixes, true, part));
+        SHL_TRY_TO(code, out, mark_classes(model, z->leaf_classes, part));
     }
     join_parts(model, part, unit_of);
     if (z->given && z->granularity_elems > 0) {

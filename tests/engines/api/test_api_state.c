@@ -10,7 +10,11 @@
 #include <cmocka.h>
 
 #include "bench/session.h"
+#include "checkpoints/ckpt.h"
+#include "checkpoints/safetensors.h"
+#include "kernels/base/half.h"
 #include "kernels/base/heap.h"
+#include "kernels/base/str.h"
 #include "tests/engines/api/api_runs.h"
 #include "tests/support/temp_folder.h"
 
@@ -56,6 +60,74 @@ test_api_state_resumes_under_any_strategy_and_world(void **state)
                 assert_true(next.norms[1] == whole.norms[4] && next.hash == whole.hash);
             }
         }
+    }
+    assert_int_equal(shl_heap_live_blocks(), 0);
+}
+
+/* Every parameter of the checkpoint in `path`, rounded, is the file's, and the file has nothing else. */
+static void
+expect_weights(const char *path, shl_dtype dtype)
+{
+    char file[512];
+    shl_ckpt_reader *saved = NULL;
+    shl_safetensors *weights = NULL;
+    int n = 0;
+    assert_int_equal(shl_ckpt_open(path, true, &saved), SHL_OK);
+    shl_strf(file, sizeof(file), "%s/model.safetensors", shl_ckpt_path(saved));
+    assert_int_equal(shl_safetensors_open(file, &weights), SHL_OK);
+    for (int i = 0; i < shl_ckpt_n_tensors(saved); i++) {
+        static float want[8192], have[8192];
+        shl_ckpt_tensor t = shl_ckpt_tensor_at(saved, i);
+        if (strcmp(t.kind, "param") != 0) {
+            continue;
+        }
+        int at = shl_safetensors_find(weights, t.name);
+        assert_true(at >= 0);
+        shl_safetensor s = shl_safetensors_at(weights, at);
+        assert_string_equal(s.name, t.name);
+        assert_string_equal(s.dtype, dtype == SHL_BF16 ? "BF16" : "F32");
+        assert_int_equal(s.n_dims, t.n_dims);
+        assert_memory_equal(s.dims, t.dims, (size_t)t.n_dims * sizeof(*t.dims));
+        assert_true(s.elems <= 8192);
+        assert_int_equal(shl_ckpt_read(saved, i, 0, s.elems, want), SHL_OK);
+        assert_int_equal(shl_safetensors_read(weights, at, 0, s.elems, SHL_F32, have), SHL_OK);
+        for (int64_t k = 0; k < s.elems; k++) {
+            want[k] = shl_float_round(dtype, want[k]);
+        }
+        assert_memory_equal(want, have, (size_t)s.elems * sizeof(float));
+        n++;
+    }
+    assert_int_equal(shl_safetensors_count(weights), n);
+    shl_safetensors_close(&weights);
+    shl_ckpt_close(&saved);
+}
+
+/* Whole weights beside the shards: those of the checkpoint, in the type that they are used in, and initial
+ * ones of another run. */
+static void
+test_api_state_saves_whole_weights(void **state)
+{
+    static const char *const dtypes[] = {"bf16", "fp32"};
+    SHL_UNUSED(state);
+    for (int i = 0; i < 2; i++) {
+        api_run r, next;
+        char file[512];
+        api_run_init(&r, "zero3", 3);
+        r.o.dtype = dtypes[i];
+        r.o.zero = "gather_16bit_weights_on_model_save=true";
+        r.save_dir = sub_folder(i == 0 ? "whole-bf16" : "whole-fp32");
+        assert_int_equal(api_run_told(&r), SHL_LAB_OK);
+        expect_weights(r.save_dir, i == 0 ? SHL_BF16 : SHL_F32);
+        shl_strf(file, sizeof(file), "%s/step-00000003/model.safetensors", r.save_dir);
+        api_run_init(&next, "zero1", 2);
+        next.o.init_from = file;
+        next.steps = 0;
+        assert_int_equal(api_run_told(&next), SHL_LAB_OK);
+        assert_true(i == 0 || next.hash_at_start == r.hash);
+        /* Without the key there is no such file, and a later save of the step takes it away. */
+        r.o.zero = NULL;
+        assert_int_equal(api_run_told(&r), SHL_LAB_OK);
+        assert_int_not_equal(access(file, F_OK), 0);
     }
     assert_int_equal(shl_heap_live_blocks(), 0);
 }
@@ -343,6 +415,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_api_state_resumes_under_any_strategy_and_world),
+        cmocka_unit_test(test_api_state_saves_whole_weights),
         cmocka_unit_test(test_api_state_refuses_another_run),
         cmocka_unit_test(test_api_state_failed_save_leaves_the_handle_usable),
         cmocka_unit_test(test_api_state_shares_checkpoints_with_the_program),

@@ -1,6 +1,7 @@
 /* tests/engines/config: no key of ds_config.json is dead. A walk over the key table: for each key that works,
  * two files that differ in this key alone, and the count, peak, time or result that its row names
  * is another one. */
+#include "tests/engines/api/api_runs.h"
 #include "tests/support/engine_world.h"
 
 #include <setjmp.h>
@@ -9,10 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <dirent.h>
+
 #include <cmocka.h>
 #include <jansson.h>
 
 #include "engines/config/ds_config.h"
+#include "engines/config/zero_text.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/types.h"
 
@@ -225,7 +229,7 @@ too_large(void *ctx, const char *name)
 static void
 see_skipped(ew_config *c, seen *s)
 {
-    static float values[67 * 20];
+    static float values[4 * 20 * 20]; /* of the largest tensor */
     ew_result r;
     for (size_t i = 0; i < SHL_ARRAY_LEN(values); ++i) {
         values[i] = 1e38f;
@@ -249,6 +253,32 @@ see_scale(ew_config *c, seen *s)
             return;
         }
     }
+}
+
+/* Files in the folder of a step, saved by two ranks. */
+static void
+see_files(ew_config *c, seen *s)
+{
+    char folder[] = "/tmp/shl-effects-XXXXXX", zero[SHL_ZERO_TEXT_BYTES], path[64], command[64];
+    api_run r;
+    int n = 0;
+    assert_non_null(mkdtemp(folder));
+    api_run_init(&r, "zero3", 2);
+    shl_zero_options_format(&c->engine.zero, zero, sizeof(zero));
+    r.o.zero = zero;
+    r.steps = 1;
+    r.save_dir = folder;
+    assert_int_equal(api_run_told(&r), SHL_LAB_OK);
+    shl_strf(path, sizeof(path), "%s/step-00000001", folder);
+    DIR *list = opendir(path);
+    assert_non_null(list);
+    while (readdir(list)) {
+        n++;
+    }
+    (void)closedir(list);
+    add(s, n);
+    shl_strf(command, sizeof(command), "rm -rf '%s'", folder);
+    assert_int_equal(system(command), 0);
 }
 
 /* The largest one that the gradients of a run bear. */
@@ -307,6 +337,7 @@ static const struct {
     {"gradient norm", see_norm},
     {"parameters", see_parameters},
     {"skipped steps", see_skipped},
+    {"files of a checkpoint", see_files},
     {"loss scale", see_scale},
     {"loss scale of a run", see_run_scale},
     {"learning rate", see_rate},
@@ -358,6 +389,9 @@ static const struct proof {
     {"zero_optimization.stage3_max_reuse_distance", GATHERS(""), "0", "5000", NULL},
     {"zero_optimization.stage3_module_granularity_threshold", GATHERS(FREE), "0", "723", NULL},
     {"zero_optimization.stage3_allgather_sequential", GATHERS(FREE), "false", "true", NULL},
+    {"zero_optimization.stage3_gather_16bit_weights_on_model_save", ZERO("3", ""), "false", "true",
+     NULL},
+    {"zero_optimization.leaf_module.classes", GATHERS(FREE), "[]", "[\"GPT2Block\"]", NULL},
     {"zero_optimization.leaf_module.names", GATHERS(FREE), "[]", "[\"transformer.h.0\"]", NULL},
     {"zero_optimization.leaf_module.name_suffixes", GATHERS(FREE), "[]", "[\"mlp\"]", NULL},
     {"zero_optimization.offload_optimizer.device", ZERO("2", ""), "\"none\"", "\"cpu\"", NULL},

@@ -308,6 +308,15 @@ test_stage3_keys_units_and_calls(void **state)
     assert_int_equal(leaf.info.n_gather_forward, each.info.n_gather_forward - 5);
     assert_true(peak_of(&leaf, SHL_TAG_GATHER) > peak_of(&each, SHL_TAG_GATHER));
     c.engine.zero.leaf_names[0] = '\0';
+    snprintf(c.engine.zero.leaf_classes, sizeof(c.engine.zero.leaf_classes),
+             "transformers.models.gpt2.modeling_gpt2.GPT2MLP");
+    run_virtual(&c, &leaf);
+    assert_int_equal(leaf.info.n_gather_forward, each.info.n_gather_forward - 3);
+    snprintf(c.engine.zero.leaf_classes, sizeof(c.engine.zero.leaf_classes),
+             "GPT2Block,GPT2Attention");
+    run_virtual(&c, &leaf);
+    assert_int_equal(leaf.info.n_gather_forward, each.info.n_gather_forward - 15);
+    c.engine.zero.leaf_classes[0] = '\0';
     c.engine.zero.granularity_elems = 723; /* a block: 5060 elements in 7 modules */
     run_virtual(&c, &blocks);
     assert_int_equal(blocks.info.n_gather_forward, each.info.n_gather_forward - 15);
@@ -336,6 +345,34 @@ test_stage3_keys_refuse_a_leaf_that_is_not_there(void **state)
     assert_int_equal(shl_heap_live_blocks(), 0);
 }
 
+/* A LLaMA's classes are others, and its MLP is two gathers into one. */
+static void
+test_stage3_keys_leaf_classes_are_the_familys(void **state)
+{
+    static const char *const classes[] = {"LlamaDecoderLayer", "Qwen2MLP", "GPT2Block", "LlamaMPL"};
+    ew_config c;
+    ew_result each, r;
+    (void)state;
+    start(&c, 2);
+    ew_config_llama(&c);
+    c.engine.zero.prefetch_elems = c.engine.zero.max_reuse_elems = 0;
+    run_virtual(&c, &each);
+    for (int i = 0; i < 4; ++i) {
+        snprintf(c.engine.zero.leaf_classes, sizeof(c.engine.zero.leaf_classes), "%s", classes[i]);
+        ew_run(&c, &r);
+        if (i < 2) {
+            assert_int_equal(r.code, SHL_OK);
+            assert_true(r.info.n_gather_forward < each.info.n_gather_forward);
+            assert_int_equal(gathers(&r)->bytes, gathers(&each)->bytes);
+        } else {
+            assert_int_equal(r.code, SHL_E_USAGE);
+            assert_non_null(strstr(r.what, classes[i]));
+            assert_non_null(strstr(r.what, "LlamaMLP")); /* the list */
+        }
+    }
+    assert_int_equal(shl_heap_live_blocks(), 0);
+}
+
 int
 main(void)
 {
@@ -348,6 +385,7 @@ main(void)
         cmocka_unit_test(test_stage3_keys_prefetch_and_live_bound_what_is_ahead),
         cmocka_unit_test(test_stage3_keys_reuse_keeps_the_end_of_forward),
         cmocka_unit_test(test_stage3_keys_units_and_calls),
+        cmocka_unit_test(test_stage3_keys_leaf_classes_are_the_familys),
         cmocka_unit_test(test_stage3_keys_refuse_a_leaf_that_is_not_there),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
