@@ -64,6 +64,14 @@ shl_work_layernorm_rows(int64_t rows)
     return run < 32 ? 32 : run;
 }
 
+size_t
+shl_work_sort_bytes(int64_t rows)
+{
+    int64_t blocks = shl_ceil_div(rows, SHL_WORK_SORT_ROWS);
+    return (size_t)rows * 2 * 2 * sizeof(uint32_t) +
+           (size_t)(blocks * SHL_WORK_SORT_DIGITS) * sizeof(uint32_t);
+}
+
 static size_t
 host_bytes(shl_op op, const void *args, int threads)
 {
@@ -109,7 +117,8 @@ host_bytes(shl_op op, const void *args, int threads)
 }
 
 /* A GPU's kernels keep score tiles and queries on chip; what needs memory is the delta of
- * attention's backward, the partial sums of layernorm's, and the row losses. */
+ * attention's backward, the partial sums of layernorm's, the rows of an embedding in order of their
+ * tokens, and the row losses. */
 static size_t
 gpu_bytes(shl_op op, const void *args)
 {
@@ -120,6 +129,10 @@ gpu_bytes(shl_op op, const void *args)
     if (op == SHL_OP_ATTENTION_BACKWARD) {
         const shl_attention_args *a = args;
         return (size_t)(a->batch * a->heads * a->seq) * sizeof(float);
+    }
+    if (op == SHL_OP_EMBEDDING_BACKWARD) {
+        const shl_embedding_args *a = args;
+        return a->dwte.data != NULL ? shl_work_sort_bytes(shl_tensor_elems(&a->tokens)) : 0;
     }
     return host_bytes(op, args, 1);
 }

@@ -38,4 +38,10 @@ shl_work_panels shl_work_linear(shl_op op, const shl_linear_args *a);
 #define SHL_WORK_LAYERNORM_RUNS 16
 int64_t shl_work_layernorm_rows(int64_t rows);
 
+/* A GPU sorts the rows of an embedding by token, SORT_ROWS to a block, SORT_DIGITS values of a digit at
+ * a time: two lists of (token, row) and a count per block and digit. */
+#define SHL_WORK_SORT_ROWS 1024
+#define SHL_WORK_SORT_DIGITS 256
+size_t shl_work_sort_bytes(int64_t rows);
+
 #endif
