@@ -21,6 +21,8 @@ static const shl_option TABLE[] = {
     SHL_ROWS_DTYPE,
     SHL_ROWS_OPTIMIZER,
     SHL_ROW_ZERO,
+    SHL_ROWS_DS_FILE,
+    SHL_ROWS_DS_LAUNCH,
     SHL_ROWS_PLAN,
     SHL_ROWS_TUNE,
     SHL_ROWS_EVAL,
@@ -152,9 +154,22 @@ run_plan(const shl_cli *cli)
 {
     shl_run_options o;
     bool help_shown;
+    shl_origin origins[SHL_ARRAY_LEN(TABLE)];
+    const char *given[SHL_ARRAY_LEN(TABLE) + 1];
+    char ranks[24];
     SHL_TRY(shl_run_options_init(&o));
-    SHL_TRY(shl_cli_parse(&shl_command_plan, cli, &o, NULL, NULL, NULL, 0, &help_shown));
-    return help_shown ? SHL_OK : plan(cli, &o);
+    SHL_TRY(shl_cli_parse(&shl_command_plan, cli, &o, origins, NULL, NULL, 0, &help_shown));
+    if (help_shown) {
+        return SHL_OK;
+    }
+    shl_ds_options_given(TABLE, origins, SHL_ARRAY_LEN(TABLE), given);
+    shl_code code = shl_ds_options_resolve(&o.ds, given, &o.ranks, ranks);
+    if (code == SHL_OK) {
+        o.strategy = o.ds.config ? "ddp" : o.strategy; /* one row a world: the file decides it */
+        code = plan(cli, &o);
+    }
+    shl_ds_options_fini(&o.ds);
+    return code;
 }
 
 const shl_command shl_command_plan = {
@@ -164,8 +179,8 @@ const shl_command shl_command_plan = {
     .examples = "  shardlab plan --model gpt-7b --ranks 8-1024*2 --device-memory 80GiB\n"
                 "  shardlab plan --model gpt2-1.5b --strategy zero2,zero3 --batch 1-16*2 --csv\n"
                 "  shardlab plan --model gpt-7b --dtype fp32,bf16 --ranks 64\n"
-                "  shardlab plan --strategy zero2,zero3 --ranks 8 --convention deepspeed\n"
-                "  shardlab plan --strategy zero2 --ranks 8 --dtype bf16 --emit deepspeed\n",
+                "  shardlab plan --strategy zero2 --ranks 8 --dtype bf16 --emit deepspeed\n"
+                "  shardlab plan --config '{\"train_batch_size\": 64}' --convention deepspeed\n",
     .common = "model strategy ranks dtype batch seq device-memory out",
     .options = TABLE,
     .n_options = SHL_ARRAY_LEN(TABLE),

@@ -233,18 +233,12 @@ run_train(const shl_cli *cli)
     shl_origin origins[SHL_ARRAY_LEN(TABLE)];
     const char *given[SHL_ARRAY_LEN(TABLE) + 1];
     char ranks[24];
-    size_t n = 0;
     SHL_TRY(shl_run_options_init(&o));
     SHL_TRY(shl_cli_parse(&shl_command_train, cli, &o, origins, NULL, NULL, 0, &help_shown));
     if (help_shown) {
         return SHL_OK;
     }
-    for (size_t i = 0; i < SHL_ARRAY_LEN(TABLE); i++) {
-        if (origins[i] == SHL_ORIGIN_USER) {
-            given[n++] = TABLE[i].name;
-        }
-    }
-    given[n] = NULL;
+    shl_ds_options_given(TABLE, origins, SHL_ARRAY_LEN(TABLE), given);
     shl_code code = shl_ds_options_resolve(&o.ds, given, &o.ranks, ranks);
     if (code == SHL_OK) {
         code = train(cli, &o);

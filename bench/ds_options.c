@@ -48,6 +48,18 @@ first_given(const char *const *given, const char *const *names, size_t n)
     return NULL;
 }
 
+void
+shl_ds_options_given(const shl_option *table, const shl_origin *origins, size_t n,
+                     const char **given)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (origins[i] == SHL_ORIGIN_USER) {
+            *given++ = table[i].name;
+        }
+    }
+    *given = NULL;
+}
+
 static shl_code
 raise_decided(const char *flag)
 {

@@ -5,8 +5,7 @@
 
 #include "bench/session.h"
 #include "engines/config/ds_config.h"
-
-struct shl_option;
+#include "kernels/base/option.h"
 
 typedef struct shl_ds_options {
     const char *config, *trainer;
@@ -22,6 +21,10 @@ typedef struct shl_ds_options {
 } shl_ds_options;
 
 void shl_ds_options_fini(shl_ds_options *o);
+
+/* Names of the rows that the user gave, NULL behind the last: room for n + 1. */
+void shl_ds_options_given(const shl_option *table, const shl_origin *origins, size_t n,
+                          const char **given);
 
 /* Finds the configuration (--config, or what the Trainer's arguments name), and refuses flags beside it
  * that it decides. given: names of the flags on the command line, NULL-terminated. *ranks: replaced when

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "bench/ds_calls.h"
 #include "engines/config/ds_config.h"
 #include "engines/config/ds_estimate.h"
 #include "kernels/base/types.h"
@@ -162,8 +163,10 @@ shl_ds_plan_estimates(const shl_output *output, shl_str *out)
         if (s == SHL_ZERO2 || s == SHL_ZERO3) {
             SHL_TRY(add_row(output->rows[i], out));
         } else {
-            shl_str_add(out, "%s: DeepSpeed has no estimator for it\n", shl_strategy_name(s));
+            shl_str_add(out, "%s, %d ranks: DeepSpeed has no estimator for it\n",
+                        shl_strategy_name(s), output->rows[i]->cfg->ranks);
         }
+        SHL_TRY(shl_ds_calls_add(output->rows[i], out));
     }
     return SHL_OK;
 }

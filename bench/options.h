@@ -297,15 +297,19 @@ extern const char *const shl_choices_offload[];
             "Copies between device and host memory take at least this long, such as 16GB/s each way.")
 
 /* A ds_config.json, and the words of DeepSpeed's launcher. */
-#define SHL_ROWS_DEEPSPEED                                                                           \
+#define SHL_ROWS_DS_FILE                                                                             \
     SHL_ROW("config", SHL_OPT_STRING, ds.config, 0, 0, NULL, NULL, "file", "DeepSpeed",              \
             "A ds_config.json (or its base64): strategy, batch, dtypes and optimizer are its own."), \
     SHL_ROW("trainer-args", SHL_OPT_STRING, ds.trainer, 0, 0, NULL, NULL, "file", "DeepSpeed",       \
             "TrainingArguments of a Hugging Face Trainer as JSON, for what is \"auto\"."),           \
     SHL_ROW("deepspeed-defaults", SHL_OPT_INT, ds.dated, 2023, 2026, "2026", NULL, "year",           \
-            "DeepSpeed", "Defaults of 2023 or 2026 (clipping, pinned memory, overflow check)."),     \
+            "DeepSpeed", "Defaults of 2023 or 2026 (clipping, pinned memory, overflow check).")
+
+#define SHL_ROW_DS_SHOW \
     SHL_ROW("show-config", SHL_OPT_BOOL, ds.show, 0, 0, NULL, NULL, NULL, "DeepSpeed",               \
-            "Prints every key with its value and origin, and ends."),                                \
+            "Prints every key with its value and origin, and ends.")
+
+#define SHL_ROWS_DS_LAUNCH \
     SHL_ROW("hostfile", SHL_OPT_STRING, ds.hostfile, 0, 0, NULL, NULL, "file", "DeepSpeed",          \
             "Lines of the form: host slots=N; one host runs."),                                      \
     SHL_ROW("include", SHL_OPT_STRING, ds.include, 0, 0, NULL, NULL, NULL, "DeepSpeed",              \
@@ -317,9 +321,11 @@ extern const char *const shl_choices_offload[];
     SHL_ROW("num_nodes", SHL_OPT_INT, ds.num_nodes, 1, 1e6, NULL, NULL, "hosts", "DeepSpeed",        \
             "1: one host runs.")
 
+#define SHL_ROWS_DEEPSPEED SHL_ROWS_DS_FILE, SHL_ROW_DS_SHOW, SHL_ROWS_DS_LAUNCH
+
 #define SHL_ROWS_PLAN                                                                                \
     SHL_ROW("convention", SHL_OPT_ENUM, convention, 0, 0, "shardlab", shl_choices_convention, NULL,  \
-            "Output", "deepspeed: its own estimates beside ours, and what makes the difference."),   \
+            "Output", "deepspeed: its own estimates and collectives beside ours, and what makes the difference."),   \
     SHL_ROW("emit", SHL_OPT_ENUM, emit, 0, 0, "none", shl_choices_emit, NULL, "Output",              \
             "deepspeed: prints the ds_config.json of the row instead."),                             \
     SHL_ROW("explain-schedule", SHL_OPT_BOOL, explain, 0, 0, NULL, NULL, NULL, "Output",             \

@@ -9,6 +9,8 @@
 #include "engines/config/ds_optimizer.h"
 #include "kernels/base/types.h"
 
+#define HOST "cpu"
+
 static const char *
 status_text(const shl_ds_config *c, const shl_ds_key *key, size_t i)
 {
@@ -147,13 +149,105 @@ bf16_json(const shl_engine_config *e)
                      e->moment_dtype == SHL_BF16 ? 1 : 0);
 }
 
+static void
+put_names(json_t *block, const char *key, const char *names)
+{
+    json_t *list = json_array();
+    for (const char *at = names; *at;) {
+        size_t n = strcspn(at, ",");
+        json_array_append_new(list, json_stringn(at, n));
+        at += n + (at[n] == ',');
+    }
+    if (names[0]) {
+        json_object_set(block, key, list);
+    }
+    json_decref(list);
+}
+
+static void
+put_elems(json_t *block, const char *key, int64_t elems)
+{
+    json_object_set_new(block, key, json_integer((json_int_t)elems));
+}
+
+/* Without DeepSpeed's keys stage 3 keeps nothing whole, and nothing for backward. */
+static void
+put_stage3(json_t *zero, const shl_zero_options *z)
+{
+    put_elems(zero, "stage3_param_persistence_threshold", z->persistence_elems);
+    put_elems(zero, "stage3_max_reuse_distance", z->max_reuse_elems);
+    if (!z->given) {
+        return;
+    }
+    json_t *leaf = json_object();
+    put_elems(zero, "stage3_prefetch_bucket_size", z->prefetch_elems);
+    put_elems(zero, "stage3_model_persistence_threshold", z->model_persistence_elems);
+    put_elems(zero, "stage3_max_live_parameters", z->max_live_elems);
+    put_elems(zero, "stage3_module_granularity_threshold", z->granularity_elems);
+    json_object_set_new(zero, "stage3_allgather_sequential", json_boolean(z->gather_sequential));
+    json_object_set_new(zero, "stage3_gather_16bit_weights_on_model_save",
+                        json_boolean(z->gather_on_save));
+    put_names(leaf, "classes", z->leaf_classes);
+    put_names(leaf, "names", z->leaf_names);
+    put_names(leaf, "name_suffixes", z->leaf_suffixes);
+    if (json_object_size(leaf) > 0) {
+        json_object_set(zero, "leaf_module", leaf);
+    }
+    json_decref(leaf);
+}
+
+static json_t *
+zero_json(const shl_engine_config *e)
+{
+    const shl_zero_options *z = &e->zero;
+    const shl_offload_config *o = &e->offload;
+    json_t *zero = json_object();
+    put_elems(zero, "stage", (int64_t)e->strategy);
+    put_elems(zero, "reduce_bucket_size", e->bucket_elems);
+    if (z->serial_reduce) {
+        json_object_set_new(zero, "overlap_comm", json_false());
+    }
+    if (z->whole_reduce) {
+        json_object_set_new(zero, "reduce_scatter", json_false());
+    }
+    if (e->strategy == SHL_ZERO3) {
+        put_stage3(zero, z);
+    }
+    if (o->optimizer != SHL_OFFLOAD_NONE) {
+        json_t *block = json_pack("{ss sb}", "device", HOST, "pin_memory", o->pin ? 1 : 0);
+        if (e->strategy == SHL_ZERO3) {
+            json_object_set_new(block, "ratio", json_real(o->ratio));
+            put_elems(zero, "sub_group_size", o->sub_group_elems);
+        }
+        json_object_set_new(zero, "offload_optimizer", block);
+    }
+    if (o->param != SHL_OFFLOAD_NONE) {
+        json_object_set_new(zero, "offload_param",
+                            json_pack("{ss sb}", "device", HOST, "pin_memory", o->pin ? 1 : 0));
+    }
+    return zero;
+}
+
+/* Where the mean over ranks is formed. */
+static void
+put_scaling(json_t *all, const shl_engine_config *e)
+{
+    const shl_zero_options *z = &e->zero;
+    if (z->sum_gradients) {
+        json_object_set_new(all, "gradient_allreduce_op", json_string("sum"));
+    } else if (e->strategy == SHL_DDP || z->whole_reduce) {
+        json_object_set_new(all, "prescale_gradients", json_boolean(!z->given || z->prescale));
+        json_object_set_new(all, "gradient_predivide_factor",
+                            json_real(z->given ? z->predivide : 1.0));
+    }
+}
+
 static json_t *
 emit_json(const shl_engine_config *e, int ranks)
 {
     const shl_optim_config *o = &e->optim;
     json_t *optimizer = shl_ds_optimizer_json(o);
-    json_t *zero = json_pack("{si sI}", "stage", (int)e->strategy, "reduce_bucket_size",
-                             (json_int_t)e->bucket_elems);
+    json_t *zero = zero_json(e);
     json_t *all =
         json_pack("{sI sI sI so sf so}", "train_batch_size",
                   (json_int_t)(e->batch * e->accum * ranks), "train_micro_batch_size_per_gpu",
@@ -173,6 +267,7 @@ emit_json(const shl_engine_config *e, int ranks)
         json_object_set_new(all, "data_types",
                             json_pack("{ss}", "grad_accum_dtype", shl_dtype_name(e->grad_dtype)));
     }
+    put_scaling(all, e);
     if (o->schedule == SHL_SCHEDULE_NAMED) {
         json_object_set_new(all, "scheduler", schedule_json(&o->named));
     }

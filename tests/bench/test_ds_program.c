@@ -216,7 +216,7 @@ test_ds_program_plan_speaks_deepspeed(void **state)
     expect("plan --strategy zero2,ddp --ranks 4 --convention deepspeed" SMALL, 0,
            "optimizer offloaded");
     assert_non_null(strstr(out, "not in theirs: act"));
-    assert_non_null(strstr(out, "ddp: DeepSpeed has no estimator"));
+    assert_non_null(strstr(out, "ddp, 4 ranks: DeepSpeed has no estimator"));
     expect("plan --model gpt2-124m --strategy zero2 --ranks 8 --convention deepspeed", 0,
            "at most: 48242688 elements");
     expect("plan --strategy zero3 --ranks 4 --zero max_reuse_distance=0 --explain-schedule" SMALL,
@@ -227,6 +227,104 @@ test_ds_program_plan_speaks_deepspeed(void **state)
            "\"train_batch_size\": 12");
     shl_strf(words, sizeof(words), "check '%s' --ranks 4" SMALL, out);
     expect(words, 0, "12 = 3 (micro) x 1 (accumulation) x 4 (ranks)");
+}
+
+#define MEASURED                                                                                   \
+    " --vocab 257 --context 64 --layers 3 --width 64 --heads 4 --seq 64 --ranks 2 --convention "   \
+    "deepspeed"
+
+/* The numbers are those that DeepSpeed 0.19 was seen to make on two ranks. */
+static void
+test_ds_program_plan_counts_deepspeeds_collectives(void **state)
+{
+    static const struct {
+        const char *micro, *zero, *reduce, *gather;
+    } rows[] = {
+        {"2", "\"stage\":0", "all_reduce             1 x 682496                 1 x 682496 ", ""},
+        {"2", "\"stage\":1", "all_reduce             -                          1 x 682496 ",
+         "all_gather             1 x 682496                 1 x 682496 "},
+        {"2", "\"stage\":2", "reduce_scatter         1 x 682496                 - ",
+         "all_gather             1 x 682496                 1 x 682496 "},
+        {"2,\"gradient_accumulation_steps\":2", "\"stage\":2",
+         "all_reduce             -                          2 x 1364992 ",
+         "reduce_scatter         2 x 1364992 "},
+        {"2", "\"stage\":3,\"stage3_param_persistence_threshold\":0",
+         "reduce_scatter         1 x 682496                 1 x 682496 ",
+         "all_gather             2 x 682496                 2 x 682496 "},
+        {"2", "\"stage\":3", "reduce_scatter         1 x 682496                 1 x 682496 ",
+         "all_gather            40 x 682496                40 x 682496 "},
+        {"2",
+         "\"stage\":3,\"stage3_param_persistence_threshold\":0,\"stage3_prefetch_bucket_size\":0",
+         "reduce_scatter         1 x 682496                 1 x 682496 ",
+         "all_gather            21 x 682496                21 x 682496 "},
+        {"2",
+         "\"stage\":3,\"stage3_param_persistence_threshold\":0,\"stage3_max_live_parameters\":0,"
+         "\"stage3_max_reuse_distance\":0",
+         "reduce_scatter         1 x 682496                 1 x 682496 ",
+         "all_gather            42 x 1364992               42 x 1364992 "},
+    };
+    (void)state;
+    for (size_t i = 0; i < SHL_ARRAY_LEN(rows); i++) {
+        char words[1024];
+        shl_strf(words, sizeof(words),
+                 "plan --config "
+                 "'{\"train_micro_batch_size_per_gpu\":%s,\"zero_optimization\":{%s}}'" MEASURED,
+                 rows[i].micro, rows[i].zero);
+        expect(words, 0, rows[i].reduce);
+        assert_non_null(strstr(out, rows[i].gather));
+    }
+    expect("plan --strategy zero2" MEASURED, 0, "by design: a rank gets the sum of its own part");
+    expect("plan --strategy zero3" MEASURED, 0,
+           "all_gather            42 x 1364992               40 x 682496 ");
+}
+
+/* What was counted, and the configuration. */
+static void
+plan_of_out(char *dst, size_t cap)
+{
+    const char *counted = strstr(out, "\"peak_bytes\""), *config = strstr(out, "\"config\"");
+    const char *rates = strstr(out, "\"tokens_per_s\""), *end = strstr(out, "\"fingerprint\"");
+    assert_true(counted && rates && config && end);
+    shl_strf(dst, cap, "%.*s%.*s", (int)(rates - counted), counted, (int)(end - config), config);
+}
+
+/* A file of everything is planned as it is trained, and the file that a plan emits is the same plan. */
+static void
+test_ds_program_plan_takes_a_file(void **state)
+{
+    static const char *const files[] = {
+        "{\"train_micro_batch_size_per_gpu\":2,\"zero_optimization\":{\"stage\":3,"
+        "\"reduce_bucket_size\":3000,\"stage3_param_persistence_threshold\":40,"
+        "\"stage3_max_reuse_distance\":100,\"overlap_comm\":false,\"sub_group_size\":700,"
+        "\"leaf_module\":{\"classes\":[\"GPT2MLP\"],\"names\":[\"ln_f\"]},"
+        "\"stage3_gather_16bit_weights_on_model_save\":true,\"offload_optimizer\":{\"device\":"
+        "\"cpu\",\"ratio\":0.5}},\"bf16\":{\"enabled\":true}}",
+        "{\"train_micro_batch_size_per_gpu\":1,\"gradient_predivide_factor\":2.0,\"fp16\":"
+        "{\"enabled\":true}}",
+        "{\"train_micro_batch_size_per_gpu\":1,\"zero_optimization\":{\"stage\":2,"
+        "\"reduce_scatter\":false},\"prescale_gradients\":true}",
+        "{\"train_micro_batch_size_per_gpu\":1,\"zero_optimization\":{\"stage\":1},"
+        "\"gradient_allreduce_op\":\"sum\"}",
+    };
+    static char emitted[1 << 14], table[1 << 14], again[1 << 14];
+    char words[1 << 15];
+    (void)state;
+    for (size_t i = 0; i < SHL_ARRAY_LEN(files); i++) {
+        shl_strf(words, sizeof(words), "plan --config '%s' --ranks 4 --jsonl" SMALL, files[i]);
+        expect(words, 0, "\"peak_bytes\"");
+        plan_of_out(table, sizeof(table));
+        shl_strf(words, sizeof(words), "plan --config '%s' --ranks 4 --emit deepspeed" SMALL,
+                 files[i]);
+        expect(words, 0, "zero_optimization");
+        shl_strf(emitted, sizeof(emitted), "%s", strchr(out, '{')); /* behind the notes */
+        shl_strf(words, sizeof(words), "plan --config '%s' --ranks 4 --jsonl" SMALL, emitted);
+        expect(words, 0, "\"peak_bytes\"");
+        plan_of_out(again, sizeof(again));
+        assert_string_equal(table, again);
+    }
+    expect("plan --config '{\"train_batch_size\":4}' --strategy zero1" SMALL, 2,
+           "--strategy beside --config");
+    expect("plan --config '{\"train_batch_size\":4}' --ranks 3" SMALL, 2, "not whole for 3 ranks");
 }
 
 int
@@ -240,6 +338,8 @@ main(int argc, char **argv)
         cmocka_unit_test(test_ds_program_cycles_the_betas),
         cmocka_unit_test(test_ds_program_check_leaves_a_code),
         cmocka_unit_test(test_ds_program_plan_speaks_deepspeed),
+        cmocka_unit_test(test_ds_program_plan_counts_deepspeeds_collectives),
+        cmocka_unit_test(test_ds_program_plan_takes_a_file),
     };
     char *slash;
     SHL_UNUSED(argc);
