@@ -1,0 +1,141 @@
+/* bench: gpu-check's op cases: the table that the CPU's kernels are tested with, on another device. One line
+ * per op says how many cases of each type held and how near to what is allowed. */
+#include <math.h>
+#include <string.h>
+
+#include "bench/gpu_check.h"
+#include "kernels/base/heap.h"
+#include "kernels/ops/op_cases.h"
+
+#define SEED 20240917u
+
+typedef enum type_of { TYPE_F32 = 0, TYPE_BF16, TYPE_F16, TYPE_COUNT } type_of;
+
+static type_of
+case_type(const shl_op_case *c)
+{
+    if ((c->flags & SHL_CASE_BF16) != 0) {
+        return TYPE_BF16;
+    }
+    return (c->flags & SHL_CASE_F16) != 0 ? TYPE_F16 : TYPE_F32;
+}
+
+/* All outputs one behind the other. Owner: caller, shl_heap_free (also after a failure). */
+static shl_code
+take_outputs(const shl_op_run *run, char **all, size_t *bytes)
+{
+    *bytes = 0;
+    for (int i = 0; i < run->n_operands; i++) {
+        const shl_op_operand *o = &run->operands[i];
+        size_t n = shl_tensor_bytes(&o->tensor);
+        if (o->role != SHL_ROLE_IN && o->tensor.data) {
+            SHL_TRY(shl_heap_grow(all, *bytes, *bytes + n, 1));
+            SHL_TRY(shl_device_download(run->device, *all + *bytes, o->tensor.data, n));
+            *bytes += n;
+        }
+    }
+    return SHL_OK;
+}
+
+/* Again from the same inputs: the same bits. */
+static shl_code
+check_repeats(shl_op_run *run)
+{
+    char *first = NULL, *second = NULL;
+    size_t bytes = 0, again_bytes = 0;
+    shl_code code;
+    SHL_TRY_TO(code, out, take_outputs(run, &first, &bytes));
+    SHL_TRY_TO(code, out, shl_op_run_reset(run));
+    SHL_TRY_TO(code, out, shl_op_run_call(run));
+    SHL_TRY_TO(code, out, take_outputs(run, &second, &again_bytes));
+    if (bytes != again_bytes || (bytes > 0 && memcmp(first, second, bytes) != 0)) {
+        code = SHL_RAISE(SHL_E_VERIFY, "%s: other bits when it runs again", run->c->name);
+    }
+out:
+    shl_heap_free(&first);
+    shl_heap_free(&second);
+    return code;
+}
+
+static shl_code
+run_case(shl_device *d, const shl_op_case *c, int64_t offset, double *worst)
+{
+    shl_op_run *run = NULL;
+    double part = 0.0;
+    shl_code code = shl_op_run_open(d, c, SEED, offset, &run);
+    code = code == SHL_OK ? shl_op_run_call(run) : code;
+    code = code == SHL_OK ? shl_op_run_check(run, &part) : code;
+    code = code == SHL_OK ? check_repeats(run) : code;
+    shl_op_run_close(&run);
+    *worst = fmax(*worst, part);
+    return code;
+}
+
+typedef struct tally {
+    int cases[TYPE_COUNT], failed;
+    double worst;
+    bool missing; /* the device has no such kernel */
+    char why[512];
+} tally;
+
+/* Every case of an op; with quick the first of each type. */
+static void
+run_op(const shl_gpu_check *k, shl_device *d, shl_op op, tally *t)
+{
+    size_t n = 0;
+    const shl_op_case *cases = shl_op_cases(&n);
+    for (size_t i = 0; i < n; i++) {
+        const shl_op_case *c = &cases[i];
+        type_of type = case_type(c);
+        bool seen = k->quick && t->cases[type] > 0;
+        if (c->op != op || (c->flags & SHL_CASE_SPEED) != 0 || seen || t->missing) {
+            continue;
+        }
+        shl_code code = run_case(d, c, 0, &t->worst);
+        if (code == SHL_OK && !k->quick) {
+            code = run_case(d, c, 3, &t->worst);
+        }
+        t->cases[type]++;
+        if (code != SHL_OK) {
+            t->missing = code == SHL_E_USAGE;
+            t->failed++;
+            if (t->why[0] == '\0') {
+                shl_strf(t->why, sizeof(t->why), "%s; %s", shl_err_get()->what,
+                         shl_err_get()->because);
+            }
+            shl_err_clear();
+        }
+    }
+}
+
+shl_code
+shl_gpu_check_ops(shl_gpu_check *k)
+{
+    shl_device_config config = {.kind = k->device, .threads = 1};
+    shl_device *d = NULL;
+    if (shl_device_open(&config, &d) != SHL_OK) {
+        return shl_gpu_tell_error(&k->report, "");
+    }
+    shl_code code = SHL_OK;
+    for (int op = 0; op < SHL_OP_COUNT && code == SHL_OK; op++) {
+        tally t = {.failed = 0};
+        run_op(k, d, (shl_op)op, &t);
+        int all = t.cases[TYPE_F32] + t.cases[TYPE_BF16] + t.cases[TYPE_F16];
+        shl_gpu_verdict v = t.missing       ? SHL_GPU_NOT_POSSIBLE
+                            : t.failed != 0 ? SHL_GPU_FAILED
+                                            : SHL_GPU_PASSED;
+        if (v == SHL_GPU_PASSED) {
+            code = shl_gpu_tell(&k->report, shl_op_name((shl_op)op), v,
+                                "%d fp32, %d bf16, %d fp16 cases; worst %.2f of what is allowed; "
+                                "repeats bit by bit",
+                                t.cases[TYPE_F32], t.cases[TYPE_BF16], t.cases[TYPE_F16], t.worst);
+        } else {
+            code = shl_gpu_tell(&k->report, shl_op_name((shl_op)op), v, "%d of %d cases: %s",
+                                t.failed, all, t.why);
+        }
+    }
+    if (shl_device_close(&d) != SHL_OK && code == SHL_OK) {
+        code = shl_gpu_tell_error(&k->report, "close");
+    }
+    return code;
+}
