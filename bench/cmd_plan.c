@@ -27,6 +27,7 @@ static const shl_option TABLE[] = {
     SHL_ROWS_TUNE,
     SHL_ROWS_EVAL,
     SHL_ROWS_DEVICE,
+    SHL_ROW_COMM,
     SHL_ROWS_OFFLOAD,
     SHL_ROWS_FORMAT,
     /* clang-format on */

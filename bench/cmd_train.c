@@ -23,6 +23,8 @@ static const shl_option TABLE[] = {
     SHL_ROWS_TUNE,
     SHL_ROWS_VALIDATION,
     SHL_ROWS_DEVICE,
+    SHL_ROW_COMM,
+    SHL_ROWS_GPU,
     SHL_ROWS_OFFLOAD,
     SHL_ROWS_CHECKPOINT,
     SHL_ROWS_DEEPSPEED,
@@ -168,7 +170,7 @@ run_points(const shl_cli *cli, const shl_run_options *o, const shl_run_points *p
     }
     SHL_TRY(shl_output_form(o, &form));
     int ranks = most_ranks(points, &threads);
-    if (points->configs[0].device == shl_choices_device[0]) {
+    if (strcmp(points->configs[0].device, "virtual") != 0) {
         SHL_TRY(shl_cli_fit_openmp(cli, ranks, threads));
     }
     /* Behind the new start of the program that the line above may make. */

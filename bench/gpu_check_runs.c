@@ -96,10 +96,9 @@ check_descent(shl_gpu_check *k, const char *name, shl_session_config *c)
         return shl_gpu_tell_error(&k->report, name);
     }
     double fall = 2.0 * half - whole;
-    return shl_gpu_tell(&k->report, name,
-                        fabs(fall - 1.0) <= allowed ? SHL_GPU_PASSED : SHL_GPU_FAILED,
-                        "the loss falls by %.6f of rate x |gradient|^2, within %g of 1", fall,
-                        allowed);
+    return shl_gpu_tell(
+        &k->report, name, fabs(fall - 1.0) <= allowed ? SHL_GPU_PASSED : SHL_GPU_FAILED,
+        "the loss falls by %.6f of rate x |gradient|^2, within %g of 1", fall, allowed);
 }
 
 shl_code

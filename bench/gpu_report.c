@@ -122,10 +122,10 @@ shl_gpu_tell(shl_gpu_report *r, const char *name, shl_gpu_verdict v, const char 
     shl_code code = shl_cli_print(&line);
     shl_str_fini(&line);
     SHL_TRY(code);
-    SHL_TRY(shl_gpu_write(r, json_pack("{ss si ss ss ss sf ss}", "kind", "gpu-check", "schema", 1,
-                                       "part", r->part, "name", name, "verdict",
-                                       shl_gpu_verdict_name(v), "seconds", seconds, "detail",
-                                       detail)));
+    SHL_TRY(
+        shl_gpu_write(r, json_pack("{ss si ss ss ss sf ss}", "kind", "gpu-check", "schema", 1,
+                                   "part", r->part, "name", name, "verdict",
+                                   shl_gpu_verdict_name(v), "seconds", seconds, "detail", detail)));
     return shl_gpu_begin(r);
 }
 

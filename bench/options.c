@@ -17,9 +17,11 @@ const char *const shl_choices_emit[] = {"none", "deepspeed", NULL};
 const char *const shl_choices_schedule[] = {"constant", "linear", "cosine", NULL};
 const char *const shl_choices_family[] = {"preset", "gpt", "llama", NULL};
 const char *const shl_choices_preset[] = {"preset", "on", "off", NULL};
-const char *const shl_choices_device[] = {"cpu", "virtual", NULL};
-const char *const shl_choices_as[] = {"cpu", NULL};
-const char *const shl_choices_launch[] = {"threads", "processes", NULL};
+const char *const shl_choices_device[] = {"cpu", "virtual", "cuda", NULL};
+const char *const shl_choices_as[] = {"cpu", "cuda", NULL};
+const char *const shl_choices_comm[] = {"auto", "self", "shm", "local", "nccl", NULL};
+const char *const shl_choices_attention[] = {"own", "cudnn", NULL};
+const char *const shl_choices_launch[] = {"auto", "threads", "processes", NULL};
 const char *const shl_choices_shuffle[] = {"on", "off", NULL};
 const char *const shl_choices_dtype[] = {"fp32", "bf16", "fp16", NULL};
 const char *const shl_choices_offload[] = {"none", "cpu", NULL};
@@ -40,6 +42,8 @@ static const shl_option all_rows[] = {
     SHL_ROWS_TUNE,
     SHL_ROWS_VALIDATION,
     SHL_ROWS_DEVICE,
+    SHL_ROW_COMM,
+    SHL_ROWS_GPU,
     SHL_ROWS_OFFLOAD,
     SHL_ROWS_CHECKPOINT,
     SHL_ROWS_FORMAT,
@@ -305,6 +309,18 @@ resolve_offload(const shl_run_options *o, shl_session_config *c)
     return o->link ? shl_parse_rate(o->link, &c->link_bytes_per_s) : SHL_OK;
 }
 
+/* A GPU's ranks are processes unless they talk within one: their library wants it so. */
+static bool
+wants_processes(const shl_run_options *o, const shl_session_config *c)
+{
+    bool is_gpu = strcmp(c->device, "cuda") == 0;
+    bool local = strcmp(c->comm, "local") == 0;
+    if (strcmp(shl_choices_launch[o->launch], "auto") == 0) {
+        return is_gpu && !local && c->ranks > 1;
+    }
+    return strcmp(shl_choices_launch[o->launch], "processes") == 0;
+}
+
 static void
 resolve_run(const shl_run_options *o, shl_session_config *c)
 {
@@ -312,7 +328,11 @@ resolve_run(const shl_run_options *o, shl_session_config *c)
     c->threads = o->threads > 0 ? (int)o->threads : (by_cores > 1 ? by_cores : 1);
     c->device = shl_choices_device[o->device];
     c->as = shl_choices_as[o->as];
-    c->processes = o->launch == 1;
+    c->comm = shl_choices_comm[o->comm];
+    c->attention = shl_choices_attention[o->attention];
+    c->share_gpu = o->share_gpu;
+    c->tf32 = o->tf32;
+    c->processes = wants_processes(o, c);
     c->device_memory_bytes = o->device_memory_bytes;
     c->host_memory_bytes = o->host_memory_bytes;
     c->pin_limit_bytes = o->pin_limit_bytes;

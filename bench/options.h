@@ -42,7 +42,8 @@ typedef struct shl_run_options {
     double val_split;
     int64_t eval_every, eval_batches;
     int64_t threads; /* 0: cores / ranks */
-    int device, as, launch;
+    int device, as, launch, comm, attention;
+    bool share_gpu, tf32;
     size_t device_memory_bytes, host_memory_bytes, pin_limit_bytes;
     int offload_optimizer, offload_param;
     double offload_ratio;
@@ -75,6 +76,8 @@ extern const char *const shl_choices_preset[];
 extern const char *const shl_choices_device[];
 extern const char *const shl_choices_as[];
 extern const char *const shl_choices_launch[];
+extern const char *const shl_choices_comm[];
+extern const char *const shl_choices_attention[];
 extern const char *const shl_choices_shuffle[];
 extern const char *const shl_choices_dtype[];
 extern const char *const shl_choices_offload[];
@@ -219,9 +222,10 @@ extern const char *const shl_choices_offload[];
     SHL_ROW("shuffle", SHL_OPT_ENUM, shuffle, 0, 0, "on", shl_choices_shuffle, NULL, "Run",          \
             "Each epoch in an order of its own, or in that of the file."),                           \
     SHL_ROW("device", SHL_OPT_ENUM, device, 0, 0, "cpu", shl_choices_device, NULL, "Run",            \
-            "cpu computes; virtual accounts for everything and computes nothing."),                  \
-    SHL_ROW("launch", SHL_OPT_ENUM, launch, 0, 0, "threads", shl_choices_launch, NULL, "Run",        \
-            "What ranks are."),                                                                      \
+            "cpu and cuda (one GPU per rank) compute; virtual accounts for everything and computes " \
+            "nothing."),                                                                             \
+    SHL_ROW("launch", SHL_OPT_ENUM, launch, 0, 0, "auto", shl_choices_launch, NULL, "Run",           \
+            "What ranks are; auto: threads, and processes where they talk by nccl."),                \
     SHL_ROW("timeout", SHL_OPT_DOUBLE, timeout_s, 0.1, 86400, "30", NULL, "seconds", "Run",          \
             "A rank that has not arrived by then is named and the run ends.")
 
@@ -275,6 +279,19 @@ extern const char *const shl_choices_offload[];
             "What a virtual device stands for."),                                                    \
     SHL_ROW("device-memory", SHL_OPT_BYTES, device_memory_bytes, 1, 4e18, NULL, NULL, "per rank",    \
             "Run", "Memory limit, such as 2GiB; default none.")
+
+#define SHL_ROW_COMM                                                                                 \
+    SHL_ROW("comm", SHL_OPT_ENUM, comm, 0, 0, "auto", shl_choices_comm, NULL, "Run",                 \
+            "How ranks talk; auto: shm on cpu, nccl on cuda. local: threads on one GPU.")
+
+/* What only a GPU looks at. */
+#define SHL_ROWS_GPU                                                                                 \
+    SHL_ROW("share-gpu", SHL_OPT_BOOL, share_gpu, 0, 0, NULL, NULL, NULL, "GPU",                     \
+            "Ranks may have one GPU together, for tests: its time is divided."),                     \
+    SHL_ROW("tf32", SHL_OPT_BOOL, tf32, 0, 0, NULL, NULL, NULL, "GPU",                               \
+            "Matrix products of fp32 may round their factors to TF32."),                             \
+    SHL_ROW("attention", SHL_OPT_ENUM, attention, 0, 0, "own", shl_choices_attention, NULL, "GPU",   \
+            "In 16 bits: the own kernel, or cuDNN's where it can.")
 
 #define SHL_ROWS_OFFLOAD                                                                             \
     SHL_ROW("offload-optimizer", SHL_OPT_ENUM, offload_optimizer, 0, 0, "none", shl_choices_offload, \

@@ -35,8 +35,12 @@ typedef struct shl_session_config {
     char zero_text[SHL_ZERO_TEXT_BYTES];            /* of DeepSpeed's keys; "": none */
     int ranks;
     int threads;                /* compute threads per rank */
-    const char *device;         /* "cpu", "virtual" */
+    const char *device;         /* "cpu", "cuda", "virtual" */
     const char *as;             /* what a virtual device stands for */
+    const char *comm;           /* "auto", or one kind */
+    const char *attention;      /* of 16 bits on a GPU: "own", "cudnn" */
+    bool share_gpu;             /* ranks may have one GPU together */
+    bool tf32;                  /* products of fp32 on a GPU may round their factors */
     bool processes;             /* ranks as processes instead of threads */
     size_t device_memory_bytes; /* limit per rank; 0: none */
     size_t host_memory_bytes;   /* limit of what is offloaded; 0: none */

@@ -28,6 +28,8 @@ shl_session_config_init(shl_session_config *c)
     c->threads = 1;
     c->device = "cpu";
     c->as = "cpu";
+    c->comm = "auto";
+    c->attention = "own";
     c->steps = 10;
 }
 
@@ -51,12 +53,17 @@ check_device(const shl_session_config *c)
         SHL_RAISE(SHL_E_USAGE, "%d threads per rank", c->threads);
         return shl_err_because("it must lie from 1 to %d", MAX_THREADS);
     }
+    if (c->processes && strcmp(c->comm, "local") == 0) {
+        SHL_RAISE(SHL_E_USAGE, "ranks as processes that talk by \"local\"");
+        shl_err_because("it copies between the ranks of one process");
+        return shl_err_advice("--launch threads");
+    }
     if (!is_virtual) {
         return SHL_OK; /* an unknown kind is refused by shl_device_open, which lists them */
     }
-    if (strcmp(c->as, "cpu") != 0) {
+    if (strcmp(c->as, "cpu") != 0 && strcmp(c->as, "cuda") != 0) {
         SHL_RAISE(SHL_E_USAGE, "a virtual device cannot stand for \"%s\"", c->as);
-        shl_err_because("this version has the sizes of: cpu");
+        shl_err_because("this version has the sizes of: cpu, cuda");
         return shl_err_advice("--as cpu");
     }
     if (c->ckpt_dir || c->processes) {
@@ -236,6 +243,10 @@ shl_session_lab_options(const shl_session_config *c, int rank, char *rope, shl_l
     out->min_lr_ratio = e->optim.min_lr_ratio;
     out->device = c->device;
     out->stands_for = c->as;
+    out->comm = c->comm;
+    out->share_gpu = c->share_gpu;
+    out->tf32 = c->tf32;
+    out->attention = c->attention;
     out->ranks = is_virtual ? c->ranks : 0;
     out->rank = is_virtual ? rank : 0;
     out->threads = c->threads;
@@ -298,19 +309,20 @@ shl_session_config_json(const shl_session_config *c, json_t **out)
     const shl_engine_config *e = &c->engine;
     json_t *shape = shl_lab_shape_json(&c->shape), *optim = shl_lab_optim_json(&c->engine);
     /* "s?" gives null for NULL; the inner objects are stolen, also on failure. */
-    *out = json_pack("{ss so ss sI sI sI sI sI so sI ss sI sI sI ss ss ss sI ss? sI sb sb sI ss?}",
-                     "model", c->model, "shape", shape, "strategy", shl_strategy_name(e->strategy),
-                     "ranks", (json_int_t)c->ranks, "batch", (json_int_t)e->batch, "seq",
-                     (json_int_t)e->seq, "accum", (json_int_t)e->accum, "steps",
-                     (json_int_t)c->steps, "optim", optim, "seed", (json_int_t)e->seed,
-                     "reduce-every", e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary",
-                     "bucket", (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch,
-                     "threads", (json_int_t)c->threads, "device", c->device, "as", c->as, "launch",
-                     c->processes ? "processes" : "threads", "device-memory",
-                     (json_int_t)c->device_memory_bytes, "ckpt-dir", c->ckpt_dir, "save-every",
-                     (json_int_t)c->save_every, "resume", c->resume ? 1 : 0, "timeline",
-                     c->timeline ? 1 : 0, "timeout-ms", (json_int_t)c->timeout_ms, "init-from",
-                     c->init_from);
+    *out = json_pack(
+        "{ss so ss sI sI sI sI sI so sI ss sI sI sI ss ss ss sI ss? sI sb sb sI ss? ss sb sb ss}",
+        "model", c->model, "shape", shape, "strategy", shl_strategy_name(e->strategy), "ranks",
+        (json_int_t)c->ranks, "batch", (json_int_t)e->batch, "seq", (json_int_t)e->seq, "accum",
+        (json_int_t)e->accum, "steps", (json_int_t)c->steps, "optim", optim, "seed",
+        (json_int_t)e->seed, "reduce-every",
+        e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary", "bucket",
+        (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch, "threads",
+        (json_int_t)c->threads, "device", c->device, "as", c->as, "launch",
+        c->processes ? "processes" : "threads", "device-memory", (json_int_t)c->device_memory_bytes,
+        "ckpt-dir", c->ckpt_dir, "save-every", (json_int_t)c->save_every, "resume",
+        c->resume ? 1 : 0, "timeline", c->timeline ? 1 : 0, "timeout-ms", (json_int_t)c->timeout_ms,
+        "init-from", c->init_from, "comm", c->comm, "share-gpu", c->share_gpu ? 1 : 0, "tf32",
+        c->tf32 ? 1 : 0, "attention", c->attention);
     json_t *data = data_json(c);
     bool whole = *out && data && json_object_update(*out, data) == 0 &&
                  json_object_set_new(*out, "tune", tune_json(&c->tune)) == 0;

@@ -222,6 +222,47 @@ shl_lab_abort(shl_lab *lab, int code, const char *what)
 
 /* --- open and close ---------------------------------------------------------------------- */
 
+/* Rank r has card r; ranks that share go round. A kind without cards has index 0. */
+static shl_code
+choose_card(const shl_lab_setup *s, int *out)
+{
+    shl_device_survey survey;
+    *out = 0;
+    SHL_TRY(shl_device_survey_get(s->device, &survey));
+    int n = survey.n_cards;
+    if (n == 0 || s->rank < n) {
+        *out = n == 0 ? 0 : s->rank;
+        return SHL_OK;
+    }
+    if (s->share_gpu) {
+        *out = s->rank % n;
+        return SHL_OK;
+    }
+    SHL_RAISE(SHL_E_USAGE, "%d ranks and %d card%s", s->ranks, n, n == 1 ? "" : "s");
+    shl_err_because("each rank has a card of its own unless they are told to share");
+    return shl_err_advice("--ranks %d, or --share-gpu", n);
+}
+
+/* How ranks talk when nobody says: processes on cards by the cards' library, threads on cards by copies,
+ * others through shared memory. */
+static const char *
+choose_comm(const shl_lab *lab, bool several)
+{
+    const shl_lab_setup *s = &lab->setup;
+    bool is_virtual = !lab->device->caps.has_bytes;
+    bool cards = strcmp(is_virtual ? s->stands_for : s->device, "cuda") == 0;
+    if (strcmp(s->comm, "auto") != 0) {
+        return s->comm;
+    }
+    if (!several) {
+        return "self";
+    }
+    if (!cards) {
+        return "shm";
+    }
+    return lab->world && !shl_world_is_processes(lab->world) ? "local" : "nccl";
+}
+
 static shl_code
 open_device(shl_lab *lab)
 {
@@ -239,6 +280,9 @@ open_device(shl_lab *lab)
     config.limit_bytes[SHL_TIER_HOST] = s->host_memory_bytes;
     config.pin_limit_bytes = s->pin_limit_bytes;
     config.link_bytes_per_s = s->link_bytes_per_s;
+    config.tf32 = s->tf32;
+    config.fused_attention = strcmp(s->attention, "own") != 0;
+    SHL_TRY(choose_card(s, &config.index));
     return shl_device_open(&config, &lab->device);
 }
 
@@ -247,7 +291,7 @@ open_comm(shl_lab *lab)
 {
     const shl_lab_setup *s = &lab->setup;
     /* What a virtual world stands for is what this machine would use. */
-    const char *real = lab->world || s->ranks > 1 ? "shm" : "self";
+    const char *real = choose_comm(lab, lab->world || s->ranks > 1);
     shl_comm_config config = {
         .kind = lab->device->caps.has_bytes ? real : "virtual",
         .stands_for = real,

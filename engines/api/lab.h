@@ -24,6 +24,9 @@ typedef struct shl_lab_setup {
     double wire_bytes_per_s;
     bool sim_sleep;
     double flops_per_s, bytes_per_s;
+    char comm[16];     /* "auto", or a kind */
+    char attention[8]; /* "own", "cudnn" */
+    bool share_gpu, tf32;
     char init_from[1024]; /* "": parameters from the seed */
 } shl_lab_setup;
 

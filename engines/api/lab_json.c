@@ -91,6 +91,10 @@ static const json_key keys[] = {
     {"", "flops-per-s", KEY_REAL, AT(flops_per_s)},
     {"", "bytes-per-s", KEY_REAL, AT(bytes_per_s)},
     {"", "init-from", KEY_TEXT, AT(init_from)},
+    {"", "comm", KEY_TEXT, AT(comm)},
+    {"", "share-gpu", KEY_FLAG, AT(share_gpu)},
+    {"", "tf32", KEY_FLAG, AT(tf32)},
+    {"", "attention", KEY_TEXT, AT(attention)},
     {"", "dtype", KEY_TEXT, AT(dtype)},
     {"", "master-dtype", KEY_TEXT, AT(master_dtype)},
     {"", "reduce-dtype", KEY_TEXT, AT(reduce_dtype)},
@@ -472,15 +476,17 @@ shl_lab_setup_json(const shl_lab_setup *s, json_t **out)
     const shl_engine_config *e = &s->engine;
     json_t *shape = shl_lab_shape_json(&s->shape);
     /* The inner objects are stolen, also on failure. */
-    *out = json_pack(
-        "{ss so ss sI sI sI sI so sI ss sI sI sI ss ss sI sI}", "model", s->model, "shape", shape,
-        "strategy", shl_strategy_name(e->strategy), "ranks", (json_int_t)s->ranks, "batch",
-        (json_int_t)e->batch, "seq", (json_int_t)e->seq, "accum", (json_int_t)e->accum, "optim",
-        shl_lab_optim_json(e), "seed", (json_int_t)e->seed, "reduce-every",
-        e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary", "bucket",
-        (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch, "threads",
-        (json_int_t)s->threads, "device", s->device, "as", s->stands_for, "device-memory",
-        (json_int_t)s->device_memory_bytes, "timeout-ms", (json_int_t)s->timeout_ms);
+    *out = json_pack("{ss so ss sI sI sI sI so sI ss sI sI sI ss ss sI sI ss sb sb ss}", "model",
+                     s->model, "shape", shape, "strategy", shl_strategy_name(e->strategy), "ranks",
+                     (json_int_t)s->ranks, "batch", (json_int_t)e->batch, "seq", (json_int_t)e->seq,
+                     "accum", (json_int_t)e->accum, "optim", shl_lab_optim_json(e), "seed",
+                     (json_int_t)e->seed, "reduce-every",
+                     e->reduce_every == SHL_REDUCE_MICRO ? "micro" : "boundary", "bucket",
+                     (json_int_t)e->bucket_elems, "prefetch", (json_int_t)e->prefetch, "threads",
+                     (json_int_t)s->threads, "device", s->device, "as", s->stands_for,
+                     "device-memory", (json_int_t)s->device_memory_bytes, "timeout-ms",
+                     (json_int_t)s->timeout_ms, "comm", s->comm, "share-gpu", s->share_gpu ? 1 : 0,
+                     "tf32", s->tf32 ? 1 : 0, "attention", s->attention);
     bool whole = *out != NULL;
     if (whole && s->init_from[0]) {
         whole = json_object_set_new(*out, "init-from", json_string(s->init_from)) == 0;

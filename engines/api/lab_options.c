@@ -63,6 +63,8 @@ shl_lab_options_init(shl_lab_options *o, size_t struct_bytes)
         .offload_param = shl_offload_name(e.offload.param),
         .offload_ratio = e.offload.ratio,
         .sub_group_size = e.offload.sub_group_elems,
+        .comm = "auto",
+        .attention = "own",
     };
     if (o) {
         o->struct_bytes = struct_bytes;
@@ -338,6 +340,22 @@ resolve_place(const shl_lab_options *o, const shl_world *world, bool is_virtual,
     return SHL_OK;
 }
 
+/* What only cards look at. NULL is as left out. */
+static shl_code
+resolve_card(const shl_lab_options *o, shl_lab_setup *s)
+{
+    static const char *const comms[] = {"auto", "self", "shm", "local", "nccl", NULL};
+    static const char *const attentions[] = {"own", "cudnn", NULL};
+    int comm = 0, attention = 0;
+    SHL_TRY(o->comm ? choose("comm", o->comm, comms, &comm) : SHL_OK);
+    SHL_TRY(o->attention ? choose("attention", o->attention, attentions, &attention) : SHL_OK);
+    shl_strf(s->comm, sizeof(s->comm), "%s", comms[comm]);
+    shl_strf(s->attention, sizeof(s->attention), "%s", attentions[attention]);
+    s->share_gpu = o->share_gpu;
+    s->tf32 = o->tf32;
+    return SHL_OK;
+}
+
 static shl_code
 resolve_device(const shl_lab_options *o, const shl_world *world, shl_lab_setup *s)
 {
@@ -345,9 +363,9 @@ resolve_device(const shl_lab_options *o, const shl_world *world, shl_lab_setup *
         return SHL_RAISE(SHL_E_USAGE, "the device is NULL");
     }
     bool is_virtual = strcmp(o->device, "virtual") == 0;
-    if (is_virtual && strcmp(o->stands_for, "cpu") != 0) {
+    if (is_virtual && strcmp(o->stands_for, "cpu") != 0 && strcmp(o->stands_for, "cuda") != 0) {
         SHL_RAISE(SHL_E_USAGE, "a virtual device cannot stand for \"%s\"", o->stands_for);
-        return shl_err_because("this version has the sizes of: cpu");
+        return shl_err_because("this version has the sizes of: cpu, cuda");
     }
     SHL_TRY(check_count("timeout-ms", o->timeout_ms, 0, INT64_MAX / 4));
     SHL_TRY(check_count("alpha-ns", o->alpha_ns, 0, INT64_MAX / 4));
@@ -371,6 +389,7 @@ resolve_device(const shl_lab_options *o, const shl_world *world, shl_lab_setup *
     s->sim_sleep = o->sim_sleep;
     s->flops_per_s = o->flops_per_s;
     s->bytes_per_s = o->bytes_per_s;
+    SHL_TRY(resolve_card(o, s));
     return resolve_place(o, world, is_virtual, s);
 }
 

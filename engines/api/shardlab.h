@@ -228,6 +228,16 @@ typedef struct shl_lab_options {
     double link_bytes_per_s;    /* also "16GB/s"; "link" */
     const char
         *zero; /* DeepSpeed's keys, "max_reuse_distance=0;overlap_comm=true"; NULL or "": none */
+
+    /* How ranks talk: "auto", or one kind ("self", "shm", "local", "nccl"); virtual: whose staging is
+     * accounted for. auto takes what the device's ranks can use. */
+    const char *comm;
+    /* Devices that are cards: rank r of a machine has card r. share_gpu: ranks may have one card together;
+     * tf32: products of fp32 may round their factors; attention in 16 bits: "own", or "cudnn" for the
+     * library's where it can. */
+    bool share_gpu; /* "share-gpu" */
+    bool tf32;
+    const char *attention;
 } shl_lab_options;
 
 #define SHL_LAB_OWN (-1.0)

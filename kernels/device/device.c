@@ -373,6 +373,35 @@ shl_device_identify(shl_device *d, shl_device_identity *out)
 }
 
 shl_code
+shl_device_survey_get(const char *kind, shl_device_survey *out)
+{
+    const shl_device_ops *ops = NULL;
+    memset(out, 0, sizeof *out);
+    SHL_TRY(shl_device_registry_find(kind, &ops));
+    return ops->survey != NULL ? ops->survey(out) : SHL_OK;
+}
+
+shl_code
+shl_device_card_get(const char *kind, int index, shl_device_card *out)
+{
+    const shl_device_ops *ops = NULL;
+    memset(out, 0, sizeof *out);
+    SHL_TRY(shl_device_registry_find(kind, &ops));
+    if (ops->card == NULL) {
+        SHL_RAISE(SHL_E_USAGE, "card %d of kind '%s'", index, kind);
+        return shl_err_because("a device of this kind is no card");
+    }
+    return ops->card(index, out);
+}
+
+shl_code
+shl_device_memory_get(shl_device *d, shl_device_memory *out)
+{
+    memset(out, 0, sizeof *out);
+    return d->ops->memory != NULL ? d->ops->memory(d, out) : SHL_OK;
+}
+
+shl_code
 shl_device_sync(shl_device *d)
 {
     shl_code first = SHL_OK;

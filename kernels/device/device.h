@@ -46,6 +46,9 @@ typedef struct shl_device_config {
     double link_bytes_per_s; /* cpu, virtual: a copy between tiers takes at least bytes / rate, each
                                      direction by itself; 0: as fast as memory */
     size_t pin_limit_bytes;  /* of locked pages; 0: what the system allows */
+    int index;               /* which of the machine's cards; 0 where there are none */
+    bool tf32;               /* products of fp32 may round their factors to TF32 */
+    bool fused_attention;    /* 16-bit attention by the library where it can */
 } shl_device_config;
 
 typedef struct shl_device_caps {
@@ -71,6 +74,31 @@ typedef struct shl_device_identity {
     char name[128]; /* of the model of card */
     char id[64];
 } shl_device_identity;
+
+/* What a machine has of a kind, before any device is open. */
+typedef struct shl_device_survey {
+    int n_cards;
+    int driver_version, runtime_version; /* 13000 is 13.0; 0: there is no such thing */
+    char libraries[192];                 /* with their versions; "" */
+    char path[256];                      /* of the file that holds this half of the program; "" */
+} shl_device_survey;
+
+typedef struct shl_device_card {
+    shl_device_identity identity;
+    size_t total_bytes;
+    int major, minor; /* compute capability */
+    int multiprocessors;
+} shl_device_card;
+
+/* The card's memory as its driver counts it, beside what we asked for: used = base + reserved + pool + the
+ * rest, which nobody explains. */
+typedef struct shl_device_memory {
+    size_t total_bytes;
+    size_t used_bytes;     /* by everybody, now */
+    size_t base_bytes;     /* used when this device had its context and no memory yet */
+    size_t reserved_bytes; /* by its arenas */
+    size_t pool_bytes;     /* workspace of libraries, fixed */
+} shl_device_memory;
 
 /* The contract of a backend. Slots marked * are optional, with the default stated. */
 typedef struct shl_device_ops {
@@ -112,6 +140,9 @@ typedef struct shl_device_ops {
     shl_code (*gate_passed)(shl_device *d, void *gate, bool *out);
     void *(*native)(shl_device *d, shl_stream *s);             /* *: NULL */
     void (*identify)(shl_device *d, shl_device_identity *out); /* *: kind and rank */
+    shl_code (*survey)(shl_device_survey *out);                /* *: no cards */
+    shl_code (*card)(int index, shl_device_card *out);         /* *: there are no cards */
+    shl_code (*memory)(shl_device *d, shl_device_memory *out); /* *: zeros */
 } shl_device_ops;
 
 struct shl_stream {
@@ -222,6 +253,16 @@ void *shl_stream_native(shl_stream *s);
 
 /* Which hardware d is. */
 void shl_device_identify(shl_device *d, shl_device_identity *out);
+
+/* The cards of a kind; a kind without cards has none. Errors: SHL_E_USAGE for an unknown kind, or what
+ * keeps its cards from being used (no driver, too old, a missing library). Local. */
+shl_code shl_device_survey_get(const char *kind, shl_device_survey *out) SHL_MUST_USE;
+
+/* One card. Errors: as survey; SHL_E_USAGE for an index that there is not. Local. */
+shl_code shl_device_card_get(const char *kind, int index, shl_device_card *out) SHL_MUST_USE;
+
+/* The card's memory; zeros on a device that is no card. Waits for nothing. Local. */
+shl_code shl_device_memory_get(shl_device *d, shl_device_memory *out) SHL_MUST_USE;
 
 /* Everything queued on all streams is done. On virtual: all clocks move to the latest. */
 shl_code shl_device_sync(shl_device *d) SHL_MUST_USE;
