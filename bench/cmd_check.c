@@ -17,6 +17,7 @@ static const shl_option TABLE[] = {
             "Data-parallel ranks, one number."),
     SHL_ROW("seq", SHL_OPT_LIST, seq, 0, 0, NULL, NULL, "tokens", "Batch",
             "Sequence length; default the context, at most 128."),
+    SHL_ROWS_TUNE,
     SHL_ROWS_DEVICE,
     SHL_ROWS_OFFLOAD,
     SHL_ROWS_DEEPSPEED,

@@ -9,10 +9,13 @@
 
 /* Flags that the file decides. */
 static const char *const decided[] = {
-    "strategy",      "batch",         "accum",        "reduce-every",   "bucket",
-    "zero",          "clip",          "dtype",        "master-dtype",   "grad-dtype",
-    "reduce-dtype",  "loss-scale",    "moment-dtype", "check-overflow", "offload-optimizer",
-    "offload-param", "offload-ratio", "pin-memory",   "sub-group-size",
+    "strategy",      "batch",          "accum",
+    "reduce-every",  "bucket",         "zero",
+    "clip",          "dtype",          "master-dtype",
+    "grad-dtype",    "reduce-dtype",   "loss-scale",
+    "moment-dtype",  "check-overflow", "offload-optimizer",
+    "offload-param", "offload-ratio",  "offload-activations",
+    "pin-memory",    "sub-group-size",
 };
 
 /* Flags that it decides when it has the block; else the command line's hold. */
@@ -122,7 +125,8 @@ shl_ds_options_facts(const shl_session_config *c)
     return (shl_ds_facts){.ranks = c->ranks,
                           .hidden = c->shape.width,
                           .params = shl_model_formula_params(&c->shape),
-                          .steps = c->steps};
+                          .steps = c->steps,
+                          .recomputes = c->tune.recompute == SHL_RECOMPUTE_FULL};
 }
 
 /* A line is said once for all rows of a sweep. */

@@ -300,11 +300,20 @@ static shl_code
 resolve_offload(const shl_run_options *o, shl_session_config *c)
 {
     shl_offload_config *f = &c->engine.offload;
+    bool nothing = false;
     SHL_TRY(shl_offload_parse("--offload-optimizer", shl_choices_offload[o->offload_optimizer],
                               &f->optimizer));
     SHL_TRY(shl_offload_parse("--offload-param", shl_choices_offload[o->offload_param], &f->param));
+    SHL_TRY(shl_offload_parse("--offload-activations", shl_choices_offload[o->offload_activations],
+                              &f->activations));
+    /* In a list of ways to recompute they belong to the one that keeps inputs. */
+    if (f->activations != SHL_OFFLOAD_NONE && strchr(o->recompute, ',') &&
+        c->tune.recompute != SHL_RECOMPUTE_FULL) {
+        f->activations = SHL_OFFLOAD_NONE;
+        nothing = !shl_offload_any(f);
+    }
     f->ratio = o->offload_ratio;
-    f->pin = o->pin_memory;
+    f->pin = o->pin_memory && !nothing;
     f->sub_group_elems = o->sub_group_size;
     return o->link ? shl_parse_rate(o->link, &c->link_bytes_per_s) : SHL_OK;
 }

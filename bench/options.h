@@ -45,7 +45,7 @@ typedef struct shl_run_options {
     int device, as, launch, comm, attention;
     bool share_gpu, tf32;
     size_t device_memory_bytes, host_memory_bytes, pin_limit_bytes;
-    int offload_optimizer, offload_param;
+    int offload_optimizer, offload_param, offload_activations;
     double offload_ratio;
     bool pin_memory;
     int64_t sub_group_size;
@@ -300,6 +300,8 @@ extern const char *const shl_choices_offload[];
             "memory."),                                                                              \
     SHL_ROW("offload-param", SHL_OPT_ENUM, offload_param, 0, 0, "none", shl_choices_offload, NULL,   \
             "Offload", "Parameter shards of zero3 in host memory; fsdp's go with its optimizer."),                                 \
+    SHL_ROW("offload-activations", SHL_OPT_ENUM, offload_activations, 0, 0, "none", shl_choices_offload, \
+            NULL, "Offload", "Inputs of recomputed blocks in host memory until backward (--recompute full)."), \
     SHL_ROW("offload-ratio", SHL_OPT_DOUBLE, offload_ratio, 0, 1, "1", NULL, NULL, "Offload",        \
             "Part of the optimizer that is offloaded; the rest is updated on the device."),          \
     SHL_ROW("sub-group-size", SHL_OPT_COUNT, sub_group_size, 1, 1e15, "4194304", NULL, "elements",   \

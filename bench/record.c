@@ -367,9 +367,8 @@ static void
 fill_moves(shl_run_record *out, const shl_session_config *cfg, const shl_session_result *result)
 {
     const shl_offload_config *o = &cfg->engine.offload;
-    bool offloads = o->optimizer != SHL_OFFLOAD_NONE || o->param != SHL_OFFLOAD_NONE;
     out->h2d_bytes = out->d2h_bytes = out->pinned_bytes = SHL_FIELD_NO_INT;
-    if (offloads && result->n_steps > 0) {
+    if (shl_offload_any(o) && result->n_steps > 0) {
         const shl_step_report *last = &result->steps[result->n_steps - 1];
         out->h2d_bytes = last->moved_bytes[SHL_MOVE_TO_DEVICE];
         out->d2h_bytes = last->moved_bytes[SHL_MOVE_TO_HOST];
@@ -385,6 +384,7 @@ fill_formulas(shl_run_record *out, const shl_session_config *cfg, const shl_sess
     shl_formula_move move = {0};
     shl_formula_size size = result->size;
     size.host = (double)result->info.host_elems;
+    size.stream = (double)cfg->shape.width;
     shl_formula_comm_bytes(e, &size, &comm);
     shl_formula_move_bytes(e, &size, &move);
     out->formula_host_bytes = shl_formula_host_bytes(e, &size);

@@ -256,6 +256,7 @@ shl_session_lab_options(const shl_session_config *c, int rank, char *rope, shl_l
     out->link_bytes_per_s = c->link_bytes_per_s;
     out->offload_optimizer = shl_offload_name(e->offload.optimizer);
     out->offload_param = shl_offload_name(e->offload.param);
+    out->offload_activations = shl_offload_name(e->offload.activations);
     out->offload_ratio = e->offload.ratio;
     out->pin_memory = e->offload.pin;
     out->sub_group_size = e->offload.sub_group_elems;

@@ -35,6 +35,22 @@ take_inputs(shl_engine *e)
                             &e->loss_sum);
 }
 
+/* What is not recomputed keeps more than inputs, and keeps it on the device. */
+static shl_code
+check_activations(const shl_engine_config *c, const shl_model *model)
+{
+    bool any = c->offload.activations == SHL_OFFLOAD_NONE || c->no_optimizer;
+    for (int i = 0; i < model->n_modules; ++i) {
+        any = any || (model->modules[i]->wrap == SHL_WRAP_BLOCK && model->modules[i]->recompute);
+    }
+    if (any) {
+        return SHL_OK;
+    }
+    SHL_RAISE(SHL_E_USAGE, "activations in host memory, but no block is recomputed");
+    shl_err_because("what goes there is the inputs that recomputed blocks keep");
+    return shl_err_advice("--recompute full");
+}
+
 shl_code
 shl_engine_open(const shl_engine_config *cfg, shl_model *model, shl_device *device,
                 const shl_mesh *mesh, shl_engine **out)
@@ -49,6 +65,7 @@ shl_engine_open(const shl_engine_config *cfg, shl_model *model, shl_device *devi
         (void)shl_err_because("the context is %lld positions", (long long)model->context);
         return shl_err_advice("use --seq %lld or less", (long long)model->context);
     }
+    SHL_TRY(check_activations(cfg, model));
     SHL_TRY(shl_heap_alloc(1, sizeof(*e), &e));
     e->ops = shl_engine_find(cfg->strategy);
     e->config = *cfg;
@@ -173,6 +190,8 @@ forward(shl_engine *e, const int32_t *tokens, const int32_t *targets, shl_mark m
                        .loss_sum = shl_tensor_1d(e->loss_sum.data, SHL_F64, 1),
                        .dloss = (float)e->dloss,
                        .want_grad = mark == SHL_MARK_FORWARD,
+                       .offload = e->config.offload.activations != SHL_OFFLOAD_NONE,
+                       .far_pin = e->config.offload.pin,
                        .dropout_seed = step_seed(e),
                        .first_row = first_row(e)};
     return shl_model_forward(e->model, &e->run);
@@ -216,6 +235,7 @@ backward(shl_engine *e)
     shl_ledger_set_mark(e->device->ledger, SHL_MARK_BACKWARD);
     SHL_TRY(e->ops->begin_backward(e));
     SHL_TRY(shl_model_backward(e->model, &e->run));
+    e->report.exposed_move_ns += e->run.exposed_move_ns; /* of forward and backward */
     return e->ops->end_micro(e);
 }
 

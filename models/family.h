@@ -42,10 +42,13 @@ typedef struct shl_act_spec {
     shl_dtype dtype;
     shl_recompute recompute;
     int64_t recompute_every; /* full: blocks 0, k, 2k, ...; 0: 1 */
+    bool offload;            /* inputs of recomputed blocks, but for the last one, in host memory */
 } shl_act_spec;
-/* Activation bytes (tag act) held at the end of forward, and the largest moment of forward +
+/* Activation bytes (tag act) on the device held at the end of forward, and the largest moment of forward +
  * backward. Everything is trained, without adapters and dropout. */
 size_t shl_model_formula_saved_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec);
 size_t shl_model_formula_peak_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec);
+/* Those in host memory at the end of forward, the most there is: what crosses the link each way. */
+size_t shl_model_formula_host_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec);
 
 #endif

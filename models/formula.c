@@ -102,36 +102,61 @@ max_bytes(size_t a, size_t b)
     return a > b ? a : b;
 }
 
+/* What blocks [0, end) hold on the device after the forward of the last block: all that they keep, or, with
+ * offload, one input of a recomputed block: the last one of forward, and the next one of backward. */
+static size_t
+held_bytes(const shl_act_terms *t, const shl_act_spec *spec, int64_t end)
+{
+    size_t held = 0, inputs = 0;
+    for (int64_t block = 0; block < end; block++) {
+        bool again = is_recomputed(spec, block);
+        inputs += again ? t->stream : 0;
+        held += again ? 0 : block_bytes(t, spec, block);
+    }
+    return held + (spec->offload && inputs > 0 ? t->stream : inputs);
+}
+
 size_t
 shl_model_formula_saved_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec)
 {
     shl_act_terms t = act_terms(cfg, spec->dtype);
-    size_t saved = t.end;
+    return (size_t)(spec->batch * spec->seq) * (t.end + held_bytes(&t, spec, cfg->layers));
+}
+
+size_t
+shl_model_formula_host_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec)
+{
+    shl_act_terms t = act_terms(cfg, spec->dtype);
+    size_t inputs = 0;
     for (int64_t block = 0; block < cfg->layers; block++) {
-        saved += block_bytes(&t, spec, block);
+        inputs += is_recomputed(spec, block) ? t.stream : 0;
     }
-    return (size_t)(spec->batch * spec->seq) * saved;
+    inputs -= inputs > 0 ? t.stream : 0;
+    return spec->offload ? (size_t)(spec->batch * spec->seq) * inputs : 0;
 }
 
 /* The end of forward is the largest moment of a model that recomputes nothing and whose logits are
  * wider than the stream; else one of: the last norm's backward; in a block, on top of what those
  * before it keep, the start of its backward with everything made again and the gradient of the
- * stream, its attention's backward, or the forward that keeps only its input. */
+ * stream, its attention's backward, or the forward that keeps only its input (which is behind offload's
+ * copy of those before it). */
 size_t
 shl_model_formula_peak_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec)
 {
     shl_act_terms t = act_terms(cfg, spec->dtype);
-    size_t before = 0, peak = 0;
+    size_t peak = 0, inputs = 0;
     for (int64_t block = 0; block < cfg->layers; block++) {
-        size_t own = block_bytes(&t, spec, block);
+        size_t own = block_bytes(&t, spec, block), before = held_bytes(&t, spec, block);
         size_t start = is_recomputed(spec, block) ? t.attention + t.mlp : own;
         peak = max_bytes(peak, before + start + t.stream + t.mlp_backward);
         peak = max_bytes(peak, before + t.attention + t.backward);
         if (is_recomputed(spec, block)) {
-            peak = max_bytes(peak, before + t.stream + t.forward);
+            size_t away = spec->offload && inputs > 0 ? t.stream : 0;
+            peak = max_bytes(peak, before - away + t.stream + t.forward);
+            inputs += t.stream;
         }
-        before += own;
     }
-    peak = max_bytes(peak, before + max_bytes(t.end, t.end_backward));
+    size_t all = held_bytes(&t, spec, cfg->layers);
+    peak = max_bytes(peak, all + max_bytes(t.end, t.end_backward));
     return (size_t)(spec->batch * spec->seq) * peak;
 }

@@ -61,7 +61,8 @@ branches_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *
     return code;
 }
 
-/* A block that is recomputed keeps x alone: its children save nothing in this pass. */
+/* A block that is recomputed keeps x alone: its children save nothing in this pass. On its way to host
+ * memory x is still read here. */
 static shl_code
 block_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, shl_buf *y_buf,
               shl_tensor *y)
@@ -71,11 +72,31 @@ block_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, 
     }
     shl_tape_entry *e = NULL;
     shl_buf lent = {0};
+    bool away = run->offload && m->offload;
     SHL_TRY(shl_leaf_enter(m, run, x_buf, x, &e));
+    if (away) {
+        SHL_TRY(shl_tape_send(run, e));
+    }
     run->save = false;
     shl_code code = branches_forward(m, run, &lent, x, y_buf, y);
     run->save = true;
+    if (code == SHL_OK && away) {
+        SHL_TRY(shl_tape_top(run->tape, m, &e));
+        code = shl_tape_sent(run, e);
+    }
     return code;
+}
+
+/* x of this block is there behind this, that of the next one to be recomputed on its way. */
+static shl_code
+bring_back(shl_module *m, shl_run *run)
+{
+    shl_tape_entry *e = NULL;
+    SHL_TRY(shl_tape_top(run->tape, m, &e));
+    if (e->far.data != NULL) {
+        SHL_TRY(shl_tape_fetched(run, e));
+    }
+    return shl_tape_fetch_below(run);
 }
 
 /* The children's entries as an ordinary forward leaves them, in place of the block's own: everything
@@ -113,6 +134,7 @@ block_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *d
     SHL_ASSERT(dy_buf->data != NULL && dx_buf->data == NULL);
     if (m->recompute) {
         run->phase = SHL_PHASE_RECOMPUTE;
+        SHL_TRY(bring_back(m, run));
         SHL_TRY(refill_tape(m, run));
         run->phase = SHL_PHASE_BACKWARD;
     }

@@ -1,4 +1,4 @@
-/* models: running modules between their hooks, the tape, and the steps that every leaf shares.
+/* models: running modules between their hooks, and the steps that every leaf shares.
  * Who releases what after a failure is decided here once, so that modules need not. */
 #include "models/module.h"
 
@@ -124,62 +124,6 @@ shl_model_backward(shl_model *m, shl_run *run)
     shl_buf dy_buf = {0}, dx_buf = {0};
     shl_tensor dy = {0}, dx = {0};
     return shl_module_backward(m->root, run, &dy_buf, &dy, &dx_buf, &dx);
-}
-
-/* ---- tape ---- */
-
-shl_code
-shl_tape_push(shl_tape *t, shl_module *m, shl_tape_entry **out)
-{
-    *out = NULL;
-    if (t->n == t->cap) {
-        int cap = t->cap == 0 ? 16 : 2 * t->cap;
-        SHL_TRY(shl_heap_grow(&t->entries, (size_t)t->cap, (size_t)cap, sizeof *t->entries));
-        t->cap = cap;
-    }
-    shl_tape_entry *e = &t->entries[t->n++];
-    *e = (shl_tape_entry){.module = m};
-    *out = e;
-    return SHL_OK;
-}
-
-shl_code
-shl_tape_top(shl_tape *t, shl_module *m, shl_tape_entry **out)
-{
-    *out = NULL;
-    if (t->n == 0 || t->entries[t->n - 1].module != m) {
-        const char *found = t->n == 0 ? "nothing" : t->entries[t->n - 1].module->path;
-        SHL_RAISE(SHL_E_BUG, "backward of %s finds no matching forward on the tape", m->path);
-        return shl_err_because("%s is on top", found);
-    }
-    *out = &t->entries[t->n - 1];
-    return SHL_OK;
-}
-
-shl_tape_entry *
-shl_tape_below(const shl_tape *t)
-{
-    return t->n > 1 ? &t->entries[t->n - 2] : NULL;
-}
-
-void
-shl_tape_pop(shl_tape *t, shl_device *d)
-{
-    SHL_ASSERT(t->n > 0);
-    shl_tape_entry *e = &t->entries[--t->n];
-    for (int i = 0; i < SHL_TAPE_BUFS; i++) {
-        shl_device_free(d, &e->bufs[i]);
-    }
-}
-
-void
-shl_tape_fini(shl_tape *t, shl_device *d)
-{
-    while (t->n > 0) {
-        shl_tape_pop(t, d);
-    }
-    shl_heap_free(&t->entries);
-    t->cap = 0;
 }
 
 /* ---- steps of a leaf ---- */

@@ -54,6 +54,8 @@ typedef struct shl_tape_entry {
     shl_module *module;
     shl_buf bufs[SHL_TAPE_BUFS];
     shl_tensor saved[SHL_TAPE_BUFS];
+    shl_buf far;     /* bufs[0] in host memory, from its copy there to the end of the one back */
+    shl_event moved; /* the newest of those copies */
 } shl_tape_entry;
 typedef struct shl_tape {
     shl_tape_entry *entries;
@@ -95,9 +97,12 @@ struct shl_run {
     uint64_t dropout_seed; /* of the run and the step */
     int64_t first_row;     /* place of this micro-batch's first sequence in the global batch */
     shl_buf *logits_out;   /* not NULL: the head leaves the logits there instead of a loss */
+    bool offload;          /* modules with `offload` keep their input in host memory */
+    bool far_pin;          /* in locked pages */
     /* Set while modules run: */
-    bool save;      /* backward will read what this forward leaves on the tape */
-    bool tape_only; /* recomputation: of the next linear, only its tape entry is wanted */
+    bool save;               /* backward will read what this forward leaves on the tape */
+    bool tape_only;          /* recomputation: of the next linear, only its tape entry is wanted */
+    int64_t exposed_move_ns; /* added to: time that compute waited for copies between tiers */
 };
 
 /* A buffer and a view travel together. An empty buffer beside a view with data means that the bytes
@@ -139,6 +144,7 @@ struct shl_module {
     bool in_backward; /* it or a module before it is trainable: backward comes here */
     bool recompute;   /* a block: saves its input only and runs forward again in backward;
                          attention: drops its output and makes it again */
+    bool offload;     /* a recomputed block, but for the last one, whose backward comes next */
     double dropout;   /* p: of an embedding's output, a block's branches, attention's weights */
     uint64_t dropout_stream;
     shl_dtype dtype; /* of its activations */
@@ -181,8 +187,18 @@ shl_code shl_tape_top(shl_tape *t, shl_module *m, shl_tape_entry **out) SHL_MUST
 shl_tape_entry *shl_tape_below(const shl_tape *t);
 /* Frees the top entry's buffers on d and drops it. */
 void shl_tape_pop(shl_tape *t, shl_device *d);
-/* Frees everything left (after an error, or after an evaluation). */
+/* Frees everything left (after an error, or after an evaluation). Copies between tiers were drained
+ * (shl_device_sync) when a forward or backward with run->offload failed. */
 void shl_tape_fini(shl_tape *t, shl_device *d);
+
+/* An entry's bufs[0] to host memory (tag act there too) and back; saved[0] looks at it. send starts the copy,
+ * beside compute that may go on reading; sent gives up the device's bytes behind it. fetch_below takes
+ * device memory for the nearest entry below the top one that is in host memory, if any, and starts its
+ * copy back, unless it is on its way; fetched lets compute go on behind that, and gives up the host's. */
+shl_code shl_tape_send(shl_run *run, shl_tape_entry *e) SHL_MUST_USE;
+shl_code shl_tape_sent(shl_run *run, shl_tape_entry *e) SHL_MUST_USE;
+shl_code shl_tape_fetch_below(shl_run *run) SHL_MUST_USE;
+shl_code shl_tape_fetched(shl_run *run, shl_tape_entry *e) SHL_MUST_USE;
 
 /* The compute dtype of parameters and activations: fp32 (as built), bf16 or fp16. Statistics of norms and
  * of attention stay fp32. Before an engine is opened; local. */

@@ -363,11 +363,16 @@ static void
 set_recompute(shl_model *model, const shl_tune_config *c)
 {
     int64_t block = 0, every = c->recompute_every > 0 ? c->recompute_every : 1;
+    shl_module *last = NULL;
     for (int i = 0; i < model->n_modules; i++) {
         shl_module *m = model->modules[i];
         if (m->wrap == SHL_WRAP_BLOCK) {
             m->recompute =
                 c->recompute == SHL_RECOMPUTE_FULL && block++ % every == 0 && m->in_backward;
+            if (m->recompute && last != NULL) {
+                last->offload = true;
+            }
+            last = m->recompute ? m : last;
         } else {
             m->recompute =
                 c->recompute == SHL_RECOMPUTE_SELECTIVE && m->ops->refill != NULL && m->in_backward;

@@ -81,6 +81,7 @@ static const json_key keys[] = {
     {"", "link", KEY_RATE, AT(link_bytes_per_s)},
     {"", "offload-optimizer", KEY_TEXT, AT(offload_optimizer)},
     {"", "offload-param", KEY_TEXT, AT(offload_param)},
+    {"", "offload-activations", KEY_TEXT, AT(offload_activations)},
     {"", "offload-ratio", KEY_REAL, AT(offload_ratio)},
     {"", "pin-memory", KEY_FLAG, AT(pin_memory)},
     {"", "sub-group-size", KEY_INT, AT(sub_group_size)},
@@ -460,11 +461,12 @@ shl_lab_offload_json(const shl_lab_setup *s, json_t *into)
 {
     const shl_offload_config *o = &s->engine.offload;
     json_t *own =
-        json_pack("{ss ss sf sb sI sI sI sf}", "offload-optimizer", shl_offload_name(o->optimizer),
-                  "offload-param", shl_offload_name(o->param), "offload-ratio", o->ratio,
-                  "pin-memory", o->pin ? 1 : 0, "pin-limit", (json_int_t)s->pin_limit_bytes,
-                  "sub-group-size", (json_int_t)o->sub_group_elems, "host-memory",
-                  (json_int_t)s->host_memory_bytes, "link", s->link_bytes_per_s);
+        json_pack("{ss ss ss sf sb sI sI sI sf}", "offload-optimizer",
+                  shl_offload_name(o->optimizer), "offload-param", shl_offload_name(o->param),
+                  "offload-activations", shl_offload_name(o->activations), "offload-ratio",
+                  o->ratio, "pin-memory", o->pin ? 1 : 0, "pin-limit",
+                  (json_int_t)s->pin_limit_bytes, "sub-group-size", (json_int_t)o->sub_group_elems,
+                  "host-memory", (json_int_t)s->host_memory_bytes, "link", s->link_bytes_per_s);
     bool whole = own != NULL && json_object_update(into, own) == 0;
     json_decref(own);
     return whole ? SHL_OK : SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration record");

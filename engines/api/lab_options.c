@@ -61,6 +61,7 @@ shl_lab_options_init(shl_lab_options *o, size_t struct_bytes)
         .lora_targets = "",
         .offload_optimizer = shl_offload_name(e.offload.optimizer),
         .offload_param = shl_offload_name(e.offload.param),
+        .offload_activations = shl_offload_name(e.offload.activations),
         .offload_ratio = e.offload.ratio,
         .sub_group_size = e.offload.sub_group_elems,
         .comm = "auto",
@@ -269,6 +270,9 @@ resolve_offload(const shl_lab_options *o, shl_offload_config *c)
 {
     SHL_TRY(shl_offload_parse("offload-optimizer", o->offload_optimizer, &c->optimizer));
     SHL_TRY(shl_offload_parse("offload-param", o->offload_param, &c->param));
+    SHL_TRY(shl_offload_parse("offload-activations",
+                              o->offload_activations ? o->offload_activations : "none",
+                              &c->activations));
     c->ratio = o->offload_ratio;
     c->pin = o->pin_memory;
     c->sub_group_elems = o->sub_group_size;

@@ -238,6 +238,10 @@ typedef struct shl_lab_options {
     bool share_gpu; /* "share-gpu" */
     bool tf32;
     const char *attention;
+
+    /* Inputs of recomputed blocks, but for the last one's, in host memory until backward, under any
+     * strategy: "none" or "cpu". */
+    const char *offload_activations; /* "offload-activations" */
 } shl_lab_options;
 
 #define SHL_LAB_OWN (-1.0)

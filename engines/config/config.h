@@ -119,12 +119,13 @@ typedef enum shl_offload_device {
 
 /* States in host memory (Ren et al., USENIX ATC 2021; ratio: Twin-Flow). */
 typedef struct shl_offload_config {
-    shl_offload_device optimizer; /* master weights, moments and reduced gradients: zero1, 2,
+    shl_offload_device optimizer;   /* master weights, moments and reduced gradients: zero1, 2,
                                      3, fsdp* */
-    shl_offload_device param;     /* parameter shards: zero3, fsdp* (with the optimizer) */
-    double ratio;                 /* of the optimizer's sub-groups that are offloaded, 0 to 1 */
-    bool pin;                     /* in locked pages */
-    int64_t sub_group_elems;      /* updated while the ones before are copied back, >= 1 */
+    shl_offload_device param;       /* parameter shards: zero3, fsdp* (with the optimizer) */
+    shl_offload_device activations; /* inputs of recomputed blocks: every strategy */
+    double ratio;                   /* of the optimizer's sub-groups that are offloaded, 0 to 1 */
+    bool pin;                       /* in locked pages */
+    int64_t sub_group_elems;        /* updated while the ones before are copied back, >= 1 */
 } shl_offload_config;
 
 /* "none", "cpu". Errors: SHL_E_USAGE with the option's name and the list; says of "nvme" that it is
@@ -175,6 +176,9 @@ bool shl_reduces_in_grad_dtype(const shl_engine_config *c);
 
 /* Whether steps with gradients that are not finite are skipped. */
 bool shl_checks_overflow(const shl_engine_config *c);
+
+/* Whether anything is in host memory: states or activations. */
+bool shl_offload_any(const shl_offload_config *o);
 
 /* Whether the offload is one that the strategy has. Errors: SHL_E_USAGE, says which have it. */
 shl_code shl_offload_check(const shl_engine_config *c) SHL_MUST_USE;

@@ -43,9 +43,10 @@ typedef struct shl_ds_config {
 /* What "auto" and the checks need to know of the run. */
 typedef struct shl_ds_facts {
     int ranks;
-    int64_t hidden; /* the model's width; 0: unknown */
-    int64_t params; /* trainable elements; 0: unknown */
-    int64_t steps;  /* updates of the run when the Trainer does not say */
+    int64_t hidden;  /* the model's width; 0: unknown */
+    int64_t params;  /* trainable elements; 0: unknown */
+    int64_t steps;   /* updates of the run when the Trainer does not say */
+    bool recomputes; /* blocks whole: what the model's own calls of checkpoint() are in DeepSpeed */
 } shl_ds_facts;
 
 /* Reads a configuration: a path, JSON itself (begins with a brace), or URL-safe base64 of JSON, as

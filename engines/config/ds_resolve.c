@@ -153,6 +153,20 @@ check_clipping(const shl_ds_config *c)
                           shl_ds_real(c, "optimizer.params.max_grad_norm", 1.0));
 }
 
+/* What DeepSpeed asserts as soon as a model checkpoints. */
+static shl_code
+check_activations(const shl_ds_config *c)
+{
+    const char *contiguous = "activation_checkpointing.contiguous_memory_optimization";
+    bool parts = shl_ds_bool(c, "activation_checkpointing.partition_activations");
+    if (!shl_ds_bool(c, contiguous) ||
+        (parts && shl_ds_int(c, "activation_checkpointing.number_checkpoints", -1) >= 0)) {
+        return SHL_OK;
+    }
+    shl_ds_raise(c, contiguous, parts ? "needs number_checkpoints" : "needs partition_activations");
+    return shl_err_because("DeepSpeed refuses it too: its buffer holds that number of partitions");
+}
+
 static shl_code
 check_scheduler(const shl_ds_config *c)
 {
@@ -219,6 +233,7 @@ shl_ds_config_check(const shl_ds_config *c)
     SHL_TRY(check_scaling(c, stage));
     SHL_TRY(check_stage3_keys(c, stage));
     SHL_TRY(check_clipping(c));
+    SHL_TRY(check_activations(c));
     SHL_TRY(check_statuses(c));
     SHL_TRY(shl_ds_optimizer_check(c));
     SHL_TRY(check_scheduler(c));
@@ -373,6 +388,20 @@ resolve_offload(const shl_ds_config *c, shl_offload_config *o)
     }
 }
 
+/* The block says how checkpoints are kept, and the model whether there are any: without, DeepSpeed reads it
+ * nowhere. */
+static void
+resolve_activations(shl_ds_config *c, const shl_ds_facts *facts, shl_offload_config *o)
+{
+    bool away = shl_ds_bool(c, "activation_checkpointing.cpu_checkpointing");
+    o->activations = away && facts->recomputes ? SHL_OFFLOAD_HOST : SHL_OFFLOAD_NONE;
+    if (shl_ds_block_given(c, "activation_checkpointing") && !facts->recomputes) {
+        shl_str_add(&c->notes,
+                    "activation_checkpointing switches nothing on, as in DeepSpeed, where "
+                    "the model calls it; here --recompute full does\n");
+    }
+}
+
 /* Defaults of DeepSpeed, and resolved "auto", that this build does not honour. */
 static void
 note_unhonoured(shl_ds_config *c, int64_t stage)
@@ -422,6 +451,7 @@ shl_ds_resolve(shl_ds_config *c, const char *trainer, const shl_ds_facts *facts,
     SHL_TRY(resolve_schedule(c, facts, &e->optim));
     SHL_TRY(resolve_zero(c, &e->zero));
     resolve_offload(c, &e->offload);
+    resolve_activations(c, facts, &e->offload);
     note_unhonoured(c, stage);
     if (c->notes.failed) {
         return SHL_RAISE(SHL_E_HEAP, "out of host memory for a configuration");

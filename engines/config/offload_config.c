@@ -84,6 +84,13 @@ check_strategy(const shl_engine_config *c)
     return SHL_OK;
 }
 
+bool
+shl_offload_any(const shl_offload_config *o)
+{
+    return o->optimizer != SHL_OFFLOAD_NONE || o->param != SHL_OFFLOAD_NONE ||
+           o->activations != SHL_OFFLOAD_NONE;
+}
+
 shl_code
 shl_offload_check(const shl_engine_config *c)
 {
@@ -97,7 +104,7 @@ shl_offload_check(const shl_engine_config *c)
         SHL_RAISE(SHL_E_USAGE, "a sub-group of %lld elements", (long long)o->sub_group_elems);
         return shl_err_because("it must lie from 1 to %lld", (long long)(INT64_MAX / 64));
     }
-    if (o->pin && o->optimizer == SHL_OFFLOAD_NONE && o->param == SHL_OFFLOAD_NONE) {
+    if (o->pin && !shl_offload_any(o)) {
         SHL_RAISE(SHL_E_USAGE, "pinned memory, but nothing in host memory");
         return shl_err_advice("--offload-optimizer cpu");
     }

@@ -112,6 +112,11 @@ shl_formula_move_bytes(const shl_engine_config *c, const shl_formula_size *n, sh
     } else {
         out->to_device_bytes = n->host * compute;
     }
+    if (c->offload.activations != SHL_OFFLOAD_NONE) {
+        double input = (double)c->batch * (double)c->seq * n->stream * compute;
+        out->to_host_bytes += k * n->away_blocks * input;
+        out->to_device_bytes += k * n->away_blocks * input;
+    }
 }
 
 double
@@ -214,4 +219,7 @@ shl_formula_size_of(shl_strategy s, const shl_model *model, int ranks, shl_formu
         out->again += s == SHL_ZERO3 && backward_reads(model, p) ? (double)p->elems : 0.0;
     }
     out->again += s == SHL_FSDP ? units_again(model) : 0.0;
+    for (int id = 0; id < model->n_modules; ++id) {
+        out->away_blocks += model->modules[id]->offload;
+    }
 }

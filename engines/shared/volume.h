@@ -13,6 +13,9 @@ typedef struct shl_formula_size {
     double again; /* of both: what zero3 and fsdp gather once more for backward */
     int ranks;
     double host; /* trainable elements of a rank whose updates run in host memory; 0: none */
+    /* Offloaded activations: blocks whose input goes to host memory, and its elements per token. The tree
+     * does not tell the latter: it is the model's width, and the caller's to set. */
+    double away_blocks, stream;
 } shl_formula_size;
 
 /* Counted from the tree. Backward does not come to what lies before every trainable parameter, so that is
@@ -49,7 +52,7 @@ typedef struct shl_formula_move {
 } shl_formula_move;
 
 /* Reduced gradients go to host memory and parameters come back; offloaded parameters are fetched by each
- * gather. */
+ * gather; offloaded activations go and come back in each micro-step. */
 void shl_formula_move_bytes(const shl_engine_config *c, const shl_formula_size *n,
                             shl_formula_move *out);
 

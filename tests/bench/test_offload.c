@@ -67,6 +67,35 @@ test_offload_records_tell_both_tiers(void **state)
     }
 }
 
+/* The record of a run whose states and block inputs wait in host memory, micro-step by micro-step. */
+static void
+test_offload_records_tell_activations(void **state)
+{
+    (void)state;
+    for (int states = 0; states < 2; ++states) {
+        shl_session_config c;
+        shl_session_result none, with;
+        shl_run_record plain, r;
+        set_up(&c, SHL_ZERO2, 1, states == 1);
+        c.shape.layers = 4;
+        c.engine.accum = 3;
+        c.tune.recompute = SHL_RECOMPUTE_FULL;
+        run(&c, &plain, &none);
+        c.engine.offload.activations = SHL_OFFLOAD_HOST;
+        run(&c, &r, &with);
+        int64_t input = c.engine.seq * c.shape.width * (int64_t)sizeof(float);
+        assert_memory_equal(&plain.loss, &r.loss, sizeof(r.loss));
+        assert_true(r.param_hash == plain.param_hash);
+        assert_true(r.peak[SHL_TIER_HOST].tags[SHL_TAG_ACT] == 3 * input);
+        assert_true(r.h2d_bytes == (int64_t)r.formula_h2d_bytes);
+        assert_true(r.d2h_bytes == (int64_t)r.formula_d2h_bytes);
+        int64_t before = states == 1 ? plain.d2h_bytes : 0;
+        assert_true(r.d2h_bytes == before + 3 * 3 * input);
+        shl_session_result_fini(&none);
+        shl_session_result_fini(&with);
+    }
+}
+
 /* Four steps in one go, and with a checkpoint after two that goes on the other way. */
 static void
 test_offload_checkpoints_go_on_either_way(void **state)
@@ -146,6 +175,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_offload_records_tell_both_tiers),
+        cmocka_unit_test(test_offload_records_tell_activations),
         cmocka_unit_test(test_offload_checkpoints_go_on_either_way),
         cmocka_unit_test(test_offload_is_refused_by_name),
     };

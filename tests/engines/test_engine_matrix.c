@@ -1,6 +1,7 @@
 /* tests/engines: the whole matrix of what people train: dtypes, families, recomputation, what is trained,
- * strategies, worlds. In each cell the six strategies are one run to the bit, whatever is recomputed, the
- * virtual device says exactly what the cpu does, and bytes are those of the closed forms. */
+ * strategies, worlds. In each cell the six strategies are one run to the bit, whatever is recomputed or
+ * waits for backward in host memory, the virtual device says exactly what the cpu does, and bytes are
+ * those of the closed forms. */
 #include "tests/support/engine_twin.h"
 
 #include <setjmp.h>
@@ -76,6 +77,8 @@ set_cell(ew_config *c, const cell *at, uint64_t draw)
     c->engine.optim.clip = draw % 2 == 0 ? 0.0 : 0.5;
     c->engine.prefetch = (int)((draw >> 8) % 3);
     c->engine.bucket_elems = (draw >> 16) % 2 == 0 ? 700 : 100000;
+    bool away = recomputes[at->recompute].recompute == SHL_RECOMPUTE_FULL && (draw >> 24) % 2 == 1;
+    c->engine.offload.activations = away ? SHL_OFFLOAD_HOST : SHL_OFFLOAD_NONE;
     et_set_policy(c, computes[at->dtype]);
 }
 
@@ -89,7 +92,8 @@ check_activations(const ew_config *c, const ew_result *r)
                                .seq = c->engine.seq,
                                .dtype = c->engine.compute_dtype,
                                .recompute = t->recompute,
-                               .recompute_every = t->recompute_every};
+                               .recompute_every = t->recompute_every,
+                               .offload = c->engine.offload.activations != SHL_OFFLOAD_NONE};
     char label[ET_LABEL_BYTES];
     if (t->freeze[0] != '\0' || t->train_last > 0 || t->lora_rank > 0 || t->dropout > 0.0) {
         return;
@@ -99,10 +103,24 @@ check_activations(const ew_config *c, const ew_result *r)
     size_t peak = shl_model_formula_peak_act_bytes(&c->model, &spec);
     size_t saved = shl_model_formula_saved_act_bytes(&c->model, &spec);
     et_label(c, label, sizeof(label));
+    assert_int_equal(r->host[0].peak_tag_bytes[SHL_TAG_ACT],
+                     shl_model_formula_host_act_bytes(&c->model, &spec));
     if (got != peak || (t->recompute == SHL_RECOMPUTE_NONE && got != saved)) {
         fail_msg("%s: activations %zu bytes, closed forms: peak %zu, saved %zu", label, got, peak,
                  saved);
     }
+}
+
+/* Nothing but activations goes to host memory, and all of it comes back. */
+static void
+check_moves(const ew_config *c, const ew_result *r, const shl_formula_size *n)
+{
+    shl_formula_move want;
+    shl_formula_move_bytes(&c->engine, n, &want);
+    for (int m = 0; m < SHL_MOVE_COUNT; ++m) {
+        assert_int_equal(r->moved[0][m], c->steps * (int64_t)want.to_host_bytes);
+    }
+    assert_int_equal(r->host[0].now_bytes, 0);
 }
 
 /* What stays from step to step over all ranks, padding apart, is the closed form of the strategy, and so
@@ -125,6 +143,7 @@ check_strategy(const ew_config *c, const ew_result *cpu)
                (double)r.info.padding_bytes;
         if (rank == 0) {
             check_activations(c, &r);
+            check_moves(c, &r, &n);
         }
     }
     if (got - want > 0.5 || want - got > 0.5) {

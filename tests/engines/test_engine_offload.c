@@ -96,6 +96,7 @@ test_engine_offload_keeps_every_bit(void **state)
                 ew_config c;
                 ew_config_init(&c, stages[s], ranks);
                 c.model.layers = 2;
+                c.steps = 2;
                 c.engine.accum = policy == 1 ? 3 : 1;
                 c.engine.optim.clip = ranks == 2 ? 0.5 : 0.0;
                 if (is_fsdp(stages[s]) && policy == 1) {
@@ -116,6 +117,8 @@ test_engine_offload_adds_up_micro_steps_on_the_host(void **state)
         ew_config c;
         ew_config_init(&c, stages[s], 2);
         c.engine.accum = 4;
+        c.model.layers = 2;
+        c.steps = 2;
         c.engine.reduce_every = SHL_REDUCE_MICRO;
         expect_same_bits(&c);
         set_policy(&c, 1);
@@ -264,6 +267,112 @@ test_engine_offload_bytes_are_the_formulas(void **state)
     }
 }
 
+/* Inputs of recomputed blocks in host memory, beside the states or alone: the run that keeps everything,
+ * to the bit; most there is, and what crosses the link, by the closed form. */
+static void
+check_activations(ew_config *c, const ew_result *none)
+{
+    ew_result r;
+    const shl_act_spec spec = {.batch = c->engine.batch,
+                               .seq = c->engine.seq,
+                               .dtype = c->engine.compute_dtype,
+                               .recompute = c->tune.recompute,
+                               .recompute_every = c->tune.recompute_every,
+                               .offload = true};
+    int64_t act = (int64_t)shl_model_formula_host_act_bytes(&c->model, &spec);
+    assert_true(act > 0);
+    c->engine.offload.activations = SHL_OFFLOAD_HOST;
+    et_run(c, &r);
+    et_expect_same_bits(c, none, &r);
+    for (int rank = 0; rank < c->ranks; ++rank) {
+        ew_result virt;
+        et_expect_twin(c, &r, rank, &virt);
+        assert_int_equal(virt.host[0].peak_tag_bytes[SHL_TAG_ACT], act);
+        assert_int_equal(virt.host[0].now_tag_bytes[SHL_TAG_ACT], 0);
+    }
+    if (c->engine.offload.optimizer == SHL_OFFLOAD_NONE) {
+        for (int m = 0; m < SHL_MOVE_COUNT; ++m) {
+            assert_int_equal(r.moved[0][m], c->steps * c->engine.accum * act);
+        }
+    }
+}
+
+static void
+test_engine_offload_of_activations_keeps_every_bit(void **state)
+{
+    (void)state;
+    for (int s = SHL_DDP; s < SHL_STRATEGY_COUNT; ++s) {
+        for (int v = 0; v < 4; ++v) {
+            ew_config c;
+            ew_result none;
+            ew_config_init(&c, (shl_strategy)s, 1 + (s + v) % 3);
+            if (v == 1) {
+                ew_config_llama(&c);
+            }
+            c.steps = 2;
+            c.model.layers = 4;
+            c.engine.accum = v == 2 ? 2 : 1;
+            c.tune.dropout = v == 3 ? 0.2 : 0.0;
+            set_policy(&c, v % 2);
+            et_run(&c, &none);
+            c.tune.recompute = SHL_RECOMPUTE_FULL;
+            c.tune.recompute_every = v == 3 ? 2 : 0;
+            bool staged = s != SHL_DDP && v % 2 == 1, sharded = s >= SHL_ZERO3;
+            offload(&c, staged, staged && sharded, 1.0, 2000);
+            c.engine.offload.pin = v > 1;
+            check_activations(&c, &none);
+        }
+    }
+}
+
+static void
+test_engine_offload_of_activations_needs_recomputation(void **state)
+{
+    (void)state;
+    ew_config c;
+    ew_result r;
+    ew_config_init(&c, SHL_ZERO1, 1);
+    c.engine.offload.activations = SHL_OFFLOAD_HOST;
+    for (int way = SHL_RECOMPUTE_NONE; way < SHL_RECOMPUTE_FULL; ++way) {
+        c.tune.recompute = (shl_recompute)way;
+        ew_run(&c, &r);
+        assert_int_equal(r.code, SHL_E_USAGE);
+        assert_non_null(strstr(r.what, "no block is recomputed"));
+    }
+    c.tune.recompute = SHL_RECOMPUTE_FULL;
+    c.host_memory = 1;
+    ew_run(&c, &r);
+    assert_int_equal(r.code, SHL_E_OOM);
+    assert_non_null(strstr(r.what, "host"));
+    assert_non_null(strstr(r.what, "h.0"));
+}
+
+/* A copy back begins a block ahead: a link as fast as compute is hidden but for the ends. */
+static void
+test_engine_offload_of_activations_overlaps(void **state)
+{
+    (void)state;
+    ew_config c;
+    ew_result plain, r;
+    ew_config_init(&c, SHL_DDP, 1);
+    c.device = "virtual";
+    c.model.layers = 12;
+    c.steps = 1;
+    c.tune.recompute = SHL_RECOMPUTE_FULL;
+    et_run(&c, &plain);
+    c.engine.offload.activations = SHL_OFFLOAD_HOST;
+    et_run(&c, &r);
+    int64_t moved = r.moved[0][SHL_MOVE_TO_HOST], compute_ns = plain.reports[0].forward_ns;
+    c.link_bytes_per_s = (double)moved / (double)compute_ns * 1e9 * 1.25;
+    et_run(&c, &r);
+    assert_true(r.reports[0].exposed_move_ns * 50 < r.reports[0].step_ns);
+    c.link_bytes_per_s /= 8.0;
+    et_run(&c, &r);
+    double link_ns = (double)moved / c.link_bytes_per_s * 1e9;
+    assert_true((double)r.reports[0].exposed_move_ns > link_ns);
+    assert_true((double)r.reports[0].step_ns > 2.0 * link_ns);
+}
+
 /* The states alone are several times what the device may hold. */
 static void
 test_engine_offload_trains_beyond_the_device(void **state)
@@ -331,7 +440,7 @@ static void
 test_engine_offload_every_failing_allocation_ends_all_ranks(void **state)
 {
     (void)state;
-    int stride = shl_env("SHL_TEST_QUICK") != NULL ? 17 : 3;
+    int stride = shl_env("SHL_TEST_QUICK") != NULL ? 17 : 5;
     for (size_t s = 0; s < SHL_ARRAY_LEN(stages); ++s) {
         int failures = 0;
         for (int64_t n = 1 + (int64_t)s;; n += stride, ++failures) {
@@ -344,6 +453,11 @@ test_engine_offload_every_failing_allocation_ends_all_ranks(void **state)
             c.engine.reduce_every = SHL_REDUCE_MICRO;
             set_policy(&c, 1);
             offload(&c, true, s >= 2, is_fsdp(stages[s]) ? 1.0 : 0.5, 2000);
+            if (s % 2 == 0) {
+                c.model.layers = 2;
+                c.tune.recompute = SHL_RECOMPUTE_FULL;
+                c.engine.offload.activations = SHL_OFFLOAD_HOST;
+            }
             c.fail_rank = 1;
             c.fail_alloc = n;
             ew_run(&c, &r);
@@ -391,6 +505,9 @@ main(void)
         cmocka_unit_test(test_engine_offload_skips_overflowing_steps),
         cmocka_unit_test(test_engine_offload_virtual_equals_cpu),
         cmocka_unit_test(test_engine_offload_bytes_are_the_formulas),
+        cmocka_unit_test(test_engine_offload_of_activations_keeps_every_bit),
+        cmocka_unit_test(test_engine_offload_of_activations_needs_recomputation),
+        cmocka_unit_test(test_engine_offload_of_activations_overlaps),
         cmocka_unit_test(test_engine_offload_trains_beyond_the_device),
         cmocka_unit_test(test_engine_offload_pins_exactly_or_not_at_all),
         cmocka_unit_test(test_engine_offload_every_failing_allocation_ends_all_ranks),

@@ -80,9 +80,12 @@ static const shape shapes[] = {
 static const struct {
     shl_recompute recompute;
     int64_t every;
+    bool offload;
 } ways[] = {
-    {SHL_RECOMPUTE_NONE, 0}, {SHL_RECOMPUTE_SELECTIVE, 0}, {SHL_RECOMPUTE_FULL, 0},
-    {SHL_RECOMPUTE_FULL, 2}, {SHL_RECOMPUTE_FULL, 3},
+    {SHL_RECOMPUTE_NONE, 0, false}, {SHL_RECOMPUTE_SELECTIVE, 0, false},
+    {SHL_RECOMPUTE_FULL, 0, false}, {SHL_RECOMPUTE_FULL, 2, false},
+    {SHL_RECOMPUTE_FULL, 3, false}, {SHL_RECOMPUTE_FULL, 0, true},
+    {SHL_RECOMPUTE_FULL, 2, true},  {SHL_RECOMPUTE_FULL, 3, true},
 };
 static const shl_dtype dtypes[] = {SHL_F32, SHL_BF16, SHL_F16};
 
@@ -143,20 +146,22 @@ act_now(const bench *b)
 }
 
 static size_t
-act_peak(const bench *b)
+act_peak(const bench *b, shl_tier tier)
 {
-    return shl_ledger_get(b->device->ledger, SHL_TIER_DEVICE)->peak_tag_bytes[SHL_TAG_ACT];
+    return shl_ledger_get(b->device->ledger, tier)->peak_tag_bytes[SHL_TAG_ACT];
 }
 
 static void
 expect_act(const char *what, const shape *s, const shl_act_spec *spec, size_t got, size_t want)
 {
     if (got != want) {
-        fail_msg("%s of C %lld V %lld I %lld L %lld in %s, recompute %s every %lld: %zu bytes, the "
+        fail_msg("%s of C %lld V %lld I %lld L %lld in %s, recompute %s every %lld, offload %d: "
+                 "%zu bytes, the "
                  "formula says %zu",
                  what, (long long)s->cfg.width, (long long)s->cfg.vocab, (long long)s->cfg.inner,
                  (long long)s->cfg.layers, shl_dtype_name(spec->dtype),
-                 shl_recompute_name(spec->recompute), (long long)spec->recompute_every, got, want);
+                 shl_recompute_name(spec->recompute), (long long)spec->recompute_every,
+                 spec->offload, got, want);
     }
 }
 
@@ -166,12 +171,19 @@ check_ledger(const shape *s, const shl_act_spec *like)
     shl_act_spec spec = spec_of(s, like);
     bench b;
     bench_open(&b, s, &spec);
+    b.batch.run.offload = spec.offload;
     assert_int_equal(shl_model_forward(b.model, &b.batch.run), SHL_OK);
     expect_act("saved", s, &spec, act_now(&b), shl_model_formula_saved_act_bytes(&s->cfg, &spec));
     assert_int_equal(shl_model_backward(b.model, &b.batch.run), SHL_OK);
     assert_int_equal(act_now(&b), 0);
     assert_int_equal(b.batch.tape.n, 0);
-    expect_act("peak", s, &spec, act_peak(&b), shl_model_formula_peak_act_bytes(&s->cfg, &spec));
+    size_t far = shl_model_formula_host_act_bytes(&s->cfg, &spec);
+    expect_act("peak", s, &spec, act_peak(&b, SHL_TIER_DEVICE),
+               shl_model_formula_peak_act_bytes(&s->cfg, &spec));
+    expect_act("host peak", s, &spec, act_peak(&b, SHL_TIER_HOST), far);
+    assert_int_equal(shl_ledger_get(b.device->ledger, SHL_TIER_HOST)->now_bytes, 0);
+    assert_int_equal(b.device->moved_bytes[SHL_MOVE_TO_HOST], far);
+    assert_int_equal(b.device->moved_bytes[SHL_MOVE_TO_DEVICE], far);
     bench_close(&b);
 }
 
@@ -184,7 +196,8 @@ test_model_formula_equals_the_ledger(void **state)
             for (size_t d = 0; d < SHL_ARRAY_LEN(dtypes); d++) {
                 shl_act_spec spec = {.dtype = dtypes[d],
                                      .recompute = ways[w].recompute,
-                                     .recompute_every = ways[w].every};
+                                     .recompute_every = ways[w].every,
+                                     .offload = ways[w].offload};
                 if (ways[w].every <= shapes[i].cfg.layers) {
                     check_ledger(&shapes[i], &spec);
                 }
@@ -246,7 +259,8 @@ test_model_formula_evaluation_saves_nothing(void **state)
         assert_int_equal(shl_model_forward(b.model, &b.batch.run), SHL_OK);
         assert_int_equal(act_now(&b), 0);
         int64_t head = s->cfg.width + s->cfg.vocab, layer = widest_layer(&s->cfg);
-        assert_int_equal(act_peak(&b), row_bytes * (size_t)(layer > head ? layer : head));
+        assert_int_equal(act_peak(&b, SHL_TIER_DEVICE),
+                         row_bytes * (size_t)(layer > head ? layer : head));
 
         shl_buf logits = {0};
         b.batch.run.logits_out = &logits;

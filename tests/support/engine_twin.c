@@ -41,14 +41,15 @@ et_label(const ew_config *c, char *label, size_t bytes)
     snprintf(
         label, bytes,
         "%s%s%s, %s, %s, ranks %d accum %lld clip %g bucket %lld prefetch %d recompute %s %lld "
-        "freeze \"%.60s\" last %lld lora %lld%s dropout %g %g offload %s %s ratio %g group %lld",
+        "freeze \"%.60s\" last %lld lora %lld%s dropout %g %g offload %s %s %s ratio %g group %lld",
         shl_family_name(m->family), m->tied ? "" : " untied", m->qkv_bias ? " with biases" : "",
         policy, shl_strategy_name(c->engine.strategy), c->ranks, (long long)c->engine.accum,
         c->engine.optim.clip, (long long)c->engine.bucket_elems, c->engine.prefetch,
         shl_recompute_name(t->recompute), (long long)t->recompute_every, t->freeze,
         (long long)t->train_last, (long long)t->lora_rank, t->lora_base ? " with base" : "",
         t->dropout, t->attention_dropout, shl_offload_name(o->optimizer),
-        shl_offload_name(o->param), o->ratio, (long long)o->sub_group_elems);
+        shl_offload_name(o->param), shl_offload_name(o->activations), o->ratio,
+        (long long)o->sub_group_elems);
 }
 
 void
@@ -120,6 +121,7 @@ et_size(const ew_config *c, shl_formula_size *out)
     assert_true(model->n_elems == shl_model_formula_params(&c->model));
     assert_int_equal(shl_model_tune(model, &c->tune), SHL_OK);
     shl_formula_size_of(c->engine.strategy, model, c->ranks, out);
+    out->stream = (double)c->model.width;
     assert_true(out->train == (double)shl_model_trainable_elems(model));
     assert_true(out->train + out->frozen == (double)model->n_elems);
     shl_model_free(&model);

@@ -401,6 +401,7 @@ static const struct proof {
     {"zero_optimization.offload_param.device", ZERO("3", ""), "\"none\"", "\"cpu\"", NULL},
     {"zero_optimization.offload_param.pin_memory",
      ZERO("3", ",\"offload_param\":{\"device\":\"cpu\"}"), "false", "true", NULL},
+    {"activation_checkpointing.cpu_checkpointing", "{" MICRO "}", "false", "true", NULL},
     {"fp16.enabled", "{" MICRO "}", "false", "true", NULL},
     {"fp16.loss_scale", FP16(""), "0", "128", NULL},
     {"fp16.initial_scale_power", FP16(""), "16", "8", NULL},
@@ -513,10 +514,12 @@ look(const struct proof *p, const char *value, void (*see)(ew_config *c, seen *s
     char *text = json_dumps(root, 0);
     ew_config_init(&c, SHL_DDP, RANKS);
     c.steps = 2;
+    c.tune.recompute = SHL_RECOMPUTE_FULL;
     shl_ds_facts facts = {.ranks = RANKS,
                           .hidden = c.model.width,
                           .params = shl_model_formula_params(&c.model),
-                          .steps = 100};
+                          .steps = 100,
+                          .recomputes = true};
     shl_code code = shl_ds_config_load(text, 2026, &ds);
     if (code == SHL_OK) {
         code = shl_ds_resolve(&ds, NULL, &facts, &c.engine);

@@ -100,6 +100,31 @@ test_ds_resolve_runs_a_plain_stage_2(void **state)
     assert_true(e.zero.given && e.offload.optimizer == SHL_OFFLOAD_NONE);
 }
 
+/* The block keeps what is recomputed; the run says whether anything is. */
+static void
+test_ds_resolve_keeps_checkpoints_where_the_block_says(void **state)
+{
+    (void)state;
+    static const char *const text =
+        "{\"train_batch_size\": 4, \"activation_checkpointing\": {\"partition_activations\": true, "
+        "\"cpu_checkpointing\": true, \"contiguous_memory_optimization\": true, "
+        "\"number_checkpoints\": 12, \"synchronize_checkpoint_boundary\": true, \"profile\": "
+        "true}}";
+    for (int recomputes = 0; recomputes < 2; recomputes++) {
+        shl_ds_config c;
+        shl_engine_config e;
+        shl_ds_facts facts = facts_of(2);
+        facts.recomputes = recomputes == 1;
+        shl_engine_config_init(&e);
+        expect_ok(shl_ds_config_load(text, 2026, &c));
+        expect_ok(shl_ds_resolve(&c, NULL, &facts, &e));
+        assert_true((e.offload.activations == SHL_OFFLOAD_HOST) == facts.recomputes);
+        const char *note = strstr(shl_str_get(&c.notes), "--recompute full");
+        assert_true((note == NULL) == facts.recomputes);
+        shl_ds_config_fini(&c);
+    }
+}
+
 static void
 test_ds_resolve_knows_the_offload_files(void **state)
 {
@@ -304,6 +329,13 @@ test_ds_resolve_bad_inputs(void **state)
             "DeepSpeed refuses it too");
     REFUSES(STAGE("3", ", \"offload_optimizer\": {\"device\": \"nvme\"}"), 2, "nvme",
             "not in this build");
+    REFUSES("{\"train_batch_size\": 4, \"activation_checkpointing\": "
+            "{\"contiguous_memory_optimization\": true}}",
+            2, "contiguous_memory_optimization needs partition_activations", "refuses it too");
+    REFUSES("{\"train_batch_size\": 4, \"activation_checkpointing\": "
+            "{\"contiguous_memory_optimization\": true, "
+            "\"partition_activations\": true}}",
+            2, "needs number_checkpoints");
     REFUSES(STAGE("2", ", \"offload_optimizer\": {\"ratio\": 0.5}"), 2, "ratio", "stage 3");
     REFUSES(STAGE("2", ", \"stage3_prefetch_bucket_size\": 7"), 2, "stage3_prefetch_bucket_size",
             "this is stage 2");
@@ -451,6 +483,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ds_resolve_runs_a_plain_stage_2),
         cmocka_unit_test(test_ds_resolve_knows_the_offload_files),
+        cmocka_unit_test(test_ds_resolve_keeps_checkpoints_where_the_block_says),
         cmocka_unit_test(test_ds_resolve_batch_triangle),
         cmocka_unit_test(test_ds_resolve_auto_follows_the_trainer),
         cmocka_unit_test(test_ds_resolve_dated_defaults),
