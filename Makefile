@@ -88,7 +88,9 @@ HEADERS     := $(foreach room,$(ROOMS),$(sort $(wildcard $(room)/*.h)))
 KERNEL_SRC  := $(filter kernels/cpu/%_k.c,$(SRC))
 MAIN_SRC    := $(filter bench/main.c,$(SRC))
 LIB_SRC     := $(filter-out $(KERNEL_SRC) $(MAIN_SRC),$(SRC))
-TEST_SRC    := $(sort $(shell find tests -name 'test_*.c' 2>/dev/null))
+# What runs on the emulated object (below) has no other profile.
+TEST_SRC    := $(sort $(shell find tests -name 'test_*.c' $(if \
+  $(filter release,$(PROFILE)),,! -name 'test_*cuda*.c') 2>/dev/null))
 SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
 ALL_C       := $(SRC) $(TEST_SRC) $(SUPPORT_SRC)
 ALL_H       := $(HEADERS) $(sort $(shell find tests -name '*.h' 2>/dev/null))
@@ -216,6 +218,7 @@ $(EMULATED): $(EMULATED_OBJ)
 	$(SAY) LINK $@
 	@mkdir -p $(@D)
 	$(Q)$(CXX) -shared $(EMULATED_OBJ) -o $@ -lpthread
+$(foreach t,$(TESTS),$(if $(findstring cuda,$(notdir $t)),$(eval $t: | $(EMULATED))))
 
 # Installs into a folder of its own and builds the example against that, as a user would.
 $(INSTALL_TEST): tests/engines/api/install.sh $(LIB) $(PROG) $(API_LIB) $(API_SO) $(OUT)/flags
@@ -262,6 +265,7 @@ deps: ## install missing Debian packages, or say which
 # ---- running -----------------------------------------------------------------------------------
 SHL_GOLDEN_DIR ?= tests/golden
 RUN_TESTS = SHL_GOLDEN_DIR='$(SHL_GOLDEN_DIR)' SHL_PROGRAM='$(PROG)' SHL_TEST_OUT='$(OUT)/test-out' \
+  SHL_CUDA_OBJECT='$(CURDIR)/$(EMULATED)' \
   $(FIXED_MAP) bash tests/run.sh
 # TSan's shadow memory does not survive every address randomisation.
 FIXED_MAP := $(if $(filter tsan,$(PROFILE)),$(shell setarch -R true 2>/dev/null && echo setarch -R))

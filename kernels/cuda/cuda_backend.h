@@ -14,6 +14,8 @@
 #define SHL_CUDA_ABI 1u
 #define SHL_CUDA_ENTRY "shl_cuda_backend_entry"
 
+/* The status of a request that the device has no memory for. */
+#define SHL_CUDA_OUT_OF_MEMORY 2
 /* event_query: not yet. Not an error. */
 #define SHL_CUDA_NOT_READY (-1)
 /* A slot that this build of the object, or this device, does not have; error_text says what. */
@@ -97,6 +99,7 @@ typedef struct shl_cuda_backend {
     int (*event_close)(void *event);
     int (*event_record)(void *event, void *stream);
     int (*event_wait)(void *event, void *stream); /* the stream waits */
+    int (*event_sync)(void *event);               /* the host waits */
     int (*event_query)(void *event); /* 0, SHL_CUDA_NOT_READY or an error; any thread */
     int (*event_elapsed_ns)(void *from, void *to, int64_t *ns); /* both timed and passed */
     /* Any direction; bytes of two overlapping ranges are undefined. */

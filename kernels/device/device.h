@@ -248,7 +248,9 @@ shl_code shl_gate_wait(const shl_gate *g, shl_stream *s) SHL_MUST_USE;
 /* Whether its point has passed; blocks nobody. Any thread, but not beside a record. */
 shl_code shl_gate_passed(const shl_gate *g, bool *out) SHL_MUST_USE;
 
-/* The handle that libraries for this device take (cudaStream_t); NULL where there is none. */
+/* The handle that libraries for this device take (cudaStream_t), for ONE piece of work that the caller
+ * queues on it at once: asked for again for each, because the device puts the stream behind what its
+ * memory was used for and counts the work. NULL where there is none, or when that failed. */
 void *shl_stream_native(shl_stream *s);
 
 /* Which hardware d is. */

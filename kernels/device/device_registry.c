@@ -5,19 +5,13 @@
 
 #include "kernels/base/str.h"
 
-typedef struct registry_row {
-    const char *kind;
-    const shl_device_ops *ops; /* NULL: known, but not in this build */
-    const char *missing;       /* what a build without it lacks */
-} registry_row;
-
-static const registry_row rows[] = {
-    {"cpu", &shl_cpu_device_ops, NULL},
-    {"virtual", &shl_virtual_device_ops, NULL},
-    {"cuda", NULL, "this build has no CUDA backend"},
+static const shl_device_ops *const rows[] = {
+    &shl_cpu_device_ops,
+    &shl_virtual_device_ops,
+    &shl_cuda_device_ops,
 };
 
-static const char *const kinds[] = {"cpu", "virtual", NULL};
+static const char *const kinds[] = {"cpu", "virtual", "cuda", NULL};
 
 const char *const *
 shl_device_kinds(void)
@@ -30,16 +24,10 @@ shl_device_registry_find(const char *kind, const shl_device_ops **out)
 {
     *out = NULL;
     for (size_t i = 0; i < SHL_ARRAY_LEN(rows); i++) {
-        if (kind == NULL || strcmp(kind, rows[i].kind) != 0) {
-            continue;
-        }
-        if (rows[i].ops != NULL) {
-            *out = rows[i].ops;
+        if (kind != NULL && strcmp(kind, rows[i]->kind) == 0) {
+            *out = rows[i];
             return SHL_OK;
         }
-        SHL_RAISE(SHL_E_USAGE, "device '%s' is not available", kind);
-        shl_err_because("%s", rows[i].missing);
-        return shl_err_advice("device cpu, or device virtual standing for %s", kind);
     }
     const char *near = kind == NULL ? NULL : shl_nearest(kind, kinds, SHL_ARRAY_LEN(kinds) - 1);
     SHL_RAISE(SHL_E_USAGE, "unknown device '%s'", kind == NULL ? "" : kind);

@@ -390,9 +390,10 @@ test_device_open_refuses_with_reasons(void **state)
     assert_null(d);
     assert_string_equal(shl_err_get()->what, "unknown device 'cpuu'");
     assert_string_equal(shl_err_get()->advice, "device cpu");
+    setenv("SHL_CUDA_OBJECT", "/nowhere/libshardlab-cuda.so", 1);
     cfg.kind = "cuda";
     assert_int_equal(shl_device_open(&cfg, &d), SHL_E_USAGE);
-    assert_non_null(strstr(shl_err_get()->because, "this build has no CUDA backend"));
+    assert_non_null(strstr(shl_err_get()->because, "not at: /nowhere/libshardlab-cuda.so"));
     cfg.kind = "cpu";
     cfg.threads = 0;
     assert_int_equal(shl_device_open(&cfg, &d), SHL_E_USAGE);
@@ -418,7 +419,7 @@ test_device_survives_a_full_heap(void **state)
 {
     int64_t blocks = shl_heap_live_blocks();
     SHL_UNUSED(state);
-    for (int k = 0; shl_device_kinds()[k] != NULL; k++) {
+    for (int k = 0; k < 2; k++) { /* cuda has its own test */
         int64_t n = 0;
         shl_code code = SHL_E_HEAP;
         while (code != SHL_OK) {

@@ -11,6 +11,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <tuple>
+#include <type_traits>
 
 #define __global__
 #define __device__
@@ -77,6 +79,15 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
 // Queues it (arguments by value).
 void launch_on(void *stream, dim3 grid, dim3 block, size_t shared_bytes,
                std::function<void()> kernel);
+// Arguments are evaluated and kept by value at the launch, as a GPU does.
+template <typename... P, typename... A>
+inline void
+launch_with(void (*kernel)(P...), void *stream, dim3 grid, dim3 block, size_t shared_bytes,
+            A... args)
+{
+    std::tuple<typename std::decay<P>::type...> held(args...);
+    launch_on(stream, grid, block, shared_bytes, [=]() { std::apply(kernel, held); });
+}
 void *dynamic_shared();
 void block_barrier();
 void warp_barrier();
@@ -92,7 +103,7 @@ const lane_words *warp_exchange(const lane_words &mine);
 #define warpSize 32
 
 #define SHL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                 \
-    emulate::launch_on((stream), (grid), (block), (shared_bytes), [=]() { kernel(__VA_ARGS__); })
+    emulate::launch_with(kernel, (stream), (grid), (block), (shared_bytes), __VA_ARGS__)
 #define SHL_DYNAMIC_SHARED(type, name) type *name = static_cast<type *>(emulate::dynamic_shared())
 
 static inline void __syncthreads() { emulate::block_barrier(); }

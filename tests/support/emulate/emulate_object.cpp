@@ -384,6 +384,7 @@ shl_cuda_backend_entry(uint32_t abi)
     table.event_close = event_close;
     table.event_record = event_record;
     table.event_wait = event_wait;
+    table.event_sync = event_query;
     table.event_query = event_query;
     table.event_elapsed_ns = event_elapsed_ns;
     table.copy = copy;

@@ -1,0 +1,286 @@
+/* kernels/cuda: memory: one growing arena for each of plain device memory, memory that peers reach, and
+ * host memory. Nothing here waits for the device but the end. */
+#include "kernels/base/heap.h"
+#include "kernels/cuda/cuda_impl.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define HOST_RANGE_BYTES ((size_t)256 << 30) /* addresses, not memory */
+#define MIN_RANGE_BYTES ((size_t)64 << 20)
+
+/* What the driver says to a request that it refused. */
+static shl_code
+refused(const cuda_impl *c, int status, size_t bytes)
+{
+    size_t left = 0, total = 0;
+    if (status != SHL_CUDA_OUT_OF_MEMORY) {
+        return shl_cuda_check(c->table, status, "device memory cannot be mapped");
+    }
+    SHL_RAISE(SHL_E_OOM, "the device has no %zu bytes more", bytes);
+    if (c->table->memory(&left, &total) != 0) {
+        return shl_err_because("%s", c->table->error_text(status));
+    }
+    return shl_err_because("the driver has %zu of %zu bytes free", left, total);
+}
+
+static shl_code
+grow_device(void *ctx, void *base, size_t old_bytes, size_t new_bytes)
+{
+    cuda_range *r = ctx;
+    const cuda_impl *c = cuda_of(r->device);
+    int status = c->table->map(c->index, base, old_bytes, new_bytes);
+    if (status != 0) {
+        return refused(c, status, new_bytes - old_bytes);
+    }
+    r->mapped_bytes = new_bytes;
+    return SHL_OK;
+}
+
+static shl_code
+grow_host(void *ctx, void *base, size_t old_bytes, size_t new_bytes)
+{
+    cuda_range *r = ctx;
+    if (mprotect((char *)base + old_bytes, new_bytes - old_bytes, PROT_READ | PROT_WRITE) != 0) {
+        int err = errno;
+        SHL_RAISE(err == ENOMEM ? SHL_E_OOM : SHL_E_SYSTEM, "the system has no more");
+        return shl_err_because("mprotect: %s", strerror(err));
+    }
+    r->mapped_bytes = new_bytes;
+    return SHL_OK;
+}
+
+/* All of the device's memory as addresses, in whole steps. */
+static shl_code
+open_device_range(shl_device *d, cuda_range *r)
+{
+    const cuda_impl *c = cuda_of(d);
+    size_t granule = 0, bytes = c->info.total_bytes / SHL_CUDA_STEP_BYTES * SHL_CUDA_STEP_BYTES;
+    r->device = d;
+    SHL_TRY(shl_cuda_check(c->table, c->table->reserve(c->index, bytes, &r->base, &granule),
+                           "no address range for device memory"));
+    r->range_bytes = bytes;
+    if (granule == 0 || SHL_CUDA_STEP_BYTES % granule != 0) {
+        SHL_RAISE(SHL_E_SYSTEM, "device memory comes in pieces of %zu bytes", granule);
+        return shl_err_because("the arena grows by %zu", SHL_CUDA_STEP_BYTES);
+    }
+    return shl_arena_open(r->base, bytes, SHL_CUDA_ALIGN_BYTES, SHL_CUDA_STEP_BYTES, grow_device, r,
+                          &r->arena);
+}
+
+static shl_code
+open_host_range(shl_device *d, cuda_range *r)
+{
+    size_t bytes = HOST_RANGE_BYTES;
+    void *base = MAP_FAILED;
+    r->device = d;
+    while (base == MAP_FAILED && bytes >= MIN_RANGE_BYTES) {
+        base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        bytes = base == MAP_FAILED ? bytes / 2 : bytes;
+    }
+    if (base == MAP_FAILED) {
+        int err = errno;
+        SHL_RAISE(SHL_E_SYSTEM, "cannot reserve an address range of %zu bytes", MIN_RANGE_BYTES);
+        return shl_err_because("mmap: %s", strerror(err));
+    }
+    r->base = base;
+    r->range_bytes = bytes;
+    return shl_arena_open(base, bytes, SHL_PIN_PAGE_BYTES, SHL_CUDA_STEP_BYTES, grow_host, r,
+                          &r->arena);
+}
+
+/* The workspace of libraries, staging of uploads and the words of faults: fixed sizes, beside the
+ * ledger. */
+static shl_code
+open_fixed(cuda_impl *c)
+{
+    size_t granule = 0;
+    void *words = NULL;
+    SHL_TRY(shl_cuda_check(c->table,
+                           c->table->reserve(c->index, SHL_CUDA_POOL_BYTES, &c->pool, &granule),
+                           "no address range for library workspace"));
+    c->pool_range_bytes = SHL_CUDA_POOL_BYTES;
+    int status = c->table->map(c->index, c->pool, 0, SHL_CUDA_POOL_BYTES);
+    if (status != 0) {
+        return refused(c, status, SHL_CUDA_POOL_BYTES);
+    }
+    c->pool_bytes = SHL_CUDA_POOL_BYTES;
+    for (int i = 0; i < CUDA_SLOTS; i++) {
+        void *slot = NULL;
+        SHL_TRY(shl_cuda_check(c->table, c->table->host_take(CUDA_SLOT_BYTES, &slot),
+                               "no page-locked memory for uploads"));
+        c->slots[i] = slot;
+    }
+    SHL_TRY(shl_cuda_check(c->table,
+                           c->table->host_take(SHL_CUDA_FAULT_COUNT * sizeof(*c->faults), &words),
+                           "no memory for the words of faults"));
+    c->faults = words;
+    memset(c->faults, 0, SHL_CUDA_FAULT_COUNT * sizeof(*c->faults));
+    return SHL_OK;
+}
+
+static void
+unlock_all(cuda_impl *c)
+{
+    const cuda_range *host = &c->ranges[CUDA_HOST];
+    for (size_t i = 0; c->locked != NULL && i < host->range_bytes / SHL_CUDA_STEP_BYTES; i++) {
+        if (c->locked[i] == LOCK_BEGINS) {
+            (void)c->table->host_unlock((char *)host->base + i * SHL_CUDA_STEP_BYTES);
+        }
+    }
+    shl_heap_free(&c->locked);
+}
+
+void
+shl_cuda_memory_close(shl_device *d)
+{
+    cuda_impl *c = cuda_of(d);
+    unlock_all(c);
+    for (int i = 0; i < CUDA_PLACE_COUNT; i++) {
+        cuda_range *r = &c->ranges[i];
+        shl_arena_close(&r->arena);
+        shl_cuda_pending_fini(&r->pending);
+        if (r->base != NULL && i == CUDA_HOST) {
+            munmap(r->base, r->range_bytes);
+        } else if (r->base != NULL) {
+            (void)c->table->unreserve(r->base, r->range_bytes, r->mapped_bytes);
+        }
+    }
+    if (c->pool != NULL) {
+        (void)c->table->unreserve(c->pool, c->pool_range_bytes, c->pool_bytes);
+    }
+    for (int i = 0; i < CUDA_SLOTS; i++) {
+        if (c->slots[i] != NULL) {
+            (void)c->table->host_give(c->slots[i]);
+        }
+    }
+    if (c->faults != NULL) {
+        (void)c->table->host_give(c->faults);
+    }
+}
+
+shl_code
+shl_cuda_memory_open(shl_device *d)
+{
+    cuda_impl *c = cuda_of(d);
+    SHL_TRY(open_device_range(d, &c->ranges[CUDA_PLAIN]));
+    SHL_TRY(open_device_range(d, &c->ranges[CUDA_COMM]));
+    SHL_TRY(open_host_range(d, &c->ranges[CUDA_HOST]));
+    return open_fixed(c);
+}
+
+static cuda_range *
+range_of(const shl_device *d, shl_tier tier, bool comm)
+{
+    cuda_impl *c = cuda_of(d);
+    return &c->ranges[tier == SHL_TIER_HOST ? CUDA_HOST : comm ? CUDA_COMM : CUDA_PLAIN];
+}
+
+shl_code
+shl_cuda_mem_take(shl_device *d, size_t bytes, shl_tier tier, bool comm, void **out)
+{
+    cuda_impl *c = cuda_of(d);
+    cuda_range *r = range_of(d, tier, comm);
+    *out = NULL;
+    if (tier == SHL_TIER_NVME) {
+        SHL_RAISE(SHL_E_USAGE, "the cuda device has no nvme tier");
+        return shl_err_because("offload to nvme is not in this build");
+    }
+    SHL_TRY(shl_cuda_pending_room(&r->pending));
+    SHL_TRY(shl_arena_take(r->arena, bytes, out));
+    size_t begin = (size_t)((char *)*out - (char *)r->base);
+    shl_cuda_pending_take(&r->pending, begin, begin + bytes, c->need);
+    return SHL_OK;
+}
+
+static void
+give(shl_device *d, void *data, size_t bytes, cuda_range *r,
+     const uint64_t seq[SHL_STREAM_KIND_COUNT])
+{
+    const cuda_impl *c = cuda_of(d);
+    size_t begin = (size_t)((char *)data - (char *)r->base);
+    bool busy = false;
+    for (int k = 0; k < SHL_STREAM_KIND_COUNT; k++) {
+        busy = busy || seq[k] > c->streams[k].passed;
+    }
+    shl_arena_give(r->arena, data, bytes);
+    if (busy) {
+        shl_cuda_pending_add(&r->pending, begin, begin + bytes, seq);
+    } else {
+        r->pending.live--;
+    }
+}
+
+/* Nothing uses it any more in the order of the compute stream. */
+void
+shl_cuda_mem_give(shl_device *d, void *data, size_t bytes, shl_tier tier, bool comm)
+{
+    uint64_t seq[SHL_STREAM_KIND_COUNT] = {0};
+    seq[SHL_STREAM_COMPUTE] = cuda_of(d)->streams[SHL_STREAM_COMPUTE].queued;
+    give(d, data, bytes, range_of(d, tier, comm), seq);
+}
+
+shl_code
+shl_cuda_mem_give_after(shl_device *d, void *data, size_t bytes, shl_tier tier, bool comm,
+                        shl_event last_use)
+{
+    uint64_t seq[SHL_STREAM_KIND_COUNT] = {0};
+    seq[last_use.stream->kind] = last_use.seq;
+    give(d, data, bytes, range_of(d, tier, comm), seq);
+    return SHL_OK;
+}
+
+size_t
+shl_cuda_reserved_bytes(const shl_device *d, shl_tier tier)
+{
+    const cuda_impl *c = d->impl;
+    if (tier == SHL_TIER_HOST) {
+        return shl_arena_reserved_bytes(c->ranges[CUDA_HOST].arena);
+    }
+    return tier == SHL_TIER_NVME ? 0
+                                 : shl_arena_reserved_bytes(c->ranges[CUDA_PLAIN].arena) +
+                                       shl_arena_reserved_bytes(c->ranges[CUDA_COMM].arena);
+}
+
+bool
+shl_cuda_is_host(const shl_device *d, const void *data)
+{
+    const cuda_impl *c = d->impl;
+    return shl_arena_owns(c->ranges[CUDA_HOST].arena, data);
+}
+
+/* Pages are locked in whole steps and stay so until the device is closed: locking is slow, and a copy
+ * may still be reading what the host has given back. */
+shl_code
+shl_cuda_pin(shl_device *d, void *data, size_t bytes)
+{
+    cuda_impl *c = cuda_of(d);
+    cuda_range *host = &c->ranges[CUDA_HOST];
+    size_t first = (size_t)((char *)data - (char *)host->base) / SHL_CUDA_STEP_BYTES;
+    size_t end = ((size_t)((char *)data - (char *)host->base) + bytes + SHL_CUDA_STEP_BYTES - 1) /
+                 SHL_CUDA_STEP_BYTES;
+    if (c->locked == NULL) {
+        SHL_TRY(shl_heap_alloc(host->range_bytes / SHL_CUDA_STEP_BYTES, 1, &c->locked));
+    }
+    for (size_t i = first; i < end;) {
+        size_t n = 0;
+        while (i + n < end && c->locked[i + n] == LOCK_NONE) {
+            n++;
+        }
+        int status = n == 0 ? 0
+                            : c->table->host_lock((char *)host->base + i * SHL_CUDA_STEP_BYTES,
+                                                  n * SHL_CUDA_STEP_BYTES);
+        if (status != 0) {
+            SHL_RAISE(SHL_E_OOM, "the driver does not lock %zu bytes of host memory",
+                      n * SHL_CUDA_STEP_BYTES);
+            shl_err_because("%s", c->table->error_text(status));
+            return shl_err_advice("a larger limit (ulimit -l), or memory that is not pinned");
+        }
+        for (size_t k = 0; k < n; k++) {
+            c->locked[i + k] = k == 0 ? LOCK_BEGINS : LOCK_GOES_ON;
+        }
+        i += n > 0 ? n : 1;
+    }
+    return SHL_OK;
+}
