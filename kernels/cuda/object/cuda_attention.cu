@@ -114,7 +114,7 @@ finish(const attention &a, const attention_head &head, int i0, int x, const stat
  * owns 8 rows, so that a pair of fp32 tiles in shared memory feeds 32 products per 12 loads. */
 template <int DP>
 static __global__ void
-__launch_bounds__(THREADS) forward_kernel(attention a)
+__launch_bounds__(THREADS, DP > 128 ? 1 : 2) forward_kernel(attention a)
 {
     SHL_DYNAMIC_SHARED(float, shared);
     float *q = shared, *k = q + QUERIES * (DP + 4), *v = k + tile<DP>::KEYS * (DP + 4);
@@ -180,6 +180,9 @@ shl_cuda_attention_forward(const shl_cuda_launch *l, const void *args, void *wor
     SHL_UNUSED(work);
     if (a->head_dim > ATTENTION_MAX_DIM) {
         return SHL_CUDA_UNSUPPORTED;
+    }
+    if (attention_on_tensor_cores(a)) {
+        return shl_cuda_attention_half_forward(l, a);
     }
     ATTENTION_FOR_WIDTH(a->head_dim, DP, return forward<DP>(l, a));
 }

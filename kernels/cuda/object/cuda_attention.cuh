@@ -8,7 +8,9 @@
 
 #ifdef SHL_EMULATED
 #define SHL_UNROLL_FEW
+#define SHL_OUT_OF_LINE
 #else
+#define SHL_OUT_OF_LINE __noinline__
 #define SHL_UNROLL_FEW _Pragma("unroll 4")
 #endif
 
@@ -260,7 +262,10 @@ attention_from(const shl_attention_args *a, void *work, int vector)
                 attention_aligned(a->k, a->kv_stride, elem, vector) &&
                 attention_aligned(a->v, a->kv_stride, elem, vector) &&
                 attention_aligned(a->y, o.y_stride, elem, vector) &&
-                attention_aligned(a->dy, o.y_stride, elem, vector);
+                attention_aligned(a->dy, o.y_stride, elem, vector) &&
+                attention_aligned(a->dq, a->q_stride, elem, vector) &&
+                attention_aligned(a->dk, a->kv_stride, elem, vector) &&
+                attention_aligned(a->dv, a->kv_stride, elem, vector);
     o.dtype = a->dtype;
     o.seed = a->dropout_seed;
     o.stream = a->dropout_stream;
@@ -300,7 +305,14 @@ attention_grid(const shl_attention_args *a, int64_t heads, int rows)
 static inline bool
 attention_on_tensor_cores(const shl_attention_args *a)
 {
-    return a->dtype == SHL_BF16 && a->head_dim % 8 == 0;
+    return a->dtype == SHL_BF16 && a->head_dim % 8 == 0 && a->scale > 0.0f;
 }
+
+/* cuda_attention_half.cu, cuda_attention_half_back.cu: what such shapes take. */
+int shl_cuda_attention_half_forward(const shl_cuda_launch *l, const shl_attention_args *a);
+int shl_cuda_attention_half_backward(const shl_cuda_launch *l, const shl_attention_args *a,
+                                     void *work);
+/* cuda_attention_back.cu: delta [B, NH, T], the first part of every backward. */
+int shl_cuda_attention_delta(const shl_cuda_launch *l, const shl_attention_args *a, void *work);
 
 #endif

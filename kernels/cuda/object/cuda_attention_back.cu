@@ -189,12 +189,20 @@ __launch_bounds__(THREADS, DP > 64 ? 1 : 2) backward_kernel(attention a)
     }
 }
 
+int
+shl_cuda_attention_delta(const shl_cuda_launch *l, const shl_attention_args *a, void *work)
+{
+    int64_t rows = a->batch * a->seq * a->heads, warps = THREADS / SHL_WARP;
+    SHL_LAUNCH(delta_kernel, static_cast<unsigned>((rows + warps - 1) / warps), THREADS, 0,
+               l->stream, attention_from(a, work, 4), rows);
+    return launch_status();
+}
+
 template <int DP>
 static int
 backward(const shl_cuda_launch *l, const shl_attention_args *a, void *work)
 {
     attention args = attention_from(a, work, 4);
-    int64_t rows = a->batch * a->seq * a->heads, warps = THREADS / SHL_WARP;
     int status = attention_allow(backward_kernel<DP, true>, tile<DP>::BYTES);
     if (status == 0) {
         status = attention_allow(backward_kernel<DP, false>, tile<DP>::BYTES);
@@ -202,8 +210,6 @@ backward(const shl_cuda_launch *l, const shl_attention_args *a, void *work)
     if (status != 0) {
         return status;
     }
-    SHL_LAUNCH(delta_kernel, static_cast<unsigned>((rows + warps - 1) / warps), THREADS, 0,
-               l->stream, args, rows);
     SHL_LAUNCH((backward_kernel<DP, true>), attention_grid(a, a->kv_heads, tile<DP>::OWN), THREADS,
                tile<DP>::BYTES, l->stream, args);
     SHL_LAUNCH((backward_kernel<DP, false>), attention_grid(a, a->heads, tile<DP>::OWN), THREADS,
@@ -217,6 +223,13 @@ shl_cuda_attention_backward(const shl_cuda_launch *l, const void *args, void *wo
     const shl_attention_args *a = static_cast<const shl_attention_args *>(args);
     if (a->head_dim > ATTENTION_MAX_DIM) {
         return SHL_CUDA_UNSUPPORTED;
+    }
+    int status = shl_cuda_attention_delta(l, a, work);
+    if (status != 0) {
+        return status;
+    }
+    if (attention_on_tensor_cores(a)) {
+        return shl_cuda_attention_half_backward(l, a, work);
     }
     ATTENTION_FOR_WIDTH(a->head_dim, DP, return backward<DP>(l, a, work));
 }
