@@ -163,6 +163,7 @@ template <int DP>
 static int
 forward(const shl_cuda_launch *l, const shl_attention_args *a)
 {
+    static_assert(tile<DP>::BYTES <= ATTENTION_SHARED_BYTES, "a block has no more");
     attention args = attention_from(a, nullptr, 4);
     int status = attention_allow(forward_kernel<DP>, tile<DP>::BYTES);
     if (status != 0) {

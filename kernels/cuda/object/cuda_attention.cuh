@@ -8,15 +8,18 @@
 
 #ifdef SHL_EMULATED
 #define SHL_UNROLL_FEW
+#define SHL_UNROLL_STEPS
 #define SHL_OUT_OF_LINE
 #else
 #define SHL_OUT_OF_LINE __noinline__
 #define SHL_UNROLL_FEW _Pragma("unroll 4")
+#define SHL_UNROLL_STEPS _Pragma("unroll STEPS") /* a constant of that name */
 #endif
 
 #define ATTENTION_LOG2E 1.4426950408889634f
 #define ATTENTION_LN2 0.6931471805599453f
 #define ATTENTION_MAX_DIM 256
+#define ATTENTION_SHARED_BYTES (163u << 10) /* that a block of sm_80 may have; sm_90 has 227 KiB */
 
 /* shl_attention_args in what a kernel wants. */
 struct attention {

@@ -202,6 +202,7 @@ template <int DP>
 static int
 backward(const shl_cuda_launch *l, const shl_attention_args *a, void *work)
 {
+    static_assert(tile<DP>::BYTES <= ATTENTION_SHARED_BYTES, "a block has no more");
     attention args = attention_from(a, work, 4);
     int status = attention_allow(backward_kernel<DP, true>, tile<DP>::BYTES);
     if (status == 0) {

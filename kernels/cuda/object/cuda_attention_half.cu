@@ -178,7 +178,7 @@ __launch_bounds__(HALF_THREADS) half_forward_kernel(attention a)
         }
         float s[t::MT][t::KEYS / 8][4];
         int i = row0 + lane / 4, j = j0 + lane % 4 * 2;
-        half_scores<DP, t::MT, t::KEYS>(own, keys, lane, s);
+        half_scores<DP, t::MT, t::KEYS, DP / 16>(own, keys, lane, s);
         if (j0 + t::KEYS - 1 > row0) {
             mask<DP>(s, i, j);
         }
@@ -195,6 +195,7 @@ template <int DP, bool DROP>
 static int
 half_forward(const shl_cuda_launch *l, const shl_attention_args *a)
 {
+    static_assert(tile<DP>::BYTES <= ATTENTION_SHARED_BYTES, "a block has no more");
     attention args = attention_from(a, nullptr, 8);
     int status = attention_allow(half_forward_kernel<DP, DROP>, tile<DP>::BYTES);
     if (status != 0) {

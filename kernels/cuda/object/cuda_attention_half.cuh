@@ -66,8 +66,9 @@ half_b_row(const bf16 *tile, int lane)
     return tile + (lane / 16 * 8 + lane % 8) * HALF_PITCH(DP) + lane / 8 % 2 * 8;
 }
 
-/* s[16 MT rows][COLUMNS] = x y^T: rows of x at the warp's own, rows of y are the columns. */
-template <int DP, int MT, int COLUMNS>
+/* s[16 MT rows][COLUMNS] = x y^T: rows of x at the warp's own, rows of y are the columns. STEPS of 16
+ * elements are laid out at once: the fragments of all of them at a time cost registers. */
+template <int DP, int MT, int COLUMNS, int STEPS>
 static __device__ __forceinline__ void
 half_scores(const bf16 *x, const bf16 *y, int lane, float s[MT][COLUMNS / 8][4])
 {
@@ -75,7 +76,7 @@ half_scores(const bf16 *x, const bf16 *y, int lane, float s[MT][COLUMNS / 8][4])
     for (int i = 0; i < MT * COLUMNS / 8 * 4; i++) {
         s[i / (COLUMNS / 2)][i / 4 % (COLUMNS / 8)][i % 4] = 0.0f;
     }
-    SHL_UNROLL
+    SHL_UNROLL_STEPS
     for (int d = 0; d < DP; d += 16) {
         uint32_t own[MT][4];
         SHL_UNROLL
