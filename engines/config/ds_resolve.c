@@ -12,6 +12,8 @@
 
 #define Z "zero_optimization."
 #define HOST "cpu"
+#define BF16_MASTERS "bf16.bf16_master_weights_and_grads"
+#define FP16_MASTERS "fp16.fp16_master_weights_and_grads"
 
 /* Whether json is one of the texts, separated by blanks. */
 static bool
@@ -190,30 +192,43 @@ check_scheduler(const shl_ds_config *c)
     return SHL_OK;
 }
 
+/* 16-bit masters, of the model's own dtype. Beside fp32 moments they are ZeRO-Offload's alone. */
+static shl_code
+check_masters(const shl_ds_config *c, int64_t stage, const char *key, bool of_model, bool moments)
+{
+    bool away = strcmp(shl_ds_text(c, Z "offload_optimizer.device"), HOST) == 0;
+    if (!shl_ds_bool(c, key)) {
+        return SHL_OK;
+    }
+    if (stage == 0 || !of_model) {
+        shl_ds_raise(c, key, "needs a model in that dtype, and stage 1, 2 or 3");
+        return shl_err_because("stage %lld, %.4s %s", (long long)stage, key,
+                               of_model ? "on" : "off");
+    }
+    if (!moments && !away) {
+        shl_ds_raise(c, key, "needs offload_optimizer");
+        shl_err_because("DeepSpeed has 16-bit masters beside fp32 moments in CPU memory only");
+        return shl_err_advice("\"offload_optimizer\": {\"device\": \"" HOST "\"}%s",
+                              strncmp(key, "bf16", 4) == 0 ? ", or bf16_optimizer_states" : "");
+    }
+    return SHL_OK;
+}
+
 static shl_code
 check_precision(const shl_ds_config *c, int64_t stage)
 {
-    bool masters = shl_ds_bool(c, "bf16.bf16_master_weights_and_grads");
+    bool fp16 = shl_ds_bool(c, "fp16.enabled"), bf16 = shl_ds_bool(c, "bf16.enabled");
     bool moments = shl_ds_bool(c, "bf16.bf16_optimizer_states");
-    if (shl_ds_bool(c, "fp16.enabled") && shl_ds_bool(c, "bf16.enabled")) {
+    if (fp16 && bf16) {
         SHL_RAISE(SHL_E_CONFIG, "%s: fp16 and bf16 are both enabled", c->name);
         return shl_err_because("a model computes in one of them; DeepSpeed refuses both as well");
     }
-    if (moments && !masters) {
+    if (moments && !shl_ds_bool(c, BF16_MASTERS)) {
         shl_ds_raise(c, "bf16.bf16_optimizer_states", "needs bf16_master_weights_and_grads");
         return shl_err_because("DeepSpeed has bf16 moments over bf16 masters only");
     }
-    if (masters && !moments) {
-        shl_ds_raise(c, "bf16.bf16_master_weights_and_grads", "needs bf16_optimizer_states");
-        return shl_err_because("16-bit masters beside fp32 moments are offload's alone in "
-                               "DeepSpeed, and not in this build");
-    }
-    if (masters && (stage == 0 || !shl_ds_bool(c, "bf16.enabled"))) {
-        shl_ds_raise(c, "bf16.bf16_master_weights_and_grads", "needs bf16 and stage 1, 2 or 3");
-        return shl_err_because("stage %lld, bf16 %s", (long long)stage,
-                               shl_ds_bool(c, "bf16.enabled") ? "on" : "off");
-    }
-    return SHL_OK;
+    SHL_TRY(check_masters(c, stage, BF16_MASTERS, bf16, moments));
+    return check_masters(c, stage, FP16_MASTERS, fp16, false);
 }
 
 shl_code
@@ -266,8 +281,8 @@ resolve_dtypes(const shl_ds_config *c, shl_engine_config *e)
         e->grad_dtype = dtype_or(c, accum, e->reduce_dtype);
         e->reduce_dtype = dtype_or(c, reduce, e->grad_dtype);
     }
-    if (shl_ds_bool(c, "bf16.bf16_master_weights_and_grads")) {
-        e->master_dtype = e->grad_dtype = e->reduce_dtype = SHL_BF16;
+    if (shl_ds_bool(c, BF16_MASTERS) || shl_ds_bool(c, FP16_MASTERS)) {
+        e->master_dtype = e->grad_dtype = e->reduce_dtype = compute;
         e->moment_dtype = shl_ds_bool(c, "bf16.bf16_optimizer_states") ? SHL_BF16 : SHL_F32;
     }
     e->check_overflow = compute == SHL_BF16 && shl_ds_bool(c, "bf16.check_grad_overflow");

@@ -92,6 +92,16 @@ check_emit(const shl_engine_config *e)
         SHL_RAISE(SHL_E_USAGE, "DeepSpeed has no key for when gradients are reduced");
         return shl_err_because("stages 0 and 1 reduce at the boundary, 2 and 3 at each micro-step");
     }
+    bool masters = e->master_dtype != SHL_F32 && e->compute_dtype != SHL_F32;
+    bool low_moments = e->moment_dtype != SHL_F32;
+    if ((masters && (e->grad_dtype != e->master_dtype || e->reduce_dtype != e->master_dtype ||
+                     (!low_moments && e->offload.optimizer == SHL_OFFLOAD_NONE))) ||
+        (low_moments && e->master_dtype != SHL_BF16)) {
+        SHL_RAISE(SHL_E_USAGE, "DeepSpeed has no key for this policy of dtypes");
+        shl_err_because("its 16-bit masters come with 16-bit gradients, and with bf16 moments "
+                        "unless the optimizer is offloaded; its bf16 moments with bf16 masters");
+        return shl_err_advice("--master-dtype fp32 --moment-dtype fp32");
+    }
     bool foreign = e->optim.schedule == SHL_SCHEDULE_NAMED
                        ? e->optim.named.kind > SHL_DS_WARMUP_COSINE_LR
                        : e->optim.schedule != SHL_SCHEDULE_CONSTANT || e->optim.warmup_steps > 0;
@@ -128,16 +138,19 @@ schedule_json(const shl_ds_schedule *s)
 }
 
 static json_t *
-fp16_json(const shl_scale_config *s)
+fp16_json(const shl_engine_config *e)
 {
+    const shl_scale_config *s = &e->scale;
+    int masters = e->master_dtype == SHL_F16;
     if (s->kind == SHL_SCALE_STATIC) {
-        return json_pack("{sb sf}", "enabled", 1, "loss_scale", s->scale);
+        return json_pack("{sb sf sb}", "enabled", 1, "loss_scale", s->scale,
+                         "fp16_master_weights_and_grads", masters);
     }
-    return json_pack("{sb sf sI sI sI sb sI}", "enabled", 1, "loss_scale", 0.0,
-                     "initial_scale_power", (json_int_t)log2(s->scale), "loss_scale_window",
-                     (json_int_t)s->window, "hysteresis", (json_int_t)s->hysteresis,
-                     "consecutive_hysteresis", s->consecutive_hysteresis ? 1 : 0, "min_loss_scale",
-                     (json_int_t)s->min_scale);
+    return json_pack("{sb sb sf sI sI sI sb sI}", "enabled", 1, "fp16_master_weights_and_grads",
+                     masters, "loss_scale", 0.0, "initial_scale_power", (json_int_t)log2(s->scale),
+                     "loss_scale_window", (json_int_t)s->window, "hysteresis",
+                     (json_int_t)s->hysteresis, "consecutive_hysteresis",
+                     s->consecutive_hysteresis ? 1 : 0, "min_loss_scale", (json_int_t)s->min_scale);
 }
 
 static json_t *
@@ -259,7 +272,7 @@ emit_json(const shl_engine_config *e, int ranks)
     if (e->compute_dtype == SHL_BF16) {
         json_object_set_new(all, "bf16", bf16_json(e));
     } else if (e->compute_dtype == SHL_F16) {
-        json_object_set_new(all, "fp16", fp16_json(&e->scale));
+        json_object_set_new(all, "fp16", fp16_json(e));
     }
     if (e->compute_dtype != SHL_F32) {
         json_object_set_new(all, "communication_data_type",
@@ -268,6 +281,10 @@ emit_json(const shl_engine_config *e, int ranks)
                             json_pack("{ss}", "grad_accum_dtype", shl_dtype_name(e->grad_dtype)));
     }
     put_scaling(all, e);
+    if (e->offload.activations != SHL_OFFLOAD_NONE) {
+        json_object_set_new(all, "activation_checkpointing",
+                            json_pack("{sb}", "cpu_checkpointing", 1));
+    }
     if (o->schedule == SHL_SCHEDULE_NAMED) {
         json_object_set_new(all, "scheduler", schedule_json(&o->named));
     }

@@ -37,8 +37,11 @@ set_policy(ew_config *c, int policy)
     if (policy > 0) {
         shl_dtype_policy_set(&c->engine, SHL_BF16);
     }
-    if (policy == 2) {
+    if (policy >= 2) {
         c->engine.grad_dtype = c->engine.reduce_dtype = SHL_BF16;
+    }
+    if (policy == 3) {
+        c->engine.master_dtype = SHL_BF16;
     }
 }
 
@@ -92,13 +95,16 @@ test_engine_offload_keeps_every_bit(void **state)
     (void)state;
     for (size_t s = 0; s < SHL_ARRAY_LEN(stages); ++s) {
         for (int ranks = 1; ranks <= 3; ++ranks) {
-            for (int policy = 0; policy < 3; ++policy) {
+            for (int policy = 0; policy < 4; ++policy) {
                 ew_config c;
                 ew_config_init(&c, stages[s], ranks);
                 c.model.layers = 2;
                 c.steps = 2;
                 c.engine.accum = policy == 1 ? 3 : 1;
                 c.engine.optim.clip = ranks == 2 ? 0.5 : 0.0;
+                if (ranks != 2 && (policy == 3 || stages[s] == SHL_FSDP_GRAD_OP)) {
+                    continue;
+                }
                 if (is_fsdp(stages[s]) && policy == 1) {
                     c.engine.reduce_every = SHL_REDUCE_BOUNDARY;
                 }
@@ -186,7 +192,7 @@ test_engine_offload_virtual_equals_cpu(void **state)
         ew_config_init(&c, s, 1 + (int)(w % 3));
         offload(&c, optimizer, param, ratios[w / 9 % 3], v % 2 == 0 ? 777 : 100000);
         c.engine.offload.pin = param || optimizer;
-        set_policy(&c, (int)(w / 27 % 3));
+        set_policy(&c, w / 27 % 3 == 2 && v / 7 % 2 == 0 ? 3 : (int)(w / 27 % 3));
         c.engine.accum = w / 81 % 2 == 0 ? 1 : 2;
         c.engine.reduce_every = w / 162 % 2 == 0 ? SHL_REDUCE_AUTO : SHL_REDUCE_MICRO;
         if (is_fsdp(s) && w / 162 % 2 == 0) {
@@ -260,7 +266,7 @@ test_engine_offload_bytes_are_the_formulas(void **state)
         }
         ew_config_init(&c, s, w % 3 == 2 ? 8 : 1 + w % 3);
         offload(&c, way < 2, param, ratios[w / 9 % 3], 777);
-        set_policy(&c, w / 27 == 0 ? 0 : 1);
+        set_policy(&c, w / 27 == 0 ? 0 : v % 3 == 0 ? 3 : 1);
         c.engine.accum = 2;
         c.steps = 2;
         check_formulas(&c);

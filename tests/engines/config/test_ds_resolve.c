@@ -16,7 +16,8 @@
 static shl_ds_facts
 facts_of(int ranks)
 {
-    return (shl_ds_facts){.ranks = ranks, .hidden = 768, .params = 124439808, .steps = 100};
+    return (shl_ds_facts){
+        .ranks = ranks, .hidden = 768, .params = 124439808, .steps = 100, .recomputes = true};
 }
 
 /* The engine's configuration of a text; the notes in notes (NULL: none wanted). */
@@ -329,6 +330,15 @@ test_ds_resolve_bad_inputs(void **state)
             "DeepSpeed refuses it too");
     REFUSES(STAGE("3", ", \"offload_optimizer\": {\"device\": \"nvme\"}"), 2, "nvme",
             "not in this build");
+    REFUSES("{\"train_batch_size\": 4, \"fp16\": {\"enabled\": true, "
+            "\"fp16_master_weights_and_grads\": true}, \"zero_optimization\": {\"stage\": 2}}",
+            2, "fp16_master_weights_and_grads needs offload_optimizer", "CPU memory only");
+    REFUSES("{\"train_batch_size\": 4, \"bf16\": {\"enabled\": true, "
+            "\"bf16_master_weights_and_grads\": true}, \"zero_optimization\": {\"stage\": 1}}",
+            2, "needs offload_optimizer", "or bf16_optimizer_states");
+    REFUSES("{\"train_batch_size\": 4, \"bf16\": {\"bf16_master_weights_and_grads\": true, "
+            "\"bf16_optimizer_states\": true}, \"zero_optimization\": {\"stage\": 1}}",
+            2, "needs a model in that dtype", "bf16 off");
     REFUSES("{\"train_batch_size\": 4, \"activation_checkpointing\": "
             "{\"contiguous_memory_optimization\": true}}",
             2, "contiguous_memory_optimization needs partition_activations", "refuses it too");
@@ -385,6 +395,8 @@ expect_round_trip(const char *text)
     assert_true(first.grad_dtype == second.grad_dtype);
     assert_true(first.moment_dtype == second.moment_dtype);
     assert_true(first.check_overflow == second.check_overflow);
+    assert_true(first.offload.optimizer == second.offload.optimizer);
+    assert_true(first.offload.activations == second.offload.activations);
     assert_true(first.scale.kind == second.scale.kind && first.scale.scale == second.scale.scale);
     const shl_optim_config *a = &first.optim, *b = &second.optim;
     assert_true(a->lr == b->lr && a->beta1 == b->beta1 && a->beta2 == b->beta2);
@@ -413,11 +425,26 @@ test_ds_resolve_emit_goes_round(void **state)
                       "\"bf16_master_weights_and_grads\": true, \"bf16_optimizer_states\": true}, "
                       "\"zero_optimization\": {\"stage\": 2}, \"scheduler\": {\"type\": "
                       "\"WarmupLR\", \"params\": {\"warmup_type\": \"linear\"}}}");
+    expect_round_trip("{\"train_batch_size\": 4, \"fp16\": {\"enabled\": true, "
+                      "\"fp16_master_weights_and_grads\": true}, \"activation_checkpointing\": "
+                      "{\"cpu_checkpointing\": true}, \"zero_optimization\": {\"stage\": 2, "
+                      "\"offload_optimizer\": {\"device\": \"cpu\"}}}");
+    expect_round_trip("{\"train_batch_size\": 4, \"bf16\": {\"enabled\": true, "
+                      "\"bf16_master_weights_and_grads\": true}, \"zero_optimization\": "
+                      "{\"stage\": 3, \"offload_optimizer\": {\"device\": \"cpu\"}}}");
     shl_engine_config e;
     shl_str out = {0};
     shl_engine_config_init(&e);
     e.strategy = SHL_FSDP;
     assert_int_equal(shl_ds_emit(&e, 2, &out), SHL_E_USAGE);
+    shl_engine_config_init(&e);
+    e.strategy = SHL_ZERO1;
+    shl_dtype_policy_set(&e, SHL_BF16);
+    e.master_dtype = e.grad_dtype = e.reduce_dtype = SHL_BF16;
+    assert_int_equal(shl_ds_emit(&e, 2, &out), SHL_E_USAGE);
+    assert_non_null(strstr(shl_err_get()->what, "policy of dtypes"));
+    e.offload.optimizer = SHL_OFFLOAD_HOST;
+    assert_int_equal(shl_ds_emit(&e, 2, &out), SHL_OK);
     shl_str_fini(&out);
 }
 
