@@ -45,7 +45,26 @@ typedef struct shl_shm_comm {
     uint64_t n_issued;     /* the caller's count */
     _Atomic uint32_t turn; /* collectives done here: they run in the order of their issue, whatever
                               streams they were given */
+    void *own;             /* of local and nccl */
 } shl_shm_comm;
+
+/* comm_group.c: slots of the backends that live in a world's control block; c->impl is a
+ * shl_shm_comm. open and split are COLLECTIVE. close: the backend has put its own part away. */
+shl_code shl_shm_comm_open(shl_comm *c, const shl_comm_config *cfg) SHL_MUST_USE;
+void shl_shm_comm_close(shl_comm *c);
+shl_code shl_shm_comm_control(shl_comm *c, shl_control_op op, void *data, int n) SHL_MUST_USE;
+shl_code shl_shm_comm_agree(shl_comm *c, shl_code mine, const char *where) SHL_MUST_USE;
+void shl_shm_comm_abort(shl_comm *c, const char *where);
+shl_code shl_shm_comm_split(shl_comm *c, int color, int key, shl_comm *child) SHL_MUST_USE;
+
+/* comm_shm_call.c: puts what must be alike on every rank (segs: all of them) into a call; compares the
+ * calls of all members, behind a barrier. */
+void shl_shm_call_put(shl_shm_call *call, const shl_shm_op *op);
+shl_code shl_shm_calls_check(const shl_shm_comm *m) SHL_MUST_USE;
+/* First element and number of the elements that `member` reduces for all; whole cache lines, in 16
+ * bits too. */
+#define SHL_SHM_PIECE_ELEMS 32
+int64_t shl_shm_piece(int64_t elems, int size, int member, int64_t *n);
 
 /* comm_shm_move.c: runs one collective; a shl_stream_fn whose argument is a shl_shm_op pointer. */
 shl_code shl_shm_collective_run(void *arg) SHL_MUST_USE;

@@ -12,7 +12,6 @@
 #include "kernels/ops/ops.h"
 
 #define SUM_TILE_ELEMS 4096 /* 16 KiB of every source: the tile of the sum stays in L1 */
-#define PIECE_ELEMS 32      /* pieces of an all-reduce start at whole cache lines, in 16 bits too */
 #define TURN_SLICE_NS 20000000
 #define FORGET_BYTES ((size_t)4 << 20) /* of a peer's memory that stays mapped after it was read */
 
@@ -87,31 +86,12 @@ peer_memory(const shl_shm_comm *m, int member, uint64_t offset)
 
 /* --- entering a round -------------------------------------------------------------------- */
 
-/* FNV-1a over the counts: different cuts of the same total are different calls. */
-static uint64_t
-hash_elems(const shl_comm_seg *segs, int n, int64_t *total)
-{
-    uint64_t h = UINT64_C(14695981039346656037);
-    *total = 0;
-    for (int i = 0; i < n; i++) {
-        h = (h ^ (uint64_t)segs[i].elems) * UINT64_C(1099511628211);
-        h = (h ^ (uint64_t)segs[i].to) * UINT64_C(1099511628211);
-        *total += segs[i].elems;
-    }
-    return h;
-}
-
 static void
 publish(const round_state *r)
 {
     const shl_shm_op *op = r->op;
     shl_shm_call *call = &r->m->data.group->member[r->m->rank].call;
-    call->seq = op->seq;
-    call->coll = (int32_t)op->kind;
-    call->dtype = (int32_t)op->dtype;
-    call->root = op->root;
-    call->n_segs = op->n_segs;
-    call->elems_hash = hash_elems(op->segs, op->n_segs, &call->elems);
+    shl_shm_call_put(call, op);
     call->staged = op->staged ? 1 : 0;
     call->staging = offset_of(r->m, r->m->comm->staging.data);
     for (int i = 0; i < r->n_segs; i++) {
@@ -120,33 +100,14 @@ publish(const round_state *r)
     }
 }
 
-static bool
-same_call(const shl_shm_call *a, const shl_shm_call *b)
-{
-    return a->seq == b->seq && a->coll == b->coll && a->dtype == b->dtype && a->root == b->root &&
-           a->n_segs == b->n_segs && a->elems == b->elems && a->elems_hash == b->elems_hash;
-}
-
 static shl_code
 check_calls(round_state *r)
 {
     const shl_shm_comm *m = r->m;
-    const shl_shm_call *zero = call_of(m, 0);
-    r->chunked = zero->staged != 0;
-    for (int q = 1; q < m->size; q++) {
-        const shl_shm_call *call = call_of(m, q);
-        if (!same_call(zero, call)) {
-            return SHL_RAISE(
-                SHL_E_BUG,
-                "ranks disagree: rank %d entered %s #%llu (%d segments, %lld elements, %s, root "
-                "%d), rank %d entered %s #%llu (%d segments, %lld elements, %s, root %d)",
-                m->world_rank[0], shl_coll_name((shl_coll)zero->coll),
-                (unsigned long long)zero->seq, zero->n_segs, (long long)zero->elems,
-                shl_dtype_name((shl_dtype)zero->dtype), zero->root, m->world_rank[q],
-                shl_coll_name((shl_coll)call->coll), (unsigned long long)call->seq, call->n_segs,
-                (long long)call->elems, shl_dtype_name((shl_dtype)call->dtype), call->root);
-        }
-        r->chunked = r->chunked || call->staged != 0;
+    SHL_TRY(shl_shm_calls_check(m));
+    r->chunked = false;
+    for (int q = 0; q < m->size; q++) {
+        r->chunked = r->chunked || call_of(m, q)->staged != 0;
     }
     return SHL_OK;
 }
@@ -281,14 +242,13 @@ sum_inputs(const round_state *r, chunk c, int64_t skip, int64_t n, char *dst)
     return SHL_OK;
 }
 
-/* Rank q's share [begin, begin + n) of a chunk that is reduced by everybody. */
+/* Rank q's share of a chunk that is reduced by everybody. */
 static chunk
 piece_of(const round_state *r, chunk c, int q)
 {
-    int64_t each = shl_round_up(shl_ceil_div(c.n, r->m->size), PIECE_ELEMS);
-    int64_t begin = q * each < c.n ? q * each : c.n;
-    int64_t end = begin + each < c.n ? begin + each : c.n;
-    return (chunk){c.seg, begin, end - begin};
+    chunk out = {c.seg, 0, 0};
+    out.off = shl_shm_piece(c.n, r->m->size, q, &out.n);
+    return out;
 }
 
 /* all_reduce, first half: my piece of the sum, to where peers can read it. */
@@ -389,7 +349,7 @@ chunk_elems(const round_state *r)
     if (r->op->kind == SHL_COLL_REDUCE_SCATTER) {
         bytes /= (size_t)r->m->size;
     }
-    return (int64_t)(bytes / r->elem_bytes) / PIECE_ELEMS * PIECE_ELEMS;
+    return (int64_t)(bytes / r->elem_bytes) / SHL_SHM_PIECE_ELEMS * SHL_SHM_PIECE_ELEMS;
 }
 
 static shl_code
