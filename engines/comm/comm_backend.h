@@ -11,6 +11,7 @@ shl_code shl_comm_backend_find(const char *kind, const shl_comm_ops **out) SHL_M
 
 extern const shl_comm_ops shl_comm_self_ops;
 extern const shl_comm_ops shl_comm_shm_ops;
+extern const shl_comm_ops shl_comm_local_ops;
 extern const shl_comm_ops shl_comm_virtual_ops;
 
 /* comm_volume.c */

@@ -15,12 +15,12 @@ virtual_open(shl_comm *c, const shl_comm_config *cfg)
         return shl_err_advice("use --device virtual, or communicator shm");
     }
     const char *like = cfg->stands_for;
-    if (like == NULL || strcmp(like, "shm") == 0) {
+    if (like == NULL || strcmp(like, "shm") == 0 || strcmp(like, "local") == 0) {
         return SHL_OK;
     }
     if (strcmp(like, "self") != 0) {
         SHL_RAISE(SHL_E_USAGE, "communicator virtual cannot stand for \"%s\"", like);
-        return shl_err_because("it accounts for self and shm");
+        return shl_err_because("it accounts for self, shm and local");
     }
     if (cfg->world != 1) {
         SHL_RAISE(SHL_E_USAGE, "communicator self has one rank");

@@ -124,6 +124,11 @@ shl_shm_group_take(shl_shm_block *b, int users)
                 }
             }
             atomic_store(&group->users, (uint32_t)users);
+            atomic_store(&group->drained, 0);
+            for (int m = 0; m < b->ranks; m++) {
+                atomic_store(&group->member[m].issued, 0);
+                atomic_store(&group->member[m].finished, 0);
+            }
             return g;
         }
     }

@@ -37,6 +37,7 @@ typedef struct shl_shm_call {
     int32_t coll, dtype, root, n_segs;
     int32_t staged;   /* its buffers are not reachable: read its staging buffer */
     uint64_t staging; /* offset */
+    void *local;      /* threads on one device: state of comm_local.c */
     shl_shm_seg segs[SHL_SHM_ROUND_SEGS];
 } shl_shm_call;
 
@@ -49,13 +50,17 @@ typedef struct shl_shm_slot {
 } shl_shm_slot;
 
 typedef struct shl_shm_member {
+    /* Collectives of an asynchronous device: entered by the rank, and done with: the host's part under
+     * local, the device's under nccl. */
+    _Atomic uint64_t issued, finished;
     shl_shm_call call;
     shl_shm_slot slot[2]; /* by parity: a slot is written again only behind the next barrier */
 } shl_shm_member;
 
 typedef struct shl_shm_group {
     shl_shm_lane lane[SHL_SHM_LANES];
-    _Atomic uint32_t users;               /* members that have not closed */
+    _Atomic uint32_t users;   /* members that have not closed */
+    _Atomic uint32_t drained; /* members whose device has finished, of a world given up */
     _Alignas(64) shl_shm_member member[]; /* as many as the world has ranks */
 } shl_shm_group;
 

@@ -289,12 +289,14 @@ shl_cuda_gate_close(shl_device *d, void *gate)
     (void)cuda_of(d)->table->event_close(gate);
 }
 
+/* A piece of work: a peer that waits for it is behind all that this stream must be behind. */
 shl_code
 shl_cuda_gate_record(shl_device *d, void *gate, shl_stream *s)
 {
     const shl_cuda_backend *table = cuda_of(d)->table;
-    return shl_cuda_check(table, table->event_record(gate, stream_of(s)->stream),
-                          "an event was not recorded");
+    void *stream = NULL;
+    SHL_TRY(shl_cuda_begin(s, &stream));
+    return shl_cuda_check(table, table->event_record(gate, stream), "an event was not recorded");
 }
 
 shl_code

@@ -10,16 +10,17 @@
 #define MAX_SEGS 200
 
 shl_code
-cb_open(shl_world *w, int64_t timeout_ms, int64_t alpha_ns, cb_rank *out)
+cb_open_kind(shl_world *w, const char *device, const char *comm, int64_t timeout_ms,
+             int64_t alpha_ns, cb_rank *out)
 {
     memset(out, 0, sizeof *out);
     out->world = w;
-    shl_device_config dc = {.kind = "cpu",
+    shl_device_config dc = {.kind = device,
                             .rank = shl_world_rank(w),
                             .threads = 1,
                             .comm_arena = shl_world_comm_arena(w)};
     SHL_TRY(shl_device_open(&dc, &out->device));
-    shl_comm_config cc = {.kind = "shm",
+    shl_comm_config cc = {.kind = comm,
                           .rank = shl_world_rank(w),
                           .world = shl_world_size(w),
                           .rank_world = w,
@@ -28,6 +29,12 @@ cb_open(shl_world *w, int64_t timeout_ms, int64_t alpha_ns, cb_rank *out)
                           .sim_sleep = alpha_ns > 0};
     shl_code code = shl_comm_open(&cc, out->device, &out->comm);
     return code == SHL_OK ? SHL_OK : cb_close(out, code);
+}
+
+shl_code
+cb_open(shl_world *w, int64_t timeout_ms, int64_t alpha_ns, cb_rank *out)
+{
+    return cb_open_kind(w, "cpu", "shm", timeout_ms, alpha_ns, out);
 }
 
 shl_code
@@ -78,6 +85,9 @@ typedef struct layout {
     bool in_place, to_one;
     int64_t total;
     int64_t in_elems[2]; /* multiples of a segment's count that the two buffers hold */
+    char *data[2];       /* the two buffers, as the device knows them */
+    char *image[2];      /* the same bytes for the host */
+    size_t bytes[2];
     shl_dtype dtype;
 } layout;
 
@@ -107,14 +117,23 @@ expected(const layout *l, int seg, int64_t i)
     return value(l->dtype, l->world - 1, seg, i);
 }
 
+/* The host's bytes behind an address of the device. */
+static void *
+image_of(const layout *l, const void *data)
+{
+    int out = (const char *)data >= l->data[1] && (const char *)data < l->data[1] + l->bytes[1];
+    return l->image[out] + ((const char *)data - l->data[out]);
+}
+
 static shl_code
-run(cb_rank *r, shl_comm *c, const layout *l, void *in, void *out, shl_stream_kind stream)
+run(cb_rank *r, shl_comm *c, const layout *l, shl_stream_kind stream)
 {
     shl_comm_seg segs[MAX_SEGS];
     int64_t at_in = 0, at_out = 0;
     for (int i = 0; i < l->n; i++) {
         int64_t e = l->counts[i];
-        void *src = shl_elem_ptr(in, l->dtype, at_in), *dst = shl_elem_ptr(out, l->dtype, at_out);
+        void *src = shl_elem_ptr(l->data[0], l->dtype, at_in);
+        void *dst = shl_elem_ptr(l->data[1], l->dtype, at_out);
         if (l->in_place && l->kind == SHL_COLL_ALL_GATHER) {
             src = shl_elem_ptr(dst, l->dtype, l->rank * e);
         } else if (l->in_place && l->kind == SHL_COLL_REDUCE_SCATTER && !l->to_one) {
@@ -123,7 +142,7 @@ run(cb_rank *r, shl_comm *c, const layout *l, void *in, void *out, shl_stream_ki
             dst = src;
         }
         for (int64_t k = 0; k < e * l->in_elems[0]; k++) {
-            shl_float_put(l->dtype, src, k, input_value(l, i, k));
+            shl_float_put(l->dtype, image_of(l, src), k, input_value(l, i, k));
         }
         segs[i] = (shl_comm_seg){.src = src, .dst = dst, .elems = e};
         if (l->to_one) {
@@ -137,6 +156,9 @@ run(cb_rank *r, shl_comm *c, const layout *l, void *in, void *out, shl_stream_ki
     shl_stream *s = shl_device_stream(r->device, stream);
     shl_event done = {0};
     shl_code code = SHL_E_BUG;
+    for (int b = 0; b < 2 && l->image[b] != l->data[b]; b++) {
+        SHL_TRY(shl_device_upload(r->device, l->data[b], l->image[b], l->bytes[b]));
+    }
     switch (l->kind) {
     case SHL_COLL_ALL_GATHER:
         code = shl_comm_all_gather(c, segs, l->n, l->dtype, s, &done);
@@ -156,9 +178,13 @@ run(cb_rank *r, shl_comm *c, const layout *l, void *in, void *out, shl_stream_ki
     }
     SHL_TRY(code);
     SHL_TRY(shl_event_sync(r->device, done));
+    for (int b = 0; b < 2 && l->image[b] != l->data[b]; b++) {
+        SHL_TRY(shl_device_download(r->device, l->image[b], l->data[b], l->bytes[b]));
+    }
     for (int i = 0; i < l->n; i++) {
         for (int64_t k = 0; segs[i].dst != NULL && k < l->counts[i] * l->in_elems[1]; k++) {
-            float want = expected(l, i, k), got = shl_float_at(l->dtype, segs[i].dst, k);
+            float want = expected(l, i, k),
+                  got = shl_float_at(l->dtype, image_of(l, segs[i].dst), k);
             if (memcmp(&want, &got, sizeof want) != 0) {
                 return SHL_RAISE(
                     SHL_E_VERIFY, "%s%s of %d, %s: segment %d element %lld is %a, not %a",
@@ -168,6 +194,19 @@ run(cb_rank *r, shl_comm *c, const layout *l, void *in, void *out, shl_stream_ki
         }
     }
     return SHL_OK;
+}
+
+/* Memory of the device, and bytes of the host where these are not the same. */
+static shl_code
+take_buffer(cb_rank *r, layout *l, int b, shl_buf *out)
+{
+    bool comm = r->memory == CB_COMM || (r->memory == CB_MIXED && l->rank % 2 == 0);
+    l->bytes[b] = (size_t)(l->total * l->in_elems[b]) * shl_dtype_bytes(l->dtype);
+    SHL_TRY(shl_device_alloc(r->device, l->bytes[b], SHL_TIER_DEVICE, SHL_TAG_BUCKET,
+                             comm ? SHL_MEM_COMM : 0, b == 0 ? "in" : "out", out));
+    l->data[b] = out->data;
+    l->image[b] = out->data;
+    return r->device->caps.async ? shl_heap_alloc(l->bytes[b], 1, &l->image[b]) : SHL_OK;
 }
 
 shl_code
@@ -189,22 +228,21 @@ cb_case(cb_rank *r, shl_comm *c, shl_coll kind, const int64_t *counts, int n, bo
     }
     l.in_elems[0] = kind == SHL_COLL_REDUCE_SCATTER ? l.world : 1;
     l.in_elems[1] = kind == SHL_COLL_ALL_GATHER || l.to_one ? l.world : 1;
-    bool comm = r->memory == CB_COMM || (r->memory == CB_MIXED && l.rank % 2 == 0);
-    unsigned flags = comm ? SHL_MEM_COMM : 0;
-    shl_buf in = {0}, out = {0};
-    size_t bytes = (size_t)l.total * shl_dtype_bytes(l.dtype);
-    shl_code code = shl_device_alloc(r->device, bytes * (size_t)l.in_elems[0], SHL_TIER_DEVICE,
-                                     SHL_TAG_BUCKET, flags, "in", &in);
-    if (code == SHL_OK) {
-        code = shl_device_alloc(r->device, bytes * (size_t)l.in_elems[1], SHL_TIER_DEVICE,
-                                SHL_TAG_BUCKET, flags, "out", &out);
+    shl_buf bufs[2] = {{0}, {0}};
+    shl_code code = SHL_OK;
+    for (int b = 0; b < 2 && code == SHL_OK; b++) {
+        code = take_buffer(r, &l, b, &bufs[b]);
     }
     if (code == SHL_OK) {
-        code = run(r, c, &l, in.data, out.data, stream);
+        code = run(r, c, &l, stream);
     }
     shl_err err = *shl_err_get();
-    shl_device_free(r->device, &in);
-    shl_device_free(r->device, &out);
+    for (int b = 0; b < 2; b++) {
+        if (l.image[b] != bufs[b].data) {
+            shl_heap_free(&l.image[b]);
+        }
+        shl_device_free(r->device, &bufs[b]);
+    }
     return code == SHL_OK ? SHL_OK : shl_err_put(&err);
 }
 

@@ -1,4 +1,4 @@
-/* tests/support: what every rank of a shm world does in the tests of the communicator: collectives
+/* tests/support: what every rank of a world does in the tests of the communicator: collectives
  * against sums written out here, the same for rank threads and rank processes. Returns codes, never
  * asserts: it runs on rank threads. */
 #ifndef SHL_TESTS_COMM_BATTERY_H
@@ -9,7 +9,7 @@
 /* How the buffers of a rank lie: all reachable by peers, none, or those of even ranks only. */
 typedef enum cb_memory { CB_COMM = 0, CB_STAGED, CB_MIXED, CB_MEMORY_COUNT } cb_memory;
 
-/* A cpu device and a shm communicator of one rank. */
+/* A device and a communicator of one rank. */
 typedef struct cb_rank {
     shl_world *world;
     shl_device *device;
@@ -21,6 +21,9 @@ typedef struct cb_rank {
 
 /* timeout_ms, alpha_ns as in shl_comm_config; alpha_ns > 0 sleeps. */
 shl_code cb_open(shl_world *w, int64_t timeout_ms, int64_t alpha_ns, cb_rank *out);
+/* The same with other kinds than "cpu" and "shm". */
+shl_code cb_open_kind(shl_world *w, const char *device, const char *comm, int64_t timeout_ms,
+                      int64_t alpha_ns, cb_rank *out);
 /* Closes all; the code of shl_device_close, or `code` when that is not SHL_OK (its text is kept). */
 shl_code cb_close(cb_rank *r, shl_code code);
 
