@@ -224,10 +224,15 @@ shl_lab_abort(shl_lab *lab, int code, const char *what)
 
 /* Rank r has card r; ranks that share go round. A kind without cards has index 0. */
 static shl_code
-choose_card(const shl_lab_setup *s, int *out)
+choose_card(const shl_lab *lab, int *out)
 {
+    const shl_lab_setup *s = &lab->setup;
     shl_device_survey survey;
+    bool threads = lab->world && !shl_world_is_processes(lab->world);
     *out = 0;
+    if (strcmp(s->comm, "local") == 0 || (threads && strcmp(s->comm, "auto") == 0)) {
+        return SHL_OK; /* all on the first */
+    }
     SHL_TRY(shl_device_survey_get(s->device, &survey));
     int n = survey.n_cards;
     if (n == 0 || s->rank < n) {
@@ -282,7 +287,7 @@ open_device(shl_lab *lab)
     config.link_bytes_per_s = s->link_bytes_per_s;
     config.tf32 = s->tf32;
     config.fused_attention = strcmp(s->attention, "own") != 0;
-    SHL_TRY(choose_card(s, &config.index));
+    SHL_TRY(choose_card(lab, &config.index));
     return shl_device_open(&config, &lab->device);
 }
 
