@@ -72,6 +72,12 @@ shl_work_sort_bytes(int64_t rows)
            (size_t)(blocks * SHL_WORK_SORT_DIGITS) * sizeof(uint32_t);
 }
 
+size_t
+shl_work_column_bytes(int64_t rows, int64_t cols)
+{
+    return (size_t)(shl_ceil_div(rows, shl_work_column_rows(rows)) * cols) * sizeof(float);
+}
+
 static size_t
 host_bytes(shl_op op, const void *args, int threads)
 {
@@ -117,14 +123,18 @@ host_bytes(shl_op op, const void *args, int threads)
 }
 
 /* A GPU's kernels keep score tiles and queries on chip; what needs memory is the delta of
- * attention's backward, the partial sums of layernorm's, the rows of an embedding in order of their
- * tokens, and the row losses. */
+ * attention's backward, the partial sums of layernorm's and of a bias's gradient, the rows of an
+ * embedding in order of their tokens, and the row losses. */
 static size_t
 gpu_bytes(shl_op op, const void *args)
 {
     if (op == SHL_OP_ATTENTION_FORWARD || op == SHL_OP_LINEAR_FORWARD ||
-        op == SHL_OP_LINEAR_BACKWARD_INPUT || op == SHL_OP_LINEAR_BACKWARD_WEIGHT) {
+        op == SHL_OP_LINEAR_BACKWARD_INPUT) {
         return 0;
+    }
+    if (op == SHL_OP_LINEAR_BACKWARD_WEIGHT) {
+        const shl_linear_args *a = args;
+        return a->db.data != NULL ? shl_work_column_bytes(a->dy.dims[0], a->dy.dims[1]) : 0;
     }
     if (op == SHL_OP_ATTENTION_BACKWARD) {
         const shl_attention_args *a = args;

@@ -44,4 +44,13 @@ int64_t shl_work_layernorm_rows(int64_t rows);
 #define SHL_WORK_SORT_DIGITS 256
 size_t shl_work_sort_bytes(int64_t rows);
 
+/* A GPU sums columns over runs of this many rows first, at most 256 runs, in fp32. */
+static inline int64_t
+shl_work_column_rows(int64_t rows)
+{
+    int64_t run = shl_ceil_div(rows, 256);
+    return run < 32 ? 32 : run;
+}
+size_t shl_work_column_bytes(int64_t rows, int64_t cols);
+
 #endif

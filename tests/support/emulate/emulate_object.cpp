@@ -10,6 +10,7 @@
 
 extern "C" {
 #include "kernels/cuda/object/cuda_launchers.h"
+#include "kernels/cuda/object/cuda_libs.h"
 }
 
 namespace {
@@ -42,7 +43,9 @@ error_text(int status)
     case E_MEMORY: return "cudaErrorMemoryAllocation: out of memory";
     case E_DEVICE: return "cudaErrorInvalidDevice: invalid device ordinal";
     case SHL_CUDA_UNSUPPORTED: return "the emulation does not have it";
-    default: return "unknown status";
+    default:
+        return status >= SHL_CUDA_STATUS_BLAS && status < SHL_CUDA_STATUS_DNN ? shl_cuda_blas_text(status)
+                                                                              : "unknown status";
     }
 }
 
@@ -273,15 +276,23 @@ call(void *s, void (*fn)(void *), void *arg)
 }
 
 int
-libs_open(int, void **libs)
+libs_open(int, void **out)
 {
-    *libs = nullptr;
-    return 0;
+    shl_cuda_libs *libs = new shl_cuda_libs();
+    int status = shl_cuda_blas_open(std::calloc(1, shl_cuda_blas_bytes()), &libs->blas);
+    *out = libs;
+    return status;
 }
 
 void
-libs_close(void *)
+libs_close(void *at)
 {
+    shl_cuda_libs *libs = static_cast<shl_cuda_libs *>(at);
+    if (libs != nullptr) {
+        shl_cuda_blas_close(libs->blas);
+        std::free(libs->blas);
+        delete libs;
+    }
 }
 
 int

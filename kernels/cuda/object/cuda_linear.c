@@ -1,0 +1,296 @@
+/* kernels/cuda/object: the linear ops as products of cuBLASLt. A row-major matrix is its own transpose by
+ * columns, so both weight orders are a matter of which operand is turned; nothing is copied. */
+#include "kernels/cuda/object/cuda_libs.h"
+
+#include <string.h>
+
+#include <cublasLt.h>
+
+#include "kernels/cuda/object/cuda_launchers.h"
+#include "kernels/cuda/object/cuda_product.h"
+
+/* Algorithms that are remembered; a model has some twenty shapes, and a full table starts anew. */
+#define ENTRIES 1024
+#define ENTRIES_USED (ENTRIES / 4 * 3)
+#define ALIGNED_BYTES 16u
+
+/* All that the choice of an algorithm depends on. Tensors start at multiples of 8 elements in every buffer of
+ * an engine, so `aligned` is the same wherever a tensor lies. */
+typedef struct blas_key {
+    int64_t m, n, k, kind;
+} blas_key;
+
+typedef struct blas_entry {
+    blas_key key;
+    bool used, found; /* found: the library has one */
+    cublasLtMatmulAlgo_t algo;
+} blas_entry;
+
+struct shl_cuda_blas {
+    cublasLtHandle_t handle;
+    int used;
+    blas_entry entry[ENTRIES];
+};
+
+/* One product in the library's words. */
+typedef struct blas_call {
+    cublasLtMatmulDescOpaque_t op;
+    cublasLtMatrixLayoutOpaque_t a, b, d;
+    cublasLtMatmulPreferenceOpaque_t preference;
+} blas_call;
+
+#define BLAS_TRY(call)                                                                             \
+    do {                                                                                           \
+        cublasStatus_t blas_status = (call);                                                       \
+        if (blas_status != CUBLAS_STATUS_SUCCESS) {                                                \
+            return SHL_CUDA_STATUS_BLAS + (int)blas_status;                                        \
+        }                                                                                          \
+    } while (0)
+
+size_t
+shl_cuda_blas_bytes(void)
+{
+    return sizeof(shl_cuda_blas);
+}
+
+int
+shl_cuda_blas_open(void *room, shl_cuda_blas **out)
+{
+    shl_cuda_blas *blas = room;
+    *out = NULL;
+    BLAS_TRY(cublasLtCreate(&blas->handle));
+    *out = blas;
+    return 0;
+}
+
+void
+shl_cuda_blas_close(shl_cuda_blas *blas)
+{
+    if (blas != NULL) {
+        (void)cublasLtDestroy(blas->handle);
+        blas->handle = NULL;
+    }
+}
+
+const char *
+shl_cuda_blas_text(int status)
+{
+    return cublasLtGetStatusString((cublasStatus_t)(status - SHL_CUDA_STATUS_BLAS));
+}
+
+size_t
+shl_cuda_blas_version(void)
+{
+    return cublasLtGetVersion();
+}
+
+static cudaDataType
+data_type(shl_dtype dtype)
+{
+    return dtype == SHL_F32 ? CUDA_R_32F : dtype == SHL_BF16 ? CUDA_R_16BF : CUDA_R_16F;
+}
+
+static bool
+is_aligned(const void *p)
+{
+    return (uintptr_t)p % ALIGNED_BYTES == 0;
+}
+
+static bool
+all_aligned(const shl_cuda_product *p)
+{
+    return is_aligned(p->a) && is_aligned(p->b) && is_aligned(p->d) && is_aligned(p->bias);
+}
+
+static blas_key
+key_of(const shl_cuda_launch *l, const shl_cuda_product *p)
+{
+    bool tf32 = l->choice.tf32 && p->in == SHL_F32;
+    int kind = (int)p->in | (int)p->out << 4 | (p->turn_a ? 1 : 0) << 8 | (p->turn_b ? 1 : 0) << 9 |
+               (p->add ? 1 : 0) << 10 | (p->bias != NULL ? 1 : 0) << 11 |
+               (all_aligned(p) ? 1 : 0) << 12 | (tf32 ? 1 : 0) << 13;
+    blas_key key = {p->m, p->n, p->k, kind};
+    return key;
+}
+
+/* The entry of a key, new ones unused. */
+static blas_entry *
+entry_of(shl_cuda_blas *blas, const blas_key *key)
+{
+    uint64_t hash = 0;
+    const int64_t word[4] = {key->m, key->n, key->k, key->kind};
+    for (int i = 0; i < 4; i++) {
+        hash = (hash ^ (uint64_t)word[i]) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 29;
+    }
+    if (blas->used >= ENTRIES_USED) {
+        memset(blas->entry, 0, sizeof(blas->entry));
+        blas->used = 0;
+    }
+    for (uint64_t at = hash;; at++) {
+        blas_entry *e = &blas->entry[at % ENTRIES];
+        if (!e->used || memcmp(&e->key, key, sizeof(*key)) == 0) {
+            return e;
+        }
+    }
+}
+
+static int
+describe(const shl_cuda_launch *l, const shl_cuda_product *p, blas_call *c)
+{
+    const cublasOperation_t turn_a = p->turn_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasOperation_t turn_b = p->turn_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+    bool tf32 = l->choice.tf32 && p->in == SHL_F32;
+    BLAS_TRY(cublasLtMatmulDescInit(
+        &c->op, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    BLAS_TRY(cublasLtMatmulDescSetAttribute(&c->op, CUBLASLT_MATMUL_DESC_TRANSA, &turn_a,
+                                            sizeof(turn_a)));
+    BLAS_TRY(cublasLtMatmulDescSetAttribute(&c->op, CUBLASLT_MATMUL_DESC_TRANSB, &turn_b,
+                                            sizeof(turn_b)));
+    if (p->bias != NULL) {
+        const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+        BLAS_TRY(cublasLtMatmulDescSetAttribute(&c->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                                sizeof(epilogue)));
+        BLAS_TRY(cublasLtMatmulDescSetAttribute(&c->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias,
+                                                sizeof(p->bias)));
+    }
+    uint64_t m = (uint64_t)p->m, n = (uint64_t)p->n, k = (uint64_t)p->k;
+    BLAS_TRY(cublasLtMatrixLayoutInit(&c->a, data_type(p->in), p->turn_a ? k : m, p->turn_a ? m : k,
+                                      p->turn_a ? p->k : p->m));
+    BLAS_TRY(cublasLtMatrixLayoutInit(&c->b, data_type(p->in), p->turn_b ? n : k, p->turn_b ? k : n,
+                                      p->turn_b ? p->n : p->k));
+    BLAS_TRY(cublasLtMatrixLayoutInit(&c->d, data_type(p->out), m, n, p->m));
+    return 0;
+}
+
+/* Asks the library for its first choice that fits the pool. Parts of a sum that is cut along k may meet in
+ * fp32 in the workspace only: in the output they would be rounded, and by atomics come in any order. */
+static int
+choose(const shl_cuda_launch *l, const shl_cuda_product *p, blas_call *c, blas_entry *e)
+{
+    static const cublasLtMatmulPreferenceAttributes_t places[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    const uint64_t room = l->pool_bytes;
+    const uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    shl_cuda_blas *blas = ((const shl_cuda_libs *)l->libs)->blas;
+    BLAS_TRY(cublasLtMatmulPreferenceInit(&c->preference));
+    BLAS_TRY(cublasLtMatmulPreferenceSetAttribute(
+        &c->preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof(room)));
+    BLAS_TRY(cublasLtMatmulPreferenceSetAttribute(
+        &c->preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &scheme, sizeof(scheme)));
+    for (int i = 0; i < 4; i++) {
+        shl_dtype dtype = i < 2 ? p->in : p->out;
+        const uint32_t bytes = all_aligned(p) ? ALIGNED_BYTES : dtype == SHL_F32 ? 4u : 2u;
+        BLAS_TRY(
+            cublasLtMatmulPreferenceSetAttribute(&c->preference, places[i], &bytes, sizeof(bytes)));
+    }
+    cublasLtMatmulHeuristicResult_t result;
+    int found = 0;
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        blas->handle, &c->op, &c->a, &c->b, &c->d, &c->d, &c->preference, 1, &result, &found);
+    if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED) {
+        return SHL_CUDA_STATUS_BLAS + (int)status;
+    }
+    e->key = key_of(l, p);
+    e->used = true;
+    e->found =
+        status == CUBLAS_STATUS_SUCCESS && found > 0 && result.state == CUBLAS_STATUS_SUCCESS;
+    if (e->found) {
+        e->algo = result.algo;
+    }
+    blas->used++;
+    return 0;
+}
+
+/* Floor: 2 m n k operations over the rate of the tensor cores (fp32 without TF32: of the others), or the
+ * bytes of the three matrices where they are more; one launch, two where the library cuts k. */
+static int
+multiply(const shl_cuda_launch *l, const shl_cuda_product *p)
+{
+    const shl_cuda_libs *libs = l->libs;
+    if (libs == NULL || libs->blas == NULL) {
+        return SHL_CUDA_UNSUPPORTED;
+    }
+    const float one = 1.0f, beta = p->add ? 1.0f : 0.0f;
+    blas_call c;
+    blas_key key = key_of(l, p);
+    blas_entry *e = entry_of(libs->blas, &key);
+    int status = describe(l, p, &c);
+    if (status == 0 && !e->used) {
+        status = choose(l, p, &c, e);
+    }
+    if (status != 0) {
+        return status;
+    }
+    if (!e->found) {
+        return shl_cuda_plain_product(l, p);
+    }
+    BLAS_TRY(cublasLtMatmul(libs->blas->handle, &c.op, &one, p->a, &c.a, p->b, &c.b, &beta, p->d,
+                            &c.d, p->d, &c.d, &e->algo, l->pool, l->pool_bytes, l->stream));
+    return 0;
+}
+
+/* y^T[O,R] = W^T[O,I] x^T[I,R]; W in order IO is W^T by columns. */
+int
+shl_cuda_linear_forward(const shl_cuda_launch *l, const void *args, void *work)
+{
+    const shl_linear_args *a = args;
+    const shl_cuda_product p = {.m = a->y.dims[1],
+                                .n = a->x.dims[0],
+                                .k = a->x.dims[1],
+                                .a = a->w.data,
+                                .b = a->x.data,
+                                .bias = a->b.data,
+                                .d = a->y.data,
+                                .in = a->x.dtype,
+                                .out = a->y.dtype,
+                                .turn_a = a->order == SHL_WEIGHT_OI};
+    SHL_UNUSED(work);
+    return multiply(l, &p);
+}
+
+/* dx^T[I,R] = W[I,O] dy^T[O,R]. */
+int
+shl_cuda_linear_backward_input(const shl_cuda_launch *l, const void *args, void *work)
+{
+    const shl_linear_args *a = args;
+    const shl_cuda_product p = {.m = a->dx.dims[1],
+                                .n = a->dy.dims[0],
+                                .k = a->dy.dims[1],
+                                .a = a->w.data,
+                                .b = a->dy.data,
+                                .d = a->dx.data,
+                                .in = a->dy.dtype,
+                                .out = a->dx.dtype,
+                                .turn_a = a->order == SHL_WEIGHT_IO,
+                                .add = a->accumulate_dx};
+    SHL_UNUSED(work);
+    return multiply(l, &p);
+}
+
+/* Order IO: dw^T[O,I] = dy^T[O,R] x[R,I]; order OI: dw^T[I,O] = x^T[I,R] dy[R,O]. The sums of columns are
+ * our own: the library's bias gradient overwrites, and its order is not documented. */
+int
+shl_cuda_linear_backward_weight(const shl_cuda_launch *l, const void *args, void *work)
+{
+    const shl_linear_args *a = args;
+    if (a->dw.data != NULL) {
+        bool io = a->order == SHL_WEIGHT_IO;
+        const shl_cuda_product p = {.m = a->dw.dims[1],
+                                    .n = a->dw.dims[0],
+                                    .k = a->dy.dims[0],
+                                    .a = io ? a->dy.data : a->x.data,
+                                    .b = io ? a->x.data : a->dy.data,
+                                    .d = a->dw.data,
+                                    .in = a->dy.dtype,
+                                    .out = a->dw.dtype,
+                                    .turn_b = true,
+                                    .add = a->accumulate};
+        int status = multiply(l, &p);
+        if (status != 0) {
+            return status;
+        }
+    }
+    return a->db.data != NULL ? shl_cuda_column_sums(l, &a->dy, &a->db, a->accumulate, work) : 0;
+}

@@ -1,0 +1,34 @@
+/* kernels/cuda/object: the matrix products behind the linear ops, and what the library is not asked for. */
+#ifndef SHL_CUDA_PRODUCT_H
+#define SHL_CUDA_PRODUCT_H
+
+#include "kernels/cuda/cuda_backend.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* D[m,n] = op(A)[m,k] op(B)[k,n] (+ D) (+ bias[m] on every column), all by columns and dense: the leading
+ * dimension of each is the number of its stored rows. A and B of `in`, D and bias of `out`; sums in
+ * fp32, rounded once. */
+typedef struct shl_cuda_product {
+    int64_t m, n, k;
+    const void *a, *b, *bias; /* bias may be NULL */
+    void *d;
+    shl_dtype in, out;
+    bool turn_a, turn_b; /* op is the transpose: A is stored [k,m], B [n,k] */
+    bool add;            /* to what D holds */
+} shl_cuda_product;
+
+/* The product by a plain kernel: for shapes and addresses that the library has no algorithm for. */
+int shl_cuda_plain_product(const shl_cuda_launch *l, const shl_cuda_product *p);
+
+/* db (+)= sums of the columns of dy in a fixed order; work: shl_work_column_bytes. */
+int shl_cuda_column_sums(const shl_cuda_launch *l, const shl_tensor *dy, const shl_tensor *db,
+                         bool accumulate, void *work);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
