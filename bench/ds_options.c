@@ -19,8 +19,9 @@ static const char *const decided[] = {
 };
 
 /* Flags that it decides when it has the block; else the command line's hold. */
-static const char *const of_optimizer[] = {"optimizer",    "lr",       "betas",     "eps",
-                                           "weight-decay", "momentum", "min-coeff", "max-coeff"};
+static const char *const of_optimizer[] = {
+    "optimizer", "lr",        "betas",     "eps",      "weight-decay",   "momentum",
+    "min-coeff", "max-coeff", "dampening", "nesterov", "bias-correction"};
 static const char *const of_schedule[] = {"schedule", "schedule-steps", "warmup", "min-lr-ratio"};
 
 void

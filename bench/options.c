@@ -210,6 +210,9 @@ resolve_optim(const shl_run_options *o, shl_optim_config *c)
                              .eps = o->eps,
                              .weight_decay = o->weight_decay,
                              .momentum = o->momentum,
+                             .dampening = o->dampening,
+                             .nesterov = o->nesterov ? 1.0 : SHL_OPTIM_UNSET,
+                             .bias_correction = o->bias_correction == 1 ? 0.0 : SHL_OPTIM_UNSET,
                              .min_coeff = o->min_coeff,
                              .max_coeff = o->max_coeff};
     SHL_TRY(o->betas ? resolve_betas(o->betas, &asked) : SHL_OK);

@@ -24,7 +24,10 @@ typedef struct shl_run_options {
     shl_ds_options ds;
     int64_t steps;
     int optimizer;
-    double lr, eps, weight_decay, momentum, min_coeff, max_coeff; /* -1: the optimizer's own */
+    /* -1: the optimizer's own */
+    double lr, eps, weight_decay, momentum, dampening, min_coeff, max_coeff;
+    bool nesterov;
+    int bias_correction;
     double min_lr_ratio, clip;
     const char *betas; /* NULL: the optimizer's own */
     int schedule;
@@ -183,7 +186,13 @@ extern const char *const shl_choices_offload[];
             "adam has its decay in the gradient, adamw on the parameter. adagrad, lion and sgd with "  \
             "momentum keep one moment, sgd without none, the others two."),                          \
     SHL_ROW("momentum", SHL_OPT_ASKED, momentum, 0, 1, NULL, NULL, NULL, "Optimizer",         \
-            "Of sgd, without dampening and Nesterov; default 0."),                                   \
+            "Of sgd; default 0."),                                                                   \
+    SHL_ROW("dampening", SHL_OPT_ASKED, dampening, 0, 1, NULL, NULL, NULL, "Optimizer",              \
+            "Of sgd's momentum: gradients after the first enter it by 1 - this; default 0."),        \
+    SHL_ROW("nesterov", SHL_OPT_BOOL, nesterov, 0, 0, NULL, NULL, NULL, "Optimizer",                 \
+            "Nesterov's momentum of sgd."),                                                          \
+    SHL_ROW("bias-correction", SHL_OPT_ENUM, bias_correction, 0, 0, "on", shl_choices_shuffle, NULL, \
+            "Optimizer", "Of the moments of adamw, adam and lamb."),                                 \
     SHL_ROW("lr", SHL_OPT_ASKED, lr, 0, 1e6, NULL, NULL, NULL, "Optimizer",                          \
             "Learning rate; default 0.001, adagrad 0.01."),                                          \
     SHL_ROW("schedule", SHL_OPT_ENUM, schedule, 0, 0, "constant", shl_choices_schedule, NULL,        \

@@ -201,6 +201,9 @@ give_optim(const shl_engine_config *e, shl_lab_options *out)
     out->eps = a.eps;
     out->weight_decay = a.weight_decay;
     out->momentum = a.momentum;
+    out->dampening = a.dampening;
+    out->nesterov = a.nesterov;
+    out->bias_correction = a.bias_correction;
     out->min_coeff = a.min_coeff;
     out->max_coeff = a.max_coeff;
 }

@@ -324,6 +324,7 @@ static shl_code
 compare_config(const json_t *theirs, const json_t *ours)
 {
     static const char *const top[] = {"seed", "seq"};
+    static const char *const absent[] = {"dampening", "nesterov", "bias-correction"};
     static const char *const tune[] = {
         "freeze",    "train-last", "lora-rank",         "lora-alpha",
         "lora-base", "dropout",    "attention-dropout", "lora-targets"};
@@ -354,6 +355,9 @@ compare_config(const json_t *theirs, const json_t *ours)
         if (strcmp(key, "optimizer") != 0) {
             SHL_TRY(compare_key(a, mine, key));
         }
+    }
+    for (size_t i = 0; i < SHL_ARRAY_LEN(absent); i++) { /* where they are at their defaults */
+        SHL_TRY(compare_key(a, mine, absent[i]));
     }
     return compare_shape(json_object_get(theirs, "shape"), json_object_get(ours, "shape"));
 }

@@ -63,6 +63,9 @@ static const json_key keys[] = {
     {"optim", "eps", KEY_REAL, AT(eps)},
     {"optim", "weight-decay", KEY_REAL, AT(weight_decay)},
     {"optim", "momentum", KEY_REAL, AT(momentum)},
+    {"optim", "dampening", KEY_REAL, AT(dampening)},
+    {"optim", "nesterov", KEY_REAL, AT(nesterov)},
+    {"optim", "bias-correction", KEY_REAL, AT(bias_correction)},
     {"optim", "min-coeff", KEY_REAL, AT(min_coeff)},
     {"optim", "max-coeff", KEY_REAL, AT(max_coeff)},
     {"optim", "clip", KEY_REAL, AT(clip)},
@@ -354,11 +357,16 @@ shl_lab_optim_json(const shl_engine_config *e)
         schedule = schedules[o->schedule];
     }
     shl_optim_asked_of(o, &a);
-    return json_pack("{ss sf so* so* sf so* so* so* sf ss sI sI sf}", "optimizer",
+    /* What is at its default is left out, as in older checkpoints. */
+    json_t *damp = a.dampening > 0.0 ? json_real(a.dampening) : NULL;
+    json_t *nesterov = a.nesterov > 0.0 ? json_integer(1) : NULL;
+    json_t *bias = fabs(a.bias_correction) > 0.0 ? NULL : json_integer(0);
+    return json_pack("{ss sf so* so* sf so* so* so* so* so* so* sf ss sI sI sf}", "optimizer",
                      e->no_optimizer ? "none" : shl_optim_name(o->kind), "lr", a.lr, "betas",
                      a.beta1 < 0.0 ? NULL : json_pack("[ff]", a.beta1, a.beta2), "eps",
                      own_real(a.eps), "weight-decay", a.weight_decay, "momentum",
-                     own_real(a.momentum), "min-coeff", own_real(a.min_coeff), "max-coeff",
+                     own_real(a.momentum), "dampening", damp, "nesterov", nesterov,
+                     "bias-correction", bias, "min-coeff", own_real(a.min_coeff), "max-coeff",
                      own_real(a.max_coeff), "clip", o->clip, "schedule", schedule, "schedule-steps",
                      (json_int_t)o->schedule_steps, "warmup", (json_int_t)o->warmup_steps,
                      "min-lr-ratio", o->min_lr_ratio);

@@ -37,6 +37,9 @@ shl_lab_options_init(shl_lab_options *o, size_t struct_bytes)
         .eps = SHL_LAB_OWN,
         .weight_decay = SHL_LAB_OWN,
         .momentum = SHL_LAB_OWN,
+        .dampening = SHL_LAB_OWN,
+        .nesterov = SHL_LAB_OWN,
+        .bias_correction = SHL_LAB_OWN,
         .min_coeff = SHL_LAB_OWN,
         .max_coeff = SHL_LAB_OWN,
         .clip = e.optim.clip,
@@ -208,6 +211,9 @@ resolve_optimizer(const shl_lab_options *o, shl_engine_config *e)
                                    .eps = o->eps,
                                    .weight_decay = o->weight_decay,
                                    .momentum = o->momentum,
+                                   .dampening = o->dampening,
+                                   .nesterov = o->nesterov,
+                                   .bias_correction = o->bias_correction,
                                    .min_coeff = o->min_coeff,
                                    .max_coeff = o->max_coeff};
     int kind = 0;

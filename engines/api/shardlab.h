@@ -212,7 +212,7 @@ typedef struct shl_lab_options {
     double attention_dropout; /* of attention weights; "attention-dropout" */
 
     /* The rest of an optimizer; in "optim". */
-    double momentum;             /* of sgd, without dampening and Nesterov */
+    double momentum;             /* of sgd */
     double min_coeff, max_coeff; /* bounds of lamb's trust ratio; "min-coeff", "max-coeff" */
 
     /* States in host memory. optimizer: master weights, moments and reduced gradients of zero1, zero2 and
@@ -228,6 +228,10 @@ typedef struct shl_lab_options {
     double link_bytes_per_s;    /* also "16GB/s"; "link" */
     const char
         *zero; /* DeepSpeed's keys, "max_reuse_distance=0;overlap_comm=true"; NULL or "": none */
+
+    /* Of sgd with momentum: dampening, and Nesterov's; of adamw, adam and lamb: whether moments are divided by
+     * what they lack at the beginning. In "optim"; "bias-correction". Switches are 1 or 0. */
+    double dampening, nesterov, bias_correction;
 
     /* How ranks talk: "auto", or one kind ("self", "shm", "local", "nccl"); virtual: whose staging is
      * accounted for. auto takes what the device's ranks can use. */

@@ -49,7 +49,9 @@ typedef enum shl_schedule {
 typedef struct shl_optim_config {
     shl_optim_kind kind;
     double lr, beta1, beta2, eps, weight_decay;
-    double momentum;             /* sgd */
+    double momentum, dampening;  /* sgd */
+    double nesterov;             /* sgd: 1 or 0 */
+    double bias_correction;      /* adamw, adam, lamb: 1 or 0 */
     double min_coeff, max_coeff; /* lamb: bounds of its trust ratio */
     double clip;                 /* global L2 norm; 0: none */
     double clip_eps;             /* 1e-6, as torch.nn.utils.clip_grad_norm_ */

@@ -78,6 +78,14 @@ take(const shl_ds_config *c, const char *path, double *out)
     }
 }
 
+static void
+take_switch(const shl_ds_config *c, const char *path, double *out)
+{
+    if (shl_ds_get(c, path)->origin != SHL_DS_DEFAULT) {
+        *out = shl_ds_bool(c, path) ? 1.0 : 0.0;
+    }
+}
+
 /* Where DeepSpeed's defaults are not our optimizer's own. */
 static void
 set_defaults(const shl_ds_config *c, const char *type, shl_optim_kind kind, shl_optim_asked *a)
@@ -113,6 +121,9 @@ shl_ds_optimizer_resolve(shl_ds_config *c, shl_optim_config *o)
     take(c, P "eps", &a.eps);
     take(c, P "weight_decay", &a.weight_decay);
     take(c, P "momentum", &a.momentum);
+    take(c, P "dampening", &a.dampening);
+    take_switch(c, P "nesterov", &a.nesterov);
+    take_switch(c, P "bias_correction", &a.bias_correction);
     take(c, P "min_coeff", &a.min_coeff);
     take(c, P "max_coeff", &a.max_coeff);
     if (betas->origin != SHL_DS_DEFAULT) {
@@ -134,6 +145,12 @@ given(double x)
     return x < 0.0 ? NULL : json_real(x);
 }
 
+static json_t *
+given_switch(double x)
+{
+    return x < 0.0 ? NULL : json_boolean(x > 0.0);
+}
+
 json_t *
 shl_ds_optimizer_json(const shl_optim_config *o)
 {
@@ -142,10 +159,12 @@ shl_ds_optimizer_json(const shl_optim_config *o)
         [SHL_OPTIM_ADAGRAD] = "Adagrad", [SHL_OPTIM_SGD] = "SGD",   [SHL_OPTIM_LAMB] = "Lamb"};
     shl_optim_asked a;
     shl_optim_asked_of(o, &a);
-    return json_pack("{ss s{sf so* so* sf so* so* so* so*}}", "type", names[o->kind], "params",
-                     "lr", a.lr, "betas",
+    return json_pack("{ss s{sf so* so* sf so* so* so* so* so* so* so*}}", "type", names[o->kind],
+                     "params", "lr", a.lr, "betas",
                      a.beta1 < 0.0 ? NULL : json_pack("[ff]", a.beta1, a.beta2), "eps",
                      given(a.eps), "weight_decay", a.weight_decay, "adam_w_mode",
                      o->kind == SHL_OPTIM_ADAM ? json_false() : NULL, "momentum", given(a.momentum),
-                     "min_coeff", given(a.min_coeff), "max_coeff", given(a.max_coeff));
+                     "dampening", given(a.dampening), "nesterov", given_switch(a.nesterov),
+                     "bias_correction", given_switch(a.bias_correction), "min_coeff",
+                     given(a.min_coeff), "max_coeff", given(a.max_coeff));
 }

@@ -15,25 +15,44 @@
 #define HAS_COEFFS 8u
 #define HAS_M 16u
 #define HAS_V 32u
-#define ADAM_LIKE (HAS_BETAS | HAS_EPS | HAS_M | HAS_V)
+#define HAS_BIAS 64u
+#define ADAM_LIKE (HAS_BETAS | HAS_EPS | HAS_M | HAS_V | HAS_BIAS)
 
 static const struct {
     unsigned has;
     const char *owner_m, *owner_v;
     shl_optim_asked own;
 } kinds[SHL_OPTIM_KIND_COUNT] = {
-    [SHL_OPTIM_ADAMW] = {ADAM_LIKE, "adamw.m", "adamw.v", {1e-3, 0.9, 0.95, 1e-8, 0.1, 0, 0, 0}},
-    [SHL_OPTIM_ADAM] = {ADAM_LIKE, "adam.m", "adam.v", {1e-3, 0.9, 0.999, 1e-8, 0, 0, 0, 0}},
-    [SHL_OPTIM_LION] = {HAS_BETAS | HAS_M, "lion.m", "lion.v", {1e-3, 0.9, 0.99, 0, 0, 0, 0, 0}},
-    [SHL_OPTIM_ADAGRAD] = {HAS_EPS | HAS_V,
-                           "adagrad.m",
-                           "adagrad.v",
-                           {1e-2, 0, 0, 1e-10, 0, 0, 0, 0}},
-    [SHL_OPTIM_SGD] = {HAS_MOMENTUM | HAS_M, "sgd.m", "sgd.v", {1e-3, 0, 0, 0, 0, 0, 0, 0}},
+    [SHL_OPTIM_ADAMW] = {ADAM_LIKE,
+                         "adamw.m",
+                         "adamw.v",
+                         {.lr = 1e-3,
+                          .beta1 = 0.9,
+                          .beta2 = 0.95,
+                          .eps = 1e-8,
+                          .weight_decay = 0.1,
+                          .bias_correction = 1}},
+    [SHL_OPTIM_ADAM] =
+        {ADAM_LIKE,
+         "adam.m",
+         "adam.v",
+         {.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .bias_correction = 1}},
+    [SHL_OPTIM_LION] = {HAS_BETAS | HAS_M,
+                        "lion.m",
+                        "lion.v",
+                        {.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.99}},
+    [SHL_OPTIM_ADAGRAD] = {HAS_EPS | HAS_V, "adagrad.m", "adagrad.v", {.lr = 1e-2, .eps = 1e-10}},
+    [SHL_OPTIM_SGD] = {HAS_MOMENTUM | HAS_M, "sgd.m", "sgd.v", {.lr = 1e-3}},
     [SHL_OPTIM_LAMB] = {ADAM_LIKE | HAS_COEFFS,
                         "lamb.m",
                         "lamb.v",
-                        {1e-3, 0.9, 0.999, 1e-8, 0, 0, 0.01, 10}},
+                        {.lr = 1e-3,
+                         .beta1 = 0.9,
+                         .beta2 = 0.999,
+                         .eps = 1e-8,
+                         .bias_correction = 1,
+                         .min_coeff = 0.01,
+                         .max_coeff = 10}},
 };
 
 const char *const shl_optim_names[SHL_OPTIM_KIND_COUNT + 1] = {
@@ -57,6 +76,9 @@ static const struct {
     {"eps", HAS_EPS, AT(eps), 1e-30, 1, false},
     {"weight decay", 0, AT(weight_decay), 0, 1e6, false},
     {"momentum", HAS_MOMENTUM, AT(momentum), 0, 1, true},
+    {"dampening", HAS_MOMENTUM, AT(dampening), 0, 1, false},
+    {"nesterov", HAS_MOMENTUM, AT(nesterov), 0, 1, false},
+    {"bias correction", HAS_BIAS, AT(bias_correction), 0, 1, false},
     {"min coeff", HAS_COEFFS, AT(min_coeff), 0, 1e30, false},
     {"max coeff", HAS_COEFFS, AT(max_coeff), 0, 1e30, false},
 };
@@ -192,6 +214,33 @@ shl_config_check_real(const char *field, double value, double lo, double hi, boo
                            hi);
 }
 
+static shl_code
+check_switch(const char *name, double x)
+{
+    if (!(x > 0.0 && x < 1.0)) {
+        return SHL_OK;
+    }
+    SHL_RAISE(SHL_E_USAGE, "%s is %g", name, x);
+    return shl_err_because("it is 1 or 0");
+}
+
+/* As torch.optim.SGD; it takes a dampening without momentum, which does nothing. */
+static shl_code
+check_momentum(const shl_optim_config *c)
+{
+    const char *name = c->nesterov > 0.0 ? "nesterov" : "dampening";
+    if (!(c->momentum > 0.0) && (c->nesterov > 0.0 || c->dampening > 0.0)) {
+        SHL_RAISE(SHL_E_USAGE, "%s without momentum", name);
+        shl_err_because("it is about what momentum adds to, and there is none");
+        return shl_err_advice("--momentum 0.9");
+    }
+    if (c->nesterov > 0.0 && c->dampening > 0.0) {
+        SHL_RAISE(SHL_E_USAGE, "nesterov with a dampening of %g", c->dampening);
+        return shl_err_because("Nesterov's momentum has none; PyTorch refuses it too");
+    }
+    return SHL_OK;
+}
+
 shl_code
 shl_optim_check(const shl_optim_config *c)
 {
@@ -204,6 +253,9 @@ shl_optim_check(const shl_optim_config *c)
                                           params[i].least, params[i].most, params[i].below));
         }
     }
+    SHL_TRY(check_switch("nesterov", c->nesterov));
+    SHL_TRY(check_switch("bias correction", c->bias_correction));
+    SHL_TRY(c->kind == SHL_OPTIM_SGD ? check_momentum(c) : SHL_OK);
     if (c->kind == SHL_OPTIM_LAMB && c->min_coeff > c->max_coeff) {
         SHL_RAISE(SHL_E_USAGE, "lamb's trust ratio has no value");
         return shl_err_because("min coeff %g is above max coeff %g", c->min_coeff, c->max_coeff);

@@ -29,7 +29,9 @@ shl_code shl_optim_parse(const char *text, shl_optim_kind *out) SHL_MUST_USE;
 #define SHL_OPTIM_UNSET (-1.0)
 typedef struct shl_optim_asked {
     double lr, beta1, beta2, eps, weight_decay;
-    double momentum;             /* sgd */
+    double momentum, dampening;  /* sgd */
+    double nesterov;             /* sgd: 1 or 0 */
+    double bias_correction;      /* adamw, adam, lamb: 1 or 0 */
     double min_coeff, max_coeff; /* lamb: bounds of its trust ratio */
 } shl_optim_asked;
 void shl_optim_asked_init(shl_optim_asked *a); /* all unset */

@@ -135,7 +135,8 @@ adamw_fragment(const shl_state *st, const shl_fragment *f, const update_step *u,
                         .weight_decay =
                             st->engine->model->params[f->param]->decay ? o->weight_decay : 0.0,
                         .grad_scale = u->coef,
-                        .step = u->step};
+                        .step = u->step,
+                        .uncorrected = !(o->bias_correction > 0.0)};
     return shl_op_adamw(u->s, &a);
 }
 
@@ -157,7 +158,10 @@ optim_fragment(const shl_state *st, const shl_fragment *f, const update_step *u,
                         .eps = o->eps,
                         .weight_decay = decays ? o->weight_decay : 0.0,
                         .grad_scale = second ? 1.0 : u->coef,
-                        .step = u->step};
+                        .step = u->step,
+                        .uncorrected = !(o->bias_correction > 0.0),
+                        .dampening = o->dampening,
+                        .nesterov = o->nesterov > 0.0};
     if (second) {
         a.lr *= st->lamb_ratio[f->param];
     }

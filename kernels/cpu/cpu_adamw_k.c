@@ -108,8 +108,8 @@ SHL_K(shl_cpu_adamw)(shl_stream *s, const void *args, void *work)
     const shl_adamw_args *a = args;
     SHL_UNUSED(work);
     bool f32 = adamw_is_f32(a);
-    double c1 = 1.0 - pow(a->beta1, (double)a->step);
-    double c2 = 1.0 - pow(a->beta2, (double)a->step);
+    double c1 = a->uncorrected ? 1.0 : 1.0 - pow(a->beta1, (double)a->step);
+    double c2 = a->uncorrected ? 1.0 : 1.0 - pow(a->beta2, (double)a->step);
     const adamw_constants k = {
         .grad_scale = vdup((float)a->grad_scale),
         .keep = vdup((float)(1.0 - a->lr * a->weight_decay)),

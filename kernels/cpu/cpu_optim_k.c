@@ -4,13 +4,14 @@
 #include "kernels/cpu/cpu_slots.h"
 
 typedef struct optim_constants {
-    vf grad_scale, decay, keep, rate, b1, one_minus_b1, b2, one_minus_b2, inv_c1, inv_sqrt_c2, eps;
+    vf grad_scale, decay, keep, rate, b1, one_minus_b1, b2, one_minus_b2, inv_c1, inv_sqrt_c2, eps,
+        damp;
 } optim_constants;
 
 /* One block of each array; of no meaning where there is no such moment. */
 typedef struct optim_block {
     float *p, *g, *m, *v;
-    bool momentum;
+    bool momentum, nesterov;
 } optim_block;
 
 /* The gradient with the decay in it. */
@@ -86,10 +87,14 @@ static inline void
 momentum_block(const optim_constants *k, const optim_block *b)
 {
     for (int j = 0; j < CPU_BLOCK; j += VL) {
-        vstore(b->m + j, vfma(k->b1, vload(b->m + j), coupled(k, b, j)));
+        vstore(b->m + j, vfma(k->b1, vload(b->m + j), k->damp * coupled(k, b, j)));
     }
     for (int j = 0; j < CPU_BLOCK; j += VL) {
-        vstore(b->p + j, vload(b->p + j) - k->rate * vload(b->m + j));
+        vf step = vload(b->m + j);
+        if (b->nesterov) {
+            step = vfma(k->b1, step, coupled(k, b, j));
+        }
+        vstore(b->p + j, vload(b->p + j) - k->rate * step);
     }
 }
 
@@ -173,7 +178,8 @@ optim_range(shl_optim_rule rule, const optim_constants *k, const shl_optim_args 
                                .g = cpu_block_in(&a->grad, i, n, room[1]),
                                .m = moment_in(&a->m, i, n, room[2]),
                                .v = moment_in(&a->v, i, n, room[3]),
-                               .momentum = a->m.data != NULL};
+                               .momentum = a->m.data != NULL,
+                               .nesterov = a->nesterov};
         one_block(rule, k, &b);
         moment_out(&a->m, i, n, b.m, room[2]);
         moment_out(&a->v, i, n, b.v, room[3]);
@@ -217,8 +223,8 @@ SHL_K(shl_cpu_optim)(shl_stream *s, const void *args, void *work)
 {
     const shl_optim_args *a = args;
     SHL_UNUSED(work);
-    double c1 = 1.0 - pow(a->beta1, (double)a->step);
-    double c2 = 1.0 - pow(a->beta2, (double)a->step);
+    double c1 = a->uncorrected ? 1.0 : 1.0 - pow(a->beta1, (double)a->step);
+    double c2 = a->uncorrected ? 1.0 : 1.0 - pow(a->beta2, (double)a->step);
     const optim_constants k = {
         .grad_scale = vdup((float)a->grad_scale),
         .decay = vdup((float)a->weight_decay),
@@ -231,6 +237,7 @@ SHL_K(shl_cpu_optim)(shl_stream *s, const void *args, void *work)
         .inv_c1 = vdup((float)(1.0 / c1)),
         .inv_sqrt_c2 = vdup((float)(1.0 / sqrt(c2))),
         .eps = vdup((float)a->eps),
+        .damp = vdup(a->step == 1 ? 1.0f : (float)(1.0 - a->dampening)),
     };
     int64_t n = shl_tensor_elems(&a->param);
     int threads = cpu_threads(s, n);

@@ -22,7 +22,8 @@
 
 /* size by op: linear R I O; layernorm R C; gelu, add, scale, adamw, norms, init, cast N; embedding B
  * T C V; attention B T NH NK D; cross-entropy R V; sum_ranks N ranks; rmsnorm R C; rope B T NH NK D;
- * silu_mul R I; dropout R C; optim N rule. */
+ * silu_mul R I; dropout R C; optim N rule variant:
+ * 1 uncorrected moments, SGD: Nesterov, 2 SGD: dampening; adamw the same behind N. */
 typedef struct shl_op_case {
     const char *name;
     shl_op op;

@@ -5,10 +5,16 @@
 #include "kernels/ops/op_prepare.h"
 #include "kernels/ops/op_reference.h"
 
+static double
+correction(const shl_optim_args *a, double beta)
+{
+    return a->uncorrected ? 1.0 : 1.0 - pow(beta, (double)a->step);
+}
+
 static void
 ref_adam(const shl_optim_args *a, double *p, double g, double *m, double *v)
 {
-    double c1 = 1.0 - pow(a->beta1, (double)a->step), c2 = 1.0 - pow(a->beta2, (double)a->step);
+    double c1 = correction(a, a->beta1), c2 = correction(a, a->beta2);
     g += a->weight_decay * *p;
     *m = a->beta1 * *m + (1.0 - a->beta1) * g;
     *v = a->beta2 * *v + (1.0 - a->beta2) * g * g;
@@ -36,8 +42,8 @@ ref_sgd(const shl_optim_args *a, double *p, double g, double *m)
 {
     g += a->weight_decay * *p;
     if (m != NULL) {
-        *m = a->beta1 * *m + g;
-        g = *m;
+        *m = a->beta1 * *m + (a->step == 1 ? 1.0 : 1.0 - a->dampening) * g;
+        g = a->nesterov ? g + a->beta1 * *m : *m;
     }
     *p -= a->lr * g;
 }
@@ -45,7 +51,7 @@ ref_sgd(const shl_optim_args *a, double *p, double g, double *m)
 static void
 ref_lamb(const shl_optim_args *a, double p, double *g, double *m, double *v)
 {
-    double c1 = 1.0 - pow(a->beta1, (double)a->step), c2 = 1.0 - pow(a->beta2, (double)a->step);
+    double c1 = correction(a, a->beta1), c2 = correction(a, a->beta2);
     double scaled = *g * a->grad_scale;
     *m = a->beta1 * *m + (1.0 - a->beta1) * scaled;
     *v = a->beta2 * *v + (1.0 - a->beta2) * scaled * scaled;
@@ -108,6 +114,7 @@ shl_op_prepare_optim(shl_op_run *run)
     shl_dtype moments = mixed ? SHL_BF16 : SHL_F32;
     int64_t n = run->c->size[0];
     shl_optim_rule rule = (shl_optim_rule)run->c->size[1];
+    int64_t variant = run->c->size[2];
     bool lamb = rule == SHL_RULE_LAMB;
     shl_op_operand *x[4] = {NULL, NULL, NULL, NULL}, *rounded = NULL;
     x[0] =
@@ -132,7 +139,10 @@ shl_op_prepare_optim(shl_op_run *run)
                                        .eps = 1e-8,
                                        .weight_decay = 0.1,
                                        .grad_scale = 0.37,
-                                       .step = 3};
+                                       .step = 3,
+                                       .uncorrected = variant == 1 && rule != SHL_RULE_SGD,
+                                       .nesterov = variant == 1 && rule == SHL_RULE_SGD,
+                                       .dampening = variant == 2 ? 0.3 : 0.0};
     for (int i = 0; i < 4; i++) {
         shl_tensor *to[4] = {NULL, NULL, &run->args.optim.m, &run->args.optim.v};
         if (x[i] != NULL && to[i] != NULL) {

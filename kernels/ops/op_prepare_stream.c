@@ -34,7 +34,8 @@ shl_op_prepare_adamw(shl_op_run *run)
                           .eps = 1e-8,
                           .weight_decay = 0.1,
                           .grad_scale = 0.37,
-                          .step = 3};
+                          .step = 3,
+                          .uncorrected = run->c->size[1] == 1};
     shl_op_operand *rounded = NULL;
     if (dt != SHL_F32 && !mixed) {
         rounded = shl_op_run_add(run, &code, "rounded", SHL_ROLE_OUT, vec_as(dt, n), 0.0);

@@ -346,7 +346,8 @@ shl_ref_cross_entropy(int64_t rows, int64_t vocab, const double *targets, double
 void
 shl_ref_adamw(const shl_adamw_args *a, double *p, double g, double *m, double *v)
 {
-    double c1 = 1.0 - pow(a->beta1, (double)a->step), c2 = 1.0 - pow(a->beta2, (double)a->step);
+    double c1 = a->uncorrected ? 1.0 : 1.0 - pow(a->beta1, (double)a->step);
+    double c2 = a->uncorrected ? 1.0 : 1.0 - pow(a->beta2, (double)a->step);
     g *= a->grad_scale;
     *p *= 1.0 - a->lr * a->weight_decay;
     *m += (1.0 - a->beta1) * (g - *m);

@@ -349,6 +349,8 @@ shl_op_optim(shl_stream *s, const shl_optim_args *a)
     NEED(op, is_floats(&a->param, n) && is_floats(&a->grad, n));
     NEED(op, is_moment(&a->m, n, shl_rule_has_m(a->rule) && !without_m));
     NEED(op, is_moment(&a->v, n, shl_rule_has_v(a->rule)));
+    NEED(op,
+         (!a->nesterov && !(a->dampening > 0.0)) || (a->rule == SHL_RULE_SGD && has_data(&a->m)));
     NEED(op, !has_data(&a->rounded) || (a->rule != SHL_RULE_LAMB && is_floats(&a->rounded, n)));
     NEED(op, a->step >= 1);
     NEED(op, a->beta1 >= 0.0 && a->beta1 < 1.0 && a->beta2 >= 0.0 && a->beta2 < 1.0);

@@ -165,6 +165,7 @@ typedef struct shl_adamw_args {
     double lr, beta1, beta2, eps, weight_decay;
     double grad_scale;
     int64_t step;
+    bool uncorrected; /* 1 in the place of 1-b1^t and 1-b2^t */
 } shl_adamw_args;
 shl_code shl_op_adamw(shl_stream *s, const shl_adamw_args *a) SHL_MUST_USE;
 
@@ -177,7 +178,8 @@ typedef enum shl_optim_rule {
     SHL_RULE_LION,
     /* Duchi et al. 2011, as torch.optim.Adagrad: g += wd p; v += g g; p -= lr g / (sqrt(v) + eps). */
     SHL_RULE_ADAGRAD,
-    /* torch.optim.SGD, dampening 0, no Nesterov: g += wd p; m = b1 m + g; p -= lr m (lr g without m). */
+    /* torch.optim.SGD: g += wd p; m = b1 m + (1-dampening) g, in step 1 m = g; p -= lr m, with Nesterov
+     * p -= lr (g + b1 m), without m p -= lr g. */
     SHL_RULE_SGD,
     /* First half of LAMB (You et al. 2020): m, v as AdamW; param is only read, and grad, which is spent,
      * becomes u = m / (1-b1^t) / (sqrt(v) / sqrt(1-b2^t) + eps) + wd p. The second half, p -= lr ratio u
@@ -192,6 +194,9 @@ typedef struct shl_optim_args {
     double lr, beta1, beta2, eps, weight_decay; /* beta1 of SGD: its momentum */
     double grad_scale;
     int64_t step;
+    bool uncorrected; /* ADAM, LAMB: as AdamW's */
+    double dampening; /* SGD with m */
+    bool nesterov;    /* the same */
 } shl_optim_args;
 shl_code shl_op_optim(shl_stream *s, const shl_optim_args *a) SHL_MUST_USE;
 /* Moments that a rule keeps; SGD's m only with momentum. */

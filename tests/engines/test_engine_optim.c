@@ -25,6 +25,42 @@ choose(ew_config *c, shl_optim_kind kind, double momentum)
     assert_int_equal(shl_optim_resolve(kind, &a, &c->engine.optim), SHL_OK);
 }
 
+/* What changes an optimizer's formulas and not its state. */
+static void
+vary(ew_config *c)
+{
+    shl_optim_config *o = &c->engine.optim;
+    o->nesterov = o->kind == SHL_OPTIM_SGD ? 1.0 : 0.0;
+    o->bias_correction = 0.0;
+}
+
+/* Nesterov, and moments without their correction, in every strategy: the same bits, and others than
+ * without. */
+static void
+test_engine_optim_variants_agree(void **state)
+{
+    static const shl_optim_kind kinds[] = {SHL_OPTIM_ADAMW, SHL_OPTIM_ADAM, SHL_OPTIM_SGD,
+                                           SHL_OPTIM_LAMB};
+    (void)state;
+    for (size_t k = 0; k < SHL_ARRAY_LEN(kinds); ++k) {
+        ew_config c;
+        ew_result plain, ddp, r;
+        ew_config_init(&c, SHL_DDP, 2);
+        choose(&c, kinds[k], 0.9);
+        et_run(&c, &plain);
+        vary(&c);
+        assert_int_equal(shl_optim_check(&c.engine.optim), SHL_OK);
+        et_run(&c, &ddp);
+        assert_true(ddp.param_hash != plain.param_hash);
+        for (int s = SHL_ZERO2; s < SHL_STRATEGY_COUNT; ++s) {
+            c.engine.strategy = (shl_strategy)s;
+            c.engine.offload.optimizer = s == SHL_ZERO3 ? SHL_OFFLOAD_HOST : SHL_OFFLOAD_NONE;
+            et_run(&c, &r);
+            et_expect_same_bits(&c, &ddp, &r);
+        }
+    }
+}
+
 static void
 test_engine_optim_strategies_agree(void **state)
 {
@@ -301,6 +337,7 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_engine_optim_variants_agree),
         cmocka_unit_test(test_engine_optim_strategies_agree),
         cmocka_unit_test(test_engine_optim_agree_in_bf16),
         cmocka_unit_test(test_engine_optim_offloaded_keeps_every_bit),

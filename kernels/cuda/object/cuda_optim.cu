@@ -13,7 +13,8 @@
 
 struct optim_constants {
     float grad_scale, decay, keep, rate, step_size, b1, one_minus_b1, b2, one_minus_b2, inv_c1,
-        inv_sqrt_c2, eps;
+        inv_sqrt_c2, eps, damp;
+    bool nesterov;
 };
 
 /* One update of flat arrays; m, v, rounded may be NULL. */
@@ -76,8 +77,8 @@ update_one(int rule, const optim_constants &k, bool momentum, float &p, float &g
         p = p - k.rate * coupled / (sqrtf(v) + k.eps);
         break;
     case SHL_RULE_SGD:
-        m = momentum ? fmaf(k.b1, m, coupled) : coupled;
-        p = p - k.rate * m;
+        m = momentum ? fmaf(k.b1, m, k.damp * coupled) : coupled;
+        p = p - k.rate * (momentum && k.nesterov ? fmaf(k.b1, m, coupled) : m);
         break;
     default: /* LAMB's first half */
         m = first_moment(k, scaled, m);
@@ -210,8 +211,8 @@ template <typename A>
 static optim_constants
 constants_of(const A *a)
 {
-    double c1 = 1.0 - pow(a->beta1, static_cast<double>(a->step));
-    double c2 = 1.0 - pow(a->beta2, static_cast<double>(a->step));
+    double c1 = a->uncorrected ? 1.0 : 1.0 - pow(a->beta1, static_cast<double>(a->step));
+    double c2 = a->uncorrected ? 1.0 : 1.0 - pow(a->beta2, static_cast<double>(a->step));
     optim_constants k;
     k.grad_scale = static_cast<float>(a->grad_scale);
     k.decay = static_cast<float>(a->weight_decay);
@@ -225,6 +226,8 @@ constants_of(const A *a)
     k.inv_c1 = static_cast<float>(1.0 / c1);
     k.inv_sqrt_c2 = static_cast<float>(1.0 / sqrt(c2));
     k.eps = static_cast<float>(a->eps);
+    k.damp = 1.0f;
+    k.nesterov = false;
     return k;
 }
 
@@ -248,6 +251,8 @@ shl_cuda_optim(const shl_cuda_launch *l, const void *args, void *work)
     SHL_UNUSED(work);
     u.rule = a->rule;
     u.k = constants_of(a);
+    u.k.damp = a->step == 1 ? 1.0f : static_cast<float>(1.0 - a->dampening);
+    u.k.nesterov = a->nesterov;
     set_arrays(&u, &a->param, &a->grad, &a->m, &a->v, &a->rounded);
     return run_update(l, u, a->param.dtype, a->grad.dtype, a->m.dtype, a->v.dtype);
 }

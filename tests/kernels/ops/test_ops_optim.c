@@ -55,6 +55,26 @@ expect_golden(hid_t file, const char *group, const char *name, const float *got)
     }
 }
 
+/* AdamW's own op, with the same settings. */
+static shl_code
+adamw(shl_stream *s, const shl_optim_args *a)
+{
+    shl_adamw_args w = {.param = a->param,
+                        .grad = a->grad,
+                        .m = a->m,
+                        .v = a->v,
+                        .lr = a->lr,
+                        .beta1 = a->beta1,
+                        .beta2 = a->beta2,
+                        .eps = a->eps,
+                        .weight_decay = a->weight_decay,
+                        .grad_scale = a->grad_scale,
+                        .step = a->step,
+                        .uncorrected = a->uncorrected};
+    return shl_op_adamw(s, &w);
+}
+
+/* rule SHL_RULE_COUNT: AdamW. */
 static void
 check_golden(const char *group, shl_optim_rule rule)
 {
@@ -75,14 +95,19 @@ check_golden(const char *group, shl_optim_rule rule)
                             .eps = shl_golden_real(file, group, "eps"),
                             .weight_decay = shl_golden_real(file, group, "weight_decay"),
                             .grad_scale = 1.0,
-                            .step = step + 1};
+                            .step = step + 1,
+                            .uncorrected = shl_golden_real(file, group, "uncorrected") > 0.0,
+                            .dampening = shl_golden_real(file, group, "dampening"),
+                            .nesterov = shl_golden_real(file, group, "nesterov") > 0.0};
         if (shl_rule_has_m(rule) && (rule != SHL_RULE_SGD || a.beta1 > 0.0)) {
             a.m = shl_tensor_1d(m, SHL_F32, elems);
         }
-        if (shl_rule_has_v(rule)) {
+        if (shl_rule_has_v(rule) || rule == SHL_RULE_COUNT) {
             a.v = shl_tensor_1d(v, SHL_F32, elems);
         }
-        assert_int_equal(shl_op_optim(shl_device_stream(d, SHL_STREAM_COMPUTE), &a), SHL_OK);
+        shl_stream *s = shl_device_stream(d, SHL_STREAM_COMPUTE);
+        shl_code code = rule == SHL_RULE_COUNT ? adamw(s, &a) : shl_op_optim(s, &a);
+        assert_int_equal(code, SHL_OK);
     }
     expect_golden(file, group, "param", p);
     expect_golden(file, group, "m", m);
@@ -101,6 +126,17 @@ test_optim_twenty_steps_are_pytorchs(void **state)
     check_golden("/adagrad", SHL_RULE_ADAGRAD);
     check_golden("/sgd", SHL_RULE_SGD);
     check_golden("/sgd_plain", SHL_RULE_SGD);
+    check_golden("/sgd_nesterov", SHL_RULE_SGD);
+    check_golden("/sgd_dampening", SHL_RULE_SGD);
+}
+
+/* Without bias correction, which PyTorch has not: DeepSpeed's formulas in float64. */
+static void
+test_optim_twenty_steps_without_correction(void **state)
+{
+    (void)state;
+    check_golden("/adam_uncorrected", SHL_RULE_ADAM);
+    check_golden("/adamw_uncorrected", SHL_RULE_COUNT);
 }
 
 /* What the formulas of Lion and LAMB see: the same numbers in both precisions. */
@@ -283,6 +319,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_optim_twenty_steps_are_pytorchs),
+        cmocka_unit_test(test_optim_twenty_steps_without_correction),
         cmocka_unit_test(test_optim_lion_is_its_papers),
         cmocka_unit_test(test_optim_lamb_is_its_papers),
         cmocka_unit_test(test_optim_bits_depend_on_the_element_alone),
