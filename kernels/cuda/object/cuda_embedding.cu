@@ -1,6 +1,6 @@
-/* kernels/cuda/object: embedding rows forward, and their gradients in row order: rows are sorted by token with a
- * stable radix sort of our own, then every token's rows are added one after the other. No atomics
- * on floats: the bits are the CPU's. */
+/* kernels/cuda/object: embedding rows forward, and their gradients in row order: rows are sorted
+ * by token with a stable radix sort of our own, then every token's rows are added one after the
+ * other. No atomics on floats: the bits are the CPU's. */
 #include "kernels/cuda/object/cuda_embedding.cuh"
 
 #define PACK 4
@@ -13,8 +13,9 @@ threads_for(int64_t packs)
     return static_cast<unsigned>(threads < 256 ? threads : 256);
 }
 
-/* One block per row. Floor: bytes; a row of wte read (wpe stays in the cache), a row of y written; one
- * launch. A token outside the vocabulary sets the fault and leaves its row of y alone. */
+/* One block per row. Floor: bytes; a row of wte read (wpe stays in the cache), a row of y
+ * written; one launch. A token outside the vocabulary sets the fault and leaves its row of y
+ * alone. */
 template <typename T, int N>
 static __global__ void
 embed_kernel(const int32_t *token, const T *wte, const T *wpe, T *y, int64_t width, int64_t vocab,
@@ -48,14 +49,16 @@ shl_cuda_embedding_forward(const shl_cuda_launch *l, const void *args, void *wor
     const int32_t *token = static_cast<const int32_t *>(a->tokens.data);
     int64_t rows = elems_of(&a->tokens), vocab = a->wte.dims[0], width = a->wte.dims[1];
     bool packs = width % PACK == 0 && packs_fit(a->wte.data, a->wte.dtype, PACK) &&
-                 packs_fit(a->wpe.data, a->wte.dtype, PACK) && packs_fit(a->y.data, a->wte.dtype, PACK);
+                 packs_fit(a->wpe.data, a->wte.dtype, PACK) &&
+                 packs_fit(a->y.data, a->wte.dtype, PACK);
     SHL_UNUSED(work);
     SHL_FOR_FLOAT(
         a->wte.dtype, T, const T *wte = static_cast<const T *>(a->wte.data);
         const T *wpe = static_cast<const T *>(a->wpe.data); T *y = static_cast<T *>(a->y.data);
         if (packs) {
-            SHL_LAUNCH((embed_kernel<T, PACK>), static_cast<unsigned>(rows), threads_for(width / PACK),
-                       0, l->stream, token, wte, wpe, y, width, vocab, a->seq, l->faults);
+            SHL_LAUNCH((embed_kernel<T, PACK>), static_cast<unsigned>(rows),
+                       threads_for(width / PACK), 0, l->stream, token, wte, wpe, y, width, vocab,
+                       a->seq, l->faults);
         } else {
             SHL_LAUNCH((embed_kernel<T, 1>), static_cast<unsigned>(rows), threads_for(width), 0,
                        l->stream, token, wte, wpe, y, width, vocab, a->seq, l->faults);
@@ -101,8 +104,8 @@ add_packs(const pack<T, N> *x, int n, float *sum)
     }
 }
 
-/* A block of x per place and of y per strip of columns: rows place, place + seq, ... of dy. Floor: bytes;
- * dy read, dwpe written; one launch. */
+/* A block of x per place and of y per strip of columns: rows place, place + seq, ... of dy.
+ * Floor: bytes; dy read, dwpe written; one launch. */
 template <typename T, typename G, int N>
 static __global__ void
 places_kernel(const T *dy, G *dw, int64_t rows, int64_t seq, int64_t width, bool accumulate)
@@ -128,13 +131,13 @@ places_kernel(const T *dy, G *dw, int64_t rows, int64_t seq, int64_t width, bool
     end_sum<N>(sum, dw + place * width + c);
 }
 
-/* A block of x per sorted row, of which the first of each token adds all of them. Floor: bytes; dy
- * read, touched rows of dwte written (read too where they accumulate). A token that fills the batch is a
- * chain of `rows` additions. */
+/* A block of x per sorted row, of which the first of each token adds all of them. Floor: bytes;
+ * dy read, touched rows of dwte written (read too where they accumulate). A token that fills the
+ * batch is a chain of `rows` additions. */
 template <typename T, typename G, int N>
 static __global__ void
-tokens_kernel(const token_row *sorted, const T *dy, G *dw, int64_t rows, int64_t width, int64_t vocab,
-              bool accumulate)
+tokens_kernel(const token_row *sorted, const T *dy, G *dw, int64_t rows, int64_t width,
+              int64_t vocab, bool accumulate)
 {
     int64_t first = blockIdx.x;
     uint32_t token = sorted[first].token;
@@ -180,8 +183,9 @@ add_places(const shl_cuda_launch *l, const shl_embedding_args *a)
     unsigned block = threads_for(width / N);
     dim3 grid(static_cast<unsigned>(a->dwpe.dims[0]),
               static_cast<unsigned>(shl_ceil_div(width / N, block)));
-    SHL_LAUNCH((places_kernel<T, G, N>), grid, block, 0, l->stream, static_cast<const T *>(a->dy.data),
-               static_cast<G *>(a->dwpe.data), a->dy.dims[0], a->seq, width, a->accumulate_wpe);
+    SHL_LAUNCH((places_kernel<T, G, N>), grid, block, 0, l->stream,
+               static_cast<const T *>(a->dy.data), static_cast<G *>(a->dwpe.data), a->dy.dims[0],
+               a->seq, width, a->accumulate_wpe);
 }
 
 template <typename T, typename G, int N>
@@ -202,9 +206,11 @@ add_tokens(const shl_cuda_launch *l, const shl_embedding_args *a, const token_ro
 
 /* Fn(T, G, N) for the types of dy and of a gradient, in packs where both allow. */
 #define FOR_GRADIENT(a, dw, fn, ...)                                                               \
-    SHL_FOR_FLOAT((a)->dy.dtype, T, SHL_FOR_FLOAT((dw).dtype, G, if (packs_in((a), (dw))) {        \
-                      fn<T, G, PACK>(__VA_ARGS__);                                                 \
-                  } else { fn<T, G, 1>(__VA_ARGS__); }))
+    SHL_FOR_FLOAT((a)->dy.dtype, T,                                                                \
+                  SHL_FOR_FLOAT((dw).dtype, G,                                                     \
+                                if (packs_in((a), (dw))) { fn<T, G, PACK>(__VA_ARGS__); } else {   \
+                                    fn<T, G, 1>(__VA_ARGS__);                                      \
+                                }))
 
 static bool
 packs_in(const shl_embedding_args *a, const shl_tensor &dw)
@@ -218,9 +224,8 @@ shl_cuda_embedding_backward(const shl_cuda_launch *l, const void *args, void *wo
 {
     const shl_embedding_args *a = static_cast<const shl_embedding_args *>(args);
     if (a->dwte.data != nullptr) {
-        const token_row *sorted =
-            sort_tokens(l, static_cast<const int32_t *>(a->tokens.data), elems_of(&a->tokens),
-                        a->dwte.dims[0], work);
+        const token_row *sorted = sort_tokens(l, static_cast<const int32_t *>(a->tokens.data),
+                                              elems_of(&a->tokens), a->dwte.dims[0], work);
         FOR_GRADIENT(a, a->dwte, add_tokens, l, a, sorted);
     }
     if (a->dwpe.data != nullptr) {

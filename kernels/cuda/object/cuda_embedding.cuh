@@ -1,5 +1,6 @@
-/* kernels/cuda/object: rows sorted by token: a stable radix sort, digit by digit from the lowest, three launches
- * for each. Equal tokens keep the order of their rows, so the result is one and the same always. */
+/* kernels/cuda/object: rows sorted by token: a stable radix sort, digit by digit from the
+ * lowest, three launches for each. Equal tokens keep the order of their rows, so the result is
+ * one and the same always. */
 #ifndef SHL_CUDA_EMBEDDING_CUH
 #define SHL_CUDA_EMBEDDING_CUH
 
@@ -34,8 +35,8 @@ sort_item(const int32_t *tokens, const token_row *from, int64_t i, uint32_t voca
 
 /* Rows of each digit in this block: counts[digit * blocks + block]. */
 static __global__ void
-sort_count_kernel(const int32_t *tokens, const token_row *from, int64_t rows, uint32_t vocab, int shift,
-                  uint32_t *counts, uint32_t *faults)
+sort_count_kernel(const int32_t *tokens, const token_row *from, int64_t rows, uint32_t vocab,
+                  int shift, uint32_t *counts, uint32_t *faults)
 {
     __shared__ unsigned count[SORT_DIGITS];
     int64_t begin = static_cast<int64_t>(blockIdx.x) * SHL_WORK_SORT_ROWS;
@@ -60,9 +61,11 @@ static __global__ void
 sort_scan_kernel(uint32_t *counts, int64_t n)
 {
     __shared__ uint32_t warp_total[SCAN_THREADS / SHL_WARP];
-    int lane = static_cast<int>(threadIdx.x) % SHL_WARP, warp = static_cast<int>(threadIdx.x) / SHL_WARP;
+    int lane = static_cast<int>(threadIdx.x) % SHL_WARP,
+        warp = static_cast<int>(threadIdx.x) / SHL_WARP;
     int64_t run = (n + SCAN_THREADS - 1) / SCAN_THREADS;
-    int64_t begin = static_cast<int64_t>(threadIdx.x) * run, end = begin + run < n ? begin + run : n;
+    int64_t begin = static_cast<int64_t>(threadIdx.x) * run,
+            end = begin + run < n ? begin + run : n;
     uint32_t total = 0;
     for (int64_t i = begin; i < end; i++) {
         total += counts[i];
@@ -99,14 +102,15 @@ same_digit(uint32_t digit, bool valid)
     return same;
 }
 
-/* Every row to its place: behind the rows of smaller digits, of the same digit in blocks before, in warps
- * before, and before it in its warp. A warp takes consecutive rows. */
+/* Every row to its place: behind the rows of smaller digits, of the same digit in blocks before,
+ * in warps before, and before it in its warp. A warp takes consecutive rows. */
 static __global__ void
 sort_scatter_kernel(const int32_t *tokens, const token_row *from, int64_t rows, uint32_t vocab,
                     int shift, const uint32_t *counts, token_row *to)
 {
     __shared__ uint32_t place[SORT_WARPS][SORT_DIGITS];
-    int lane = static_cast<int>(threadIdx.x) % SHL_WARP, warp = static_cast<int>(threadIdx.x) / SHL_WARP;
+    int lane = static_cast<int>(threadIdx.x) % SHL_WARP,
+        warp = static_cast<int>(threadIdx.x) / SHL_WARP;
     int64_t begin = static_cast<int64_t>(blockIdx.x) * SHL_WORK_SORT_ROWS +
                     static_cast<int64_t>(warp) * SORT_ROUNDS * SHL_WARP;
     token_row item[SORT_ROUNDS];
@@ -147,10 +151,11 @@ sort_scatter_kernel(const int32_t *tokens, const token_row *from, int64_t rows, 
     }
 }
 
-/* The rows of a batch sorted, in `work` (shl_work_sort_bytes). Floor: launches, three for each 8 bits of
- * the vocabulary; bytes are 16 per row and digit. */
+/* The rows of a batch sorted, in `work` (shl_work_sort_bytes). Floor: launches, three for each 8
+ * bits of the vocabulary; bytes are 16 per row and digit. */
 static const token_row *
-sort_tokens(const shl_cuda_launch *l, const int32_t *tokens, int64_t rows, int64_t vocab, void *work)
+sort_tokens(const shl_cuda_launch *l, const int32_t *tokens, int64_t rows, int64_t vocab,
+            void *work)
 {
     token_row *side[2] = {static_cast<token_row *>(work), static_cast<token_row *>(work) + rows};
     uint32_t *counts = reinterpret_cast<uint32_t *>(side[1] + rows);
@@ -161,8 +166,8 @@ sort_tokens(const shl_cuda_launch *l, const int32_t *tokens, int64_t rows, int64
     int pass = 0;
     for (int shift = 0; shift < 32 && (pass == 0 || vocab >> shift != 0); shift += SORT_BITS) {
         token_row *to = side[pass++ % 2];
-        SHL_LAUNCH(sort_count_kernel, grid, SORT_THREADS, 0, l->stream, tokens, from, rows, most, shift,
-                   counts, l->faults);
+        SHL_LAUNCH(sort_count_kernel, grid, SORT_THREADS, 0, l->stream, tokens, from, rows, most,
+                   shift, counts, l->faults);
         SHL_LAUNCH(sort_scan_kernel, 1, SCAN_THREADS, 0, l->stream, counts, blocks * SORT_DIGITS);
         SHL_LAUNCH(sort_scatter_kernel, grid, SORT_THREADS, 0, l->stream, tokens, from, rows, most,
                    shift, counts, to);

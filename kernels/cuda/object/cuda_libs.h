@@ -1,5 +1,5 @@
-/* kernels/cuda/object: what libs_open of the backend's table gives out and a launch carries: one handle for each
- * library, with what is remembered beside it. Plain C. */
+/* kernels/cuda/object: what libs_open of the backend's table gives out and a launch carries: one
+ * handle for each library, with what is remembered beside it. Plain C. */
 #ifndef SHL_CUDA_LIBS_H
 #define SHL_CUDA_LIBS_H
 
@@ -20,9 +20,9 @@ typedef struct shl_cuda_libs {
     void *dnn;
 } shl_cuda_libs;
 
-/* A handle of cuBLASLt for the current device and the algorithms that it has named so far, in `room`:
- * blas_bytes of zeros, aligned for any type, which the caller gives back after close. One thread at a
- * time. Result: a status. */
+/* A handle of cuBLASLt for the current device and the algorithms that it has named so far, in
+ * `room`: blas_bytes of zeros, aligned for any type, which the caller gives back after close.
+ * One thread at a time. Result: a status. */
 size_t shl_cuda_blas_bytes(void);
 int shl_cuda_blas_open(void *room, shl_cuda_blas **out);
 void shl_cuda_blas_close(shl_cuda_blas *blas);

@@ -1,5 +1,6 @@
-/* kernels/cuda/object: the linear ops as products of cuBLASLt. A row-major matrix is its own transpose by
- * columns, so both weight orders are a matter of which operand is turned; nothing is copied. */
+/* kernels/cuda/object: the linear ops as products of cuBLASLt. A row-major matrix is its own
+ * transpose by columns, so both weight orders are a matter of which operand is turned; nothing
+ * is copied. */
 #include "kernels/cuda/object/cuda_libs.h"
 
 #include <string.h>
@@ -10,12 +11,12 @@
 #include "kernels/cuda/object/cuda_product.h"
 
 /* Algorithms that are remembered; a model has some twenty shapes, and a full table starts anew. */
-#define ENTRIES 1024
+#define ENTRIES 256
 #define ENTRIES_USED (ENTRIES / 4 * 3)
 #define ALIGNED_BYTES 16u
 
-/* All that the choice of an algorithm depends on. Tensors start at multiples of 8 elements in every buffer of
- * an engine, so `aligned` is the same wherever a tensor lies. */
+/* All that the choice of an algorithm depends on. Tensors start at multiples of 8 elements in
+ * every buffer of an engine, so `aligned` is the same wherever a tensor lies. */
 typedef struct blas_key {
     int64_t m, n, k, kind;
 } blas_key;
@@ -163,8 +164,9 @@ describe(const shl_cuda_launch *l, const shl_cuda_product *p, blas_call *c)
     return 0;
 }
 
-/* Asks the library for its first choice that fits the pool. Parts of a sum that is cut along k may meet in
- * fp32 in the workspace only: in the output they would be rounded, and by atomics come in any order. */
+/* Asks the library for its first choice that fits the pool. Parts of a sum that is cut along k
+ * may meet in fp32 in the workspace only: in the output they would be rounded, and by atomics
+ * come in any order. */
 static int
 choose(const shl_cuda_launch *l, const shl_cuda_product *p, blas_call *c, blas_entry *e)
 {
@@ -203,8 +205,9 @@ choose(const shl_cuda_launch *l, const shl_cuda_product *p, blas_call *c, blas_e
     return 0;
 }
 
-/* Floor: 2 m n k operations over the rate of the tensor cores (fp32 without TF32: of the others), or the
- * bytes of the three matrices where they are more; one launch, two where the library cuts k. */
+/* Floor: 2 m n k operations over the rate of the tensor cores (fp32 without TF32: of the
+ * others), or the bytes of the three matrices where they are more; one launch, two where the
+ * library cuts k. */
 static int
 multiply(const shl_cuda_launch *l, const shl_cuda_product *p)
 {
@@ -269,8 +272,8 @@ shl_cuda_linear_backward_input(const shl_cuda_launch *l, const void *args, void 
     return multiply(l, &p);
 }
 
-/* Order IO: dw^T[O,I] = dy^T[O,R] x[R,I]; order OI: dw^T[I,O] = x^T[I,R] dy[R,O]. The sums of columns are
- * our own: the library's bias gradient overwrites, and its order is not documented. */
+/* Order IO: dw^T[O,I] = dy^T[O,R] x[R,I]; order OI: dw^T[I,O] = x^T[I,R] dy[R,O]. The sums of
+ * columns are our own: the library's bias gradient overwrites, and its order is not documented. */
 int
 shl_cuda_linear_backward_weight(const shl_cuda_launch *l, const void *args, void *work)
 {

@@ -1,6 +1,7 @@
-/* kernels/cuda/object: fused softmax cross-entropy, in place. A block takes a row into shared memory, as much of
- * it as fits, so that the logits are read once and their gradients written once; a longer row's rest is
- * read again, from the cache by then. Which thread takes an element depends on its column only. */
+/* kernels/cuda/object: fused softmax cross-entropy, in place. A block takes a row into shared
+ * memory, as much of it as fits, so that the logits are read once and their gradients written
+ * once; a longer row's rest is read again, from the cache by then. Which thread takes an element
+ * depends on its column only. */
 #include "kernels/cuda/object/cuda_pack.cuh"
 
 #define WIDE_BLOCK 512
@@ -9,10 +10,9 @@
 #define ORDER_BLOCK 256
 #define STATIC_BYTES 1024 /* of shared memory, left for what is not the row */
 
-/* One row in memory and the part of it, [0, cached), whose image lies in shared memory, both at the same
- * place within 16 bytes. */
-template <typename T>
-struct loss_row {
+/* One row in memory and the part of it, [0, cached), whose image lies in shared memory, both at
+ * the same place within 16 bytes. */
+template <typename T> struct loss_row {
     T *x, *image;
     int64_t n;
     int cached, head, packs; /* head: columns before the first aligned address */
@@ -132,8 +132,8 @@ zero_row(const loss_row<T> &r)
     }
 }
 
-/* One block per row. Floor: bytes; the logits read once and, where gradients are wanted, written once, two
- * exponentials for each; one launch. */
+/* One block per row. Floor: bytes; the logits read once and, where gradients are wanted, written
+ * once, two exponentials for each; one launch. */
 template <typename T>
 static __global__ void
 __launch_bounds__(WIDE_BLOCK, 2)
@@ -171,8 +171,8 @@ __launch_bounds__(WIDE_BLOCK, 2)
     }
 }
 
-/* Adds the losses of rows one after the other: a chain of R additions in double, by one thread, from tiles
- * that the block fetches. Floor: the chain; one launch. */
+/* Adds the losses of rows one after the other: a chain of R additions in double, by one thread,
+ * from tiles that the block fetches. Floor: the chain; one launch. */
 static __global__ void
 loss_order_kernel(const double *losses, int64_t rows, double *loss_sum)
 {
@@ -203,7 +203,8 @@ run_loss(const shl_cuda_launch *l, const shl_cross_entropy_args *a, double *loss
 {
     const int64_t per = SHL_PACK_BYTES / sizeof(T);
     int64_t rows = a->logits.dims[0], vocab = a->logits.dims[1];
-    int64_t room = static_cast<int64_t>((l->info->block_shared_bytes - STATIC_BYTES) / sizeof(T)) - per;
+    int64_t room =
+        static_cast<int64_t>((l->info->block_shared_bytes - STATIC_BYTES) / sizeof(T)) - per;
     int64_t cached = vocab < room ? vocab : room;
     size_t bytes = static_cast<size_t>(shl_round_up(cached + per, per)) * sizeof(T);
     int block = vocab <= NARROW_VOCAB ? NARROW_BLOCK : WIDE_BLOCK;
@@ -213,8 +214,8 @@ run_loss(const shl_cuda_launch *l, const shl_cross_entropy_args *a, double *loss
         return status;
     }
     SHL_LAUNCH(loss_kernel<T>, static_cast<unsigned>(rows), block, bytes, l->stream,
-               static_cast<T *>(a->logits.data), static_cast<const int32_t *>(a->targets.data), vocab,
-               static_cast<int>(cached), a->dloss, a->want_grad, losses, l->faults);
+               static_cast<T *>(a->logits.data), static_cast<const int32_t *>(a->targets.data),
+               vocab, static_cast<int>(cached), a->dloss, a->want_grad, losses, l->faults);
     return launch_status();
 }
 
@@ -222,12 +223,14 @@ extern "C" int
 shl_cuda_cross_entropy(const shl_cuda_launch *l, const void *args, void *work)
 {
     const shl_cross_entropy_args *a = static_cast<const shl_cross_entropy_args *>(args);
-    double *losses = static_cast<double *>(work), *loss_sum = static_cast<double *>(a->loss_sum.data);
+    double *losses = static_cast<double *>(work),
+           *loss_sum = static_cast<double *>(a->loss_sum.data);
     int status = 0;
     SHL_FOR_FLOAT(a->logits.dtype, T, status = run_loss<T>(l, a, losses));
     if (status != 0) {
         return status;
     }
-    SHL_LAUNCH(loss_order_kernel, 1, ORDER_BLOCK, 0, l->stream, losses, a->logits.dims[0], loss_sum);
+    SHL_LAUNCH(loss_order_kernel, 1, ORDER_BLOCK, 0, l->stream, losses, a->logits.dims[0],
+               loss_sum);
     return launch_status();
 }

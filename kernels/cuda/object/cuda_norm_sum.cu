@@ -1,5 +1,5 @@
-/* kernels/cuda/object: the order-independent squared norm. Everything that blocks hand to each other is an
- * integer, so that any grid, in any order, gives the number that the CPU gives. */
+/* kernels/cuda/object: the order-independent squared norm. Everything that blocks hand to each
+ * other is an integer, so that any grid, in any order, gives the number that the CPU gives. */
 #include "kernels/cuda/object/cuda_pack.cuh"
 
 #define BLOCK 256
@@ -32,10 +32,9 @@ warp_wide_sum(wide_sum x)
     return x;
 }
 
-/* The elements of a flat array in packs of 16 bytes, with what lies before the first aligned address and
- * behind the last one taken singly. */
-template <typename T>
-struct norm_range {
+/* The elements of a flat array in packs of 16 bytes, with what lies before the first aligned
+ * address and behind the last one taken singly. */
+template <typename T> struct norm_range {
     const T *x;
     int64_t n, head, packs;
 };
@@ -101,15 +100,16 @@ __launch_bounds__(BLOCK) norm_max_kernel(norm_range<T> r, unsigned *out)
     }
 }
 
-/* Rounding by adding a magic number, as the CPU does: 1.5 * 2^84 leaves multiples of 2^32 in the low
- * bits, 1.5 * 2^52 whole numbers; ties go to even in both, and together. */
+/* Rounding by adding a magic number, as the CPU does: 1.5 * 2^84 leaves multiples of 2^32 in the
+ * low bits, 1.5 * 2^52 whole numbers; ties go to even in both, and together. */
 #define MAGIC_HIGH 2.9014219670751100192391e25
 #define MAGIC_LOW 6755399441055744.0
 #define MAGIC_LIMIT 9.671406556917033e24 /* 2^83: above, the slow way */
 #define MOST_QUANTA 8.507059173023462e37 /* 2^126 */
 
-/* Integers of the elements that a thread has seen since it folded: units of 2^32 and of 1, modulo 2^64.
- * A term is below 2^51 in the one and 2^32 in the other, and there are at most 8 * TURNS + 1. */
+/* Integers of the elements that a thread has seen since it folded: units of 2^32 and of 1,
+ * modulo 2^64. A term is below 2^51 in the one and 2^32 in the other, and there are at most 8 *
+ * TURNS + 1. */
 struct norm_lanes {
     uint64_t high, low;
     wide_sum total;
@@ -194,8 +194,8 @@ __launch_bounds__(BLOCK) norm_sum_kernel(norm_range<T> r, double scale, unsigned
         for (int w = 1; w < BLOCK / SHL_WARP; w++) {
             sum = wide_add(sum, room[w]);
         }
-        /* Each add to the low word knows from the old value whether it carried; all carries together
-         * are the right ones, in whatever order the blocks come. */
+        /* Each add to the low word knows from the old value whether it carried; all carries
+         * together are the right ones, in whatever order the blocks come. */
         unsigned long long old = atomicAdd(&out[0], sum.low);
         unsigned long long high = sum.high + (old + sum.low < old ? 1u : 0u);
         if (high != 0) {
@@ -211,8 +211,9 @@ shl_cuda_norm_max(const shl_cuda_launch *l, const void *args, void *work)
     unsigned *out = static_cast<unsigned *>(a->out_max.data);
     unsigned grid = grid_for(l, elems_of(&a->x), BLOCK * 4, WAVES);
     SHL_UNUSED(work);
-    SHL_FOR_FLOAT(a->x.dtype, T,
-                  SHL_LAUNCH(norm_max_kernel<T>, grid, BLOCK, 0, l->stream, range_of<T>(&a->x), out));
+    SHL_FOR_FLOAT(
+        a->x.dtype, T,
+        SHL_LAUNCH(norm_max_kernel<T>, grid, BLOCK, 0, l->stream, range_of<T>(&a->x), out));
     return launch_status();
 }
 
@@ -224,8 +225,8 @@ shl_cuda_norm_sum(const shl_cuda_launch *l, const void *args, void *work)
     unsigned grid = grid_for(l, elems_of(&a->x), BLOCK * 4, WAVES);
     double scale = ldexp(1.0, -a->quantum_log2);
     SHL_UNUSED(work);
-    SHL_FOR_FLOAT(a->x.dtype, T,
-                  SHL_LAUNCH(norm_sum_kernel<T>, grid, BLOCK, 0, l->stream, range_of<T>(&a->x), scale,
-                             out));
+    SHL_FOR_FLOAT(
+        a->x.dtype, T,
+        SHL_LAUNCH(norm_sum_kernel<T>, grid, BLOCK, 0, l->stream, range_of<T>(&a->x), scale, out));
     return launch_status();
 }

@@ -1,5 +1,6 @@
-/* kernels/cuda/object: all optimizers, one element after the other and all arrays of an element at once, in the
- * formulas and the order of operations of the CPU's kernels, so that the bits are the same. */
+/* kernels/cuda/object: all optimizers, one element after the other and all arrays of an element
+ * at once, in the formulas and the order of operations of the CPU's kernels, so that the bits
+ * are the same. */
 #include "kernels/cuda/object/cuda_pack.cuh"
 
 #include <cmath>
@@ -54,7 +55,8 @@ sign_of(float c)
 
 /* One element; formulas and papers in kernels/ops/ops.h. */
 static __device__ __forceinline__ void
-update_one(int rule, const optim_constants &k, bool momentum, float &p, float &g, float &m, float &v)
+update_one(int rule, const optim_constants &k, bool momentum, float &p, float &g, float &m,
+           float &v)
 {
     float scaled = g * k.grad_scale, coupled = fmaf(k.decay, p, scaled);
     switch (rule) {
@@ -99,7 +101,8 @@ store_rounded(void *to, int64_t i, const float *x)
     store_pack<N>(static_cast<T *>(to) + i, out);
 }
 
-/* Elements [i, i + N). All loads stand before all arithmetic, so that they are under way together. */
+/* Elements [i, i + N). All loads stand before all arithmetic, so that they are under way
+ * together. */
 template <int N, typename P, typename G, typename M, typename V>
 static __device__ __forceinline__ void
 update_pack(const optim_update &u, int64_t i)
@@ -144,9 +147,9 @@ update_pack(const optim_update &u, int64_t i)
     }
 }
 
-/* Floor: bytes. AdamW with an fp32 master, bf16 gradient, fp32 moments and the bf16 copy moves 4 + 4 + 4
- * read and written, 2 read, 2 written = 28 bytes per element over the copy rate; one launch for all
- * tensors of a flat range. */
+/* Floor: bytes. AdamW with an fp32 master, bf16 gradient, fp32 moments and the bf16 copy moves 4
+ * + 4 + 4 read and written, 2 read, 2 written = 28 bytes per element over the copy rate; one
+ * launch for all tensors of a flat range. */
 template <typename P, typename G, typename M, typename V>
 static __global__ void
 __launch_bounds__(BLOCK) optim_kernel(optim_update u)

@@ -1,5 +1,6 @@
-/* kernels/cuda/object: neighbours in memory that one thread moves at once, where an address allows it. What a
- * kernel computes from an element does not depend on whether it came in a pack. */
+/* kernels/cuda/object: neighbours in memory that one thread moves at once, where an address
+ * allows it. What a kernel computes from an element does not depend on whether it came in a
+ * pack. */
 #ifndef SHL_CUDA_PACK_CUH
 #define SHL_CUDA_PACK_CUH
 
@@ -15,8 +16,7 @@
 #define SHL_UNROLL_BY(n)
 #endif
 
-template <typename T, int N>
-struct alignas(sizeof(T) * N) pack {
+template <typename T, int N> struct alignas(sizeof(T) * N) pack {
     T at[N];
 };
 

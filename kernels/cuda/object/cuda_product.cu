@@ -1,5 +1,5 @@
-/* kernels/cuda/object: column sums for the gradients of biases, and a plain product for what the library does
- * not take. */
+/* kernels/cuda/object: column sums for the gradients of biases, and a plain product for what the
+ * library does not take. */
 #include "kernels/cuda/object/cuda_pack.cuh"
 
 extern "C" {
@@ -9,15 +9,16 @@ extern "C" {
 #define SUM_WARPS 8
 #define SUM_BLOCK (SUM_WARPS * SHL_WARP)
 
-/* Sums of the columns of x over a run of rows: a lane owns N columns, a warp every eighth row of the run;
- * then the eight sums of a column are added in order. The order does not depend on N. */
+/* Sums of the columns of x over a run of rows: a lane owns N columns, a warp every eighth row of
+ * the run; then the eight sums of a column are added in order. The order does not depend on N. */
 template <typename T, typename G, int N>
 static __global__ void
 __launch_bounds__(SUM_BLOCK)
     column_kernel(const T *x, int64_t rows, int64_t cols, int64_t run, G *out, bool accumulate)
 {
     __shared__ float room[SUM_WARPS][SHL_WARP * N];
-    int lane = static_cast<int>(threadIdx.x) % SHL_WARP, warp = static_cast<int>(threadIdx.x) / SHL_WARP;
+    int lane = static_cast<int>(threadIdx.x) % SHL_WARP,
+        warp = static_cast<int>(threadIdx.x) / SHL_WARP;
     int64_t strip = static_cast<int64_t>(blockIdx.x) * SHL_WARP * N, c = strip + lane * N;
     int64_t begin = blockIdx.y * run, end = begin + run < rows ? begin + run : rows;
     float sum[N];
@@ -35,7 +36,8 @@ __launch_bounds__(SUM_BLOCK)
         room[warp][lane * N + j] = sum[j];
     }
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < SHL_WARP * N && strip + i < cols; i += SUM_BLOCK) {
+    for (int i = static_cast<int>(threadIdx.x); i < SHL_WARP * N && strip + i < cols;
+         i += SUM_BLOCK) {
         G *to = out + blockIdx.y * cols + strip + i;
         float total = accumulate ? widen(*to) : 0.0f;
         float here = room[0][i];
@@ -56,16 +58,16 @@ sum_columns(const shl_cuda_launch *l, const T *x, int64_t rows, int64_t cols, in
     dim3 grid(static_cast<unsigned>(shl_ceil_div(cols, SHL_WARP * (packs ? per : 1))),
               static_cast<unsigned>(shl_ceil_div(rows, run)));
     if (packs) {
-        SHL_LAUNCH((column_kernel<T, G, per>), grid, SUM_BLOCK, 0, l->stream, x, rows, cols, run, out,
-                   accumulate);
+        SHL_LAUNCH((column_kernel<T, G, per>), grid, SUM_BLOCK, 0, l->stream, x, rows, cols, run,
+                   out, accumulate);
     } else {
         SHL_LAUNCH((column_kernel<T, G, 1>), grid, SUM_BLOCK, 0, l->stream, x, rows, cols, run, out,
                    accumulate);
     }
 }
 
-/* Floor: dy read once over the read rate; two launches. The first leaves one row of fp32 sums per run, the
- * second adds those rows and the old value. */
+/* Floor: dy read once over the read rate; two launches. The first leaves one row of fp32 sums
+ * per run, the second adds those rows and the old value. */
 extern "C" int
 shl_cuda_column_sums(const shl_cuda_launch *l, const shl_tensor *dy, const shl_tensor *db,
                      bool accumulate, void *work)
@@ -73,8 +75,9 @@ shl_cuda_column_sums(const shl_cuda_launch *l, const shl_tensor *dy, const shl_t
     int64_t rows = dy->dims[0], cols = dy->dims[1], run = shl_work_column_rows(rows);
     int64_t runs = shl_ceil_div(rows, run);
     float *partial = static_cast<float *>(work);
-    SHL_FOR_FLOAT(dy->dtype, T,
-                  sum_columns(l, static_cast<const T *>(dy->data), rows, cols, run, partial, false));
+    SHL_FOR_FLOAT(
+        dy->dtype, T,
+        sum_columns(l, static_cast<const T *>(dy->data), rows, cols, run, partial, false));
     SHL_FOR_FLOAT(db->dtype, G,
                   sum_columns(l, static_cast<const float *>(partial), runs, cols, runs,
                               static_cast<G *>(db->data), accumulate));
@@ -83,8 +86,8 @@ shl_cuda_column_sums(const shl_cuda_launch *l, const shl_tensor *dy, const shl_t
 
 #define TILE 16
 
-/* A block owns a tile of D, a thread an element of it. Floor: 2 m n k operations in fp32; this kernel is
- * made to be right, not fast; one launch. */
+/* A block owns a tile of D, a thread an element of it. Floor: 2 m n k operations in fp32; this
+ * kernel is made to be right, not fast; one launch. */
 template <typename T, typename G>
 static __global__ void
 product_kernel(shl_cuda_product p)

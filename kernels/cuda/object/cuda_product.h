@@ -1,4 +1,5 @@
-/* kernels/cuda/object: the matrix products behind the linear ops, and what the library is not asked for. */
+/* kernels/cuda/object: the matrix products behind the linear ops, and what the library is not
+ * asked for. */
 #ifndef SHL_CUDA_PRODUCT_H
 #define SHL_CUDA_PRODUCT_H
 
@@ -8,9 +9,9 @@
 extern "C" {
 #endif
 
-/* D[m,n] = op(A)[m,k] op(B)[k,n] (+ D) (+ bias[m] on every column), all by columns and dense: the leading
- * dimension of each is the number of its stored rows. A and B of `in`, D and bias of `out`; sums in
- * fp32, rounded once. */
+/* D[m,n] = op(A)[m,k] op(B)[k,n] (+ D) (+ bias[m] on every column), all by columns and dense:
+ * the leading dimension of each is the number of its stored rows. A and B of `in`, D and bias of
+ * `out`; sums in fp32, rounded once. */
 typedef struct shl_cuda_product {
     int64_t m, n, k;
     const void *a, *b, *bias; /* bias may be NULL */

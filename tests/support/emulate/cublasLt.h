@@ -1,6 +1,7 @@
-/* tests/support/emulate: as much of cuBLASLt as kernels/cuda/object uses, with the names and numbers of the
- * library, so that its host code is compiled and run without it. A call that the library would not take,
- * or would take and answer wrongly, fails here with a line on the error stream. */
+/* tests/support/emulate: as much of cuBLASLt as kernels/cuda/object uses, with the names and
+ * numbers of the library, so that its host code is compiled and run without it. A call that the
+ * library would not take, or would take and answer wrongly, fails here with a line on the error
+ * stream. */
 #ifndef SHL_EMULATE_CUBLASLT_H
 #define SHL_EMULATE_CUBLASLT_H
 

@@ -1,5 +1,6 @@
-// tests/support/emulate: cuBLASLt as plain loops that run with the stream, and as strict as the library is on
-// paper: an algorithm serves the shapes, types and alignments that it was asked for and no others.
+// tests/support/emulate: cuBLASLt as plain loops that run with the stream, and as strict as the
+// library is on paper: an algorithm serves the shapes, types and alignments that it was asked for
+// and no others.
 #include "cublasLt.h"
 #include "emulate_stream.h"
 
@@ -11,7 +12,8 @@ extern "C" {
 #include "kernels/base/half.h"
 }
 
-namespace {
+namespace
+{
 
 const uint64_t MARK_HANDLE = 0x6c74'6861'6e64'6c65u, MARK_ALGO = 0x616c'676f'7269'7468u;
 const size_t WORKSPACE_ALIGN = 256;
@@ -112,15 +114,19 @@ wrong(const operation *o, const matrix *a, const matrix *b, const matrix *c, con
 float
 read(uint64_t type, const void *p, uint64_t i)
 {
-    return shl_float_at(type == CUDA_R_32F ? SHL_F32 : type == CUDA_R_16BF ? SHL_BF16 : SHL_F16, p,
-                        static_cast<int64_t>(i));
+    return shl_float_at(type == CUDA_R_32F    ? SHL_F32
+                        : type == CUDA_R_16BF ? SHL_BF16
+                                              : SHL_F16,
+                        p, static_cast<int64_t>(i));
 }
 
 void
 write(uint64_t type, void *p, uint64_t i, float x)
 {
-    shl_float_put(type == CUDA_R_32F ? SHL_F32 : type == CUDA_R_16BF ? SHL_BF16 : SHL_F16, p,
-                  static_cast<int64_t>(i), x);
+    shl_float_put(type == CUDA_R_32F    ? SHL_F32
+                  : type == CUDA_R_16BF ? SHL_BF16
+                                        : SHL_F16,
+                  p, static_cast<int64_t>(i), x);
 }
 
 // To the 10 bits of TF32, ties away from zero.
@@ -210,8 +216,11 @@ cublasLtGetStatusString(cublasStatus_t status)
 extern "C" cublasStatus_t
 cublasLtMatmulDescInit(cublasLtMatmulDesc_t desc, cublasComputeType_t compute, cudaDataType_t scale)
 {
-    *look<operation>(desc) = {static_cast<uint64_t>(compute), static_cast<uint64_t>(scale),
-                              {CUBLAS_OP_N, CUBLAS_OP_N}, CUBLASLT_EPILOGUE_DEFAULT, nullptr};
+    *look<operation>(desc) = {static_cast<uint64_t>(compute),
+                              static_cast<uint64_t>(scale),
+                              {CUBLAS_OP_N, CUBLAS_OP_N},
+                              CUBLASLT_EPILOGUE_DEFAULT,
+                              nullptr};
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -240,8 +249,8 @@ cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttr
 }
 
 extern "C" cublasStatus_t
-cublasLtMatrixLayoutInit(cublasLtMatrixLayout_t layout, cudaDataType type, uint64_t rows, uint64_t cols,
-                         int64_t ld)
+cublasLtMatrixLayoutInit(cublasLtMatrixLayout_t layout, cudaDataType type, uint64_t rows,
+                         uint64_t cols, int64_t ld)
 {
     *look<matrix>(layout) = {static_cast<uint64_t>(type), rows, cols, ld};
     return CUBLAS_STATUS_SUCCESS;
@@ -280,8 +289,8 @@ cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p,
     return CUBLAS_STATUS_SUCCESS;
 }
 
-// The emulation has nothing for a bias on one column, nor for 16-bit matrices of odd rows at addresses that are
-// not multiples of 16.
+// The emulation has nothing for a bias on one column, nor for 16-bit matrices of odd rows at
+// addresses that are not multiples of 16.
 extern "C" cublasStatus_t
 cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
                                cublasLtMatrixLayout_t la, cublasLtMatrixLayout_t lb,
@@ -308,7 +317,9 @@ cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t des
         (a->type != CUDA_R_32F && p->align[0] < 16 && d->rows % 2 != 0)) {
         return CUBLAS_STATUS_NOT_SUPPORTED;
     }
-    algorithm chosen = {MARK_ALGO, shapes_of(o, a, b, c, d), p->workspace / 2,
+    algorithm chosen = {MARK_ALGO,
+                        shapes_of(o, a, b, c, d),
+                        p->workspace / 2,
                         {p->align[0], p->align[1], p->align[2], p->align[3]}};
     results[0] = cublasLtMatmulHeuristicResult_t();
     std::memcpy(results[0].algo.data, &chosen, sizeof(chosen));
@@ -320,15 +331,23 @@ cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t des
 
 extern "C" cublasStatus_t
 cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void *alpha, const void *A,
-               cublasLtMatrixLayout_t la, const void *B, cublasLtMatrixLayout_t lb, const void *beta,
-               const void *C, cublasLtMatrixLayout_t lc, void *D, cublasLtMatrixLayout_t ld,
-               const cublasLtMatmulAlgo_t *algo, void *workspace, size_t workspace_bytes,
-               cudaStream_t stream)
+               cublasLtMatrixLayout_t la, const void *B, cublasLtMatrixLayout_t lb,
+               const void *beta, const void *C, cublasLtMatrixLayout_t lc, void *D,
+               cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t *algo, void *workspace,
+               size_t workspace_bytes, cudaStream_t stream)
 {
     algorithm chosen;
     std::memcpy(&chosen, algo->data, sizeof(chosen));
-    work w = {*look<operation>(desc), *look<matrix>(la), *look<matrix>(lb), *look<matrix>(ld), A, B, C, D,
-              *static_cast<const float *>(alpha), *static_cast<const float *>(beta)};
+    work w = {*look<operation>(desc),
+              *look<matrix>(la),
+              *look<matrix>(lb),
+              *look<matrix>(ld),
+              A,
+              B,
+              C,
+              D,
+              *static_cast<const float *>(alpha),
+              *static_cast<const float *>(beta)};
     const matrix *c = look<matrix>(lc);
     if (*reinterpret_cast<uint64_t *>(handle) != MARK_HANDLE || chosen.mark != MARK_ALGO) {
         return refuse("no handle, or no algorithm");
