@@ -218,6 +218,13 @@ $(EMULATED): $(EMULATED_OBJ)
 	$(SAY) LINK $@
 	@mkdir -p $(@D)
 	$(Q)$(CXX) -shared $(EMULATED_OBJ) -o $@ -lpthread
+# NCCL's functions for processes on emulated cards.
+MOCK_NCCL := $(OUT)/tests/libnccl-mock.so
+$(MOCK_NCCL): tests/support/emulate/emulate_nccl.c $(OUT)/flags
+	$(SAY) LINK $@
+	@mkdir -p $(@D)
+	$(Q)$(CC) -std=c11 $(EMULATE_FLAGS) -shared $< -o $@ -lpthread -lrt
+$(EMULATED): | $(MOCK_NCCL)
 $(foreach t,$(TESTS),$(if $(findstring cuda,$(notdir $t)),$(eval $t: | $(EMULATED))))
 
 # Installs into a folder of its own and builds the example against that, as a user would.
@@ -265,7 +272,7 @@ deps: ## install missing Debian packages, or say which
 # ---- running -----------------------------------------------------------------------------------
 SHL_GOLDEN_DIR ?= tests/golden
 RUN_TESTS = SHL_GOLDEN_DIR='$(SHL_GOLDEN_DIR)' SHL_PROGRAM='$(PROG)' SHL_TEST_OUT='$(OUT)/test-out' \
-  SHL_CUDA_OBJECT='$(CURDIR)/$(EMULATED)' \
+  SHL_CUDA_OBJECT='$(CURDIR)/$(EMULATED)' SHL_NCCL_LIBRARY='$(CURDIR)/$(MOCK_NCCL)' \
   $(FIXED_MAP) bash tests/run.sh
 # TSan's shadow memory does not survive every address randomisation.
 FIXED_MAP := $(if $(filter tsan,$(PROFILE)),$(shell setarch -R true 2>/dev/null && echo setarch -R))

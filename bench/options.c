@@ -19,7 +19,8 @@ const char *const shl_choices_family[] = {"preset", "gpt", "llama", NULL};
 const char *const shl_choices_preset[] = {"preset", "on", "off", NULL};
 const char *const shl_choices_device[] = {"cpu", "virtual", "cuda", NULL};
 const char *const shl_choices_as[] = {"cpu", "cuda", NULL};
-const char *const shl_choices_comm[] = {"auto", "self", "shm", "local", "nccl", NULL};
+const char *const shl_choices_comm[] = {"auto", "self",         "shm", "local",
+                                        "nccl", "nccl-ordered", NULL};
 const char *const shl_choices_attention[] = {"own", "cudnn", NULL};
 const char *const shl_choices_launch[] = {"auto", "threads", "processes", NULL};
 const char *const shl_choices_shuffle[] = {"on", "off", NULL};

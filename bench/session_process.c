@@ -262,6 +262,7 @@ run_world(const shl_session_config *cfg, reader *rd, int write_fd)
         .ranks = cfg->ranks,
         .threads_per_rank = cfg->threads,
         .timeout_ms = cfg->timeout_ms,
+        .share_gpu = cfg->share_gpu,
     };
     shl_code code = rank_words(cfg->rank_argv, write_fd, fd_word, sizeof(fd_word), &words);
     if (code == SHL_OK) {

@@ -307,6 +307,7 @@ open_comm(shl_lab *lab)
         .alpha_ns = s->alpha_ns,
         .wire_bytes_per_s = s->wire_bytes_per_s,
         .sim_sleep = s->sim_sleep,
+        .share_gpu = s->share_gpu,
     };
     return shl_comm_open(&config, lab->device, &lab->comm);
 }

@@ -354,7 +354,8 @@ resolve_place(const shl_lab_options *o, const shl_world *world, bool is_virtual,
 static shl_code
 resolve_card(const shl_lab_options *o, shl_lab_setup *s)
 {
-    static const char *const comms[] = {"auto", "self", "shm", "local", "nccl", NULL};
+    static const char *const comms[] = {"auto", "self",         "shm", "local",
+                                        "nccl", "nccl-ordered", NULL};
     static const char *const attentions[] = {"own", "cudnn", NULL};
     int comm = 0, attention = 0;
     SHL_TRY(o->comm ? choose("comm", o->comm, comms, &comm) : SHL_OK);

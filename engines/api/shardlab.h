@@ -233,7 +233,8 @@ typedef struct shl_lab_options {
      * what they lack at the beginning. In "optim"; "bias-correction". Switches are 1 or 0. */
     double dampening, nesterov, bias_correction;
 
-    /* How ranks talk: "auto", or one kind ("self", "shm", "local", "nccl"); virtual: whose staging is
+    /* How ranks talk: "auto", or one kind ("self", "shm", "local", "nccl", "nccl-ordered":
+     * the sums of the others to the bit); virtual: whose staging is
      * accounted for. auto takes what the device's ranks can use. */
     const char *comm;
     /* Devices that are cards: rank r of a machine has card r. share_gpu: ranks may have one card together;

@@ -1,6 +1,7 @@
 /* engines/comm: ranks talk through a communicator: self, shm (one machine, processes or threads),
- * virtual (any world size in one process); later mpi, nccl, local. Floor 2: knows devices and ops,
- * no model and no engine.
+ * local (threads on one card), nccl (a process for each card), nccl-ordered (the same with the sums of
+ * local), virtual (any world size in one process). Floor 2: knows devices and ops, no model and no
+ * engine.
  *
  * Collectives are COLLECTIVE: every rank of the communicator makes the same calls in the same order
  * with the same counts. They enqueue on the given stream behind what is queued there, borrow
@@ -11,7 +12,10 @@
  *
  * Sums add contributions in rank order, in fp32 whatever the type of the elements (16 bits are rounded
  * once, at the end) and whatever the chunking, so results do not depend on bucket, unit or partition. Buffers from SHL_MEM_COMM memory are used in place; others are staged
- * through a fixed staging buffer (tag staging, shl_comm_staging_bytes) and counted. */
+ * through a fixed staging buffer (tag staging, shl_comm_staging_bytes) and counted.
+ *
+ * nccl is the exception: the library adds in an order and, for 16 bits, in a type of its own choice.
+ * nccl-ordered gathers and adds as the others do: same bits, more bytes. */
 #ifndef SHL_COMM_COMM_H
 #define SHL_COMM_COMM_H
 
@@ -44,17 +48,18 @@ typedef struct shl_comm_stats {
 } shl_comm_stats;
 
 typedef struct shl_comm_config {
-    const char *kind;       /* "self", "shm", "virtual" */
-    const char *stands_for; /* virtual: whose staging it accounts for ("self", "shm") */
-    int rank, world;        /* self: 0, 1; shm: must agree with `rank_world` */
-    shl_world *rank_world;  /* shm: this rank's place in a running world; borrowed; else NULL */
-    int64_t timeout_ms;     /* a peer that has not arrived by then is named; 0: the world's,
+    const char *kind;       /* "self", "shm", "local", "nccl", "nccl-ordered", "virtual" */
+    const char *stands_for; /* virtual: whose staging and rate it accounts for: one of the others */
+    int rank, world;        /* self: 0, 1; others: must agree with `rank_world` */
+    shl_world *rank_world; /* this rank's place in a running world; borrowed; self, virtual: NULL */
+    int64_t timeout_ms;    /* a peer that has not arrived by then is named; 0: the world's,
                                30000 without one */
     /* alpha-beta cost of a collective: alpha_ns + wire_bytes / bytes_per_s. virtual: its clock.
      * self, shm: with sim_sleep the transport also sleeps until the modelled time has passed. */
     int64_t alpha_ns;
     double wire_bytes_per_s; /* 0: a documented default on virtual, no cost elsewhere */
     bool sim_sleep;
+    bool share_gpu; /* nccl: several ranks may have one card; correctness only, it is slow */
 } shl_comm_config;
 
 /* One piece of a coalesced collective over `elems` elements per rank.

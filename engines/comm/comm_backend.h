@@ -12,10 +12,16 @@ shl_code shl_comm_backend_find(const char *kind, const shl_comm_ops **out) SHL_M
 extern const shl_comm_ops shl_comm_self_ops;
 extern const shl_comm_ops shl_comm_shm_ops;
 extern const shl_comm_ops shl_comm_local_ops;
+extern const shl_comm_ops shl_comm_nccl_ops;
+extern const shl_comm_ops shl_comm_nccl_ordered_ops;
 extern const shl_comm_ops shl_comm_virtual_ops;
 
 /* comm_volume.c */
-#define SHL_COMM_VIRTUAL_BYTES_PER_S 1e10 /* wire rate of virtual when the configuration has none */
+/* Wire rates of virtual when the configuration has none: shared memory of a machine; a card's own
+ * memory, read and written; NVLink of a machine with eight cards. */
+#define SHL_COMM_VIRTUAL_BYTES_PER_S 1e10
+#define SHL_COMM_LOCAL_BYTES_PER_S 1e12
+#define SHL_COMM_NCCL_BYTES_PER_S 3e11
 int64_t shl_comm_coll_bytes(shl_coll kind, int world, int64_t elems, shl_dtype dtype);
 int64_t shl_comm_cost_ns(const shl_comm_config *cfg, int64_t wire_bytes);
 

@@ -121,6 +121,14 @@ shl_shm_abort(shl_world *w, const char *where)
     shl_shm_note(w->block, w->rank, w->rank, &text);
 }
 
+void
+shl_shm_tell(shl_world *w, int culprit)
+{
+    shl_err text = *shl_err_get();
+    text.trace[0] = '\0';
+    shl_shm_note(w->block, w->rank, culprit, &text);
+}
+
 /* First member that has not arrived, and how many; *left: it never will. */
 static int
 find_missing(const shl_shm_port *p, uint32_t target, int *n_missing, bool *left)

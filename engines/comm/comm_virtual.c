@@ -14,13 +14,19 @@ virtual_open(shl_comm *c, const shl_comm_config *cfg)
                   c->device->ops->kind);
         return shl_err_advice("use --device virtual, or communicator shm");
     }
+    static const char *const known[] = {"shm", "local", "nccl", "nccl-ordered"};
     const char *like = cfg->stands_for;
-    if (like == NULL || strcmp(like, "shm") == 0 || strcmp(like, "local") == 0) {
+    if (like == NULL) {
         return SHL_OK;
+    }
+    for (size_t i = 0; i < SHL_ARRAY_LEN(known); i++) {
+        if (strcmp(like, known[i]) == 0) {
+            return SHL_OK;
+        }
     }
     if (strcmp(like, "self") != 0) {
         SHL_RAISE(SHL_E_USAGE, "communicator virtual cannot stand for \"%s\"", like);
-        return shl_err_because("it accounts for self, shm and local");
+        return shl_err_because("it accounts for self, shm, local, nccl and nccl-ordered");
     }
     if (cfg->world != 1) {
         SHL_RAISE(SHL_E_USAGE, "communicator self has one rank");

@@ -6,6 +6,7 @@
 #include "kernels/base/types.h"
 
 #define STAGING_BYTES ((size_t)1 << 20)
+#define ORDERED_BYTES ((size_t)8 << 20) /* what all ranks gather of a sum at a time */
 
 const char *
 shl_coll_name(shl_coll c)
@@ -19,7 +20,11 @@ shl_coll_name(shl_coll c)
 size_t
 shl_comm_staging_bytes(const char *kind, int world)
 {
-    return strcmp(kind, "shm") == 0 && world > 1 ? STAGING_BYTES : 0;
+    if (world < 2) {
+        return 0;
+    }
+    bool ordered = strcmp(kind, "nccl-ordered") == 0;
+    return ordered ? ORDERED_BYTES : strcmp(kind, "shm") == 0 ? STAGING_BYTES : 0;
 }
 
 /* A ring of n ranks (Patarasuk & Yuan 2009): a gather or a scatter sends (n-1)/n of the full buffer,
@@ -62,7 +67,10 @@ shl_comm_cost_ns(const shl_comm_config *cfg, int64_t wire_bytes)
         if (strcmp(cfg->kind, "virtual") != 0) {
             return cfg->alpha_ns;
         }
-        rate = SHL_COMM_VIRTUAL_BYTES_PER_S;
+        const char *like = cfg->stands_for != NULL ? cfg->stands_for : "shm";
+        rate = strncmp(like, "nccl", 4) == 0 ? SHL_COMM_NCCL_BYTES_PER_S
+               : strcmp(like, "local") == 0  ? SHL_COMM_LOCAL_BYTES_PER_S
+                                             : SHL_COMM_VIRTUAL_BYTES_PER_S;
     }
     return cfg->alpha_ns + (int64_t)((double)wire_bytes / rate * 1e9 + 0.5);
 }

@@ -19,6 +19,7 @@ typedef struct shl_world_config {
     int ranks;            /* 1..SHL_WORLD_MAX_RANKS */
     int threads_per_rank; /* exported as OMP_NUM_THREADS to processes */
     int64_t timeout_ms;   /* 0: 30000 */
+    bool share_gpu;       /* processes: NCCL's environment for several ranks on one card */
 } shl_world_config;
 
 /* What one rank does. Runs on the rank's own thread; its error text is collected. */

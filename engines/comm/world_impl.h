@@ -170,6 +170,8 @@ void shl_shm_note(shl_shm_block *b, int writer, int culprit, const shl_err *text
 /* SHL_OK, or the error of the world's first note. */
 shl_code shl_shm_check(shl_world *w) SHL_MUST_USE;
 void shl_shm_abort(shl_world *w, const char *where);
+/* Gives the world up with the thread's current error, which tells of `culprit` already. */
+void shl_shm_tell(shl_world *w, int culprit);
 /* COLLECTIVE over the port's group. */
 shl_code shl_shm_barrier(shl_shm_port *p, shl_shm_label label) SHL_MUST_USE;
 /* Gives every member `bytes` of each member's data; shl_shm_said reads them until the next call. */

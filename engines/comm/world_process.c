@@ -37,11 +37,24 @@ typedef struct party {
     bool hurried; /* by a second signal */
     sigset_t signals, old_mask;
     char **argv, **envp;
-    char env[4][96]; /* our own variables; [0] is SHL_WORLD */
+    char env[4][96]; /* our own variables; [0] is SHL_WORLD, [3] NCCL_HOSTID */
+    char profile[12][32];
 } party;
+
+/* Several ranks on one card: NCCL takes them for ranks of different machines (NCCL_HOSTID of each its
+ * own), which talk by sockets over loopback, with few blocks and small buffers, because their kernels take
+ * turns. What the user has set stays. */
+static const char share_profile[][32] = {
+    "NCCL_SOCKET_IFNAME==lo", "NCCL_NET=Socket",    "NCCL_IB_DISABLE=1",
+    "NCCL_MNNVL_ENABLE=0",    "NCCL_NVLS_ENABLE=0", "NCCL_RAS_ENABLE=0",
+    "NCCL_ALGO=Ring",         "NCCL_PROTO=Simple",  "NCCL_MAX_CTAS=4",
+    "NCCL_BUFFSIZE=1048576",  "NCCL_DEBUG=WARN",    "CUDA_MODULE_LOADING=EAGER",
+};
 
 static const char *const env_names[] = {
     "SHL_WORLD=", "OMP_NUM_THREADS=", "OMP_WAIT_POLICY=", "GOMP_SPINCOUNT="};
+_Static_assert(SHL_ARRAY_LEN(share_profile) == SHL_ARRAY_LEN(((party *)0)->profile),
+               "a place for each");
 
 /* A sealed-off file in memory above the standard descriptors. */
 static shl_code
@@ -98,9 +111,21 @@ is_ours(const char *entry)
     return false;
 }
 
-/* argv and the environment of the ranks; env[0] is rewritten for each. */
+static bool
+is_set(char *const *environment, size_t n, const char *entry)
+{
+    size_t name = strcspn(entry, "=") + 1;
+    for (size_t i = 0; i < n; i++) {
+        if (strncmp(environment[i], entry, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* argv and the environment of the ranks; env[0] and [3] are rewritten for each. */
 static shl_code
-party_open_program(party *p, const char *const *argv)
+party_open_program(party *p, const char *const *argv, bool share_gpu)
 {
     size_t argc = 0;
     while (argv[argc] != NULL) {
@@ -113,7 +138,8 @@ party_open_program(party *p, const char *const *argv)
     while (environ[n] != NULL) {
         n++;
     }
-    SHL_TRY(shl_heap_alloc(n + SHL_ARRAY_LEN(env_names) + 1, sizeof *p->envp, &p->envp));
+    size_t most = n + SHL_ARRAY_LEN(env_names) + SHL_ARRAY_LEN(share_profile) + 2;
+    SHL_TRY(shl_heap_alloc(most, sizeof *p->envp, &p->envp));
     size_t kept = 0;
     for (size_t i = 0; i < n; i++) {
         if (!is_ours(environ[i])) {
@@ -129,7 +155,16 @@ party_open_program(party *p, const char *const *argv)
     } else {
         shl_strf(p->env[2], sizeof p->env[2], "GOMP_SPINCOUNT=2000");
     }
-    p->envp[kept] = p->env[2];
+    p->envp[kept++] = p->env[2];
+    for (size_t i = 0; share_gpu && i < SHL_ARRAY_LEN(share_profile); i++) {
+        if (!is_set(environ, n, share_profile[i])) {
+            shl_strf(p->profile[i], sizeof p->profile[i], "%s", share_profile[i]);
+            p->envp[kept++] = p->profile[i];
+        }
+    }
+    if (share_gpu) {
+        p->envp[kept] = p->env[3];
+    }
     return SHL_OK;
 }
 
@@ -193,6 +228,7 @@ spawn_all(party *p)
     for (int r = 0; r < p->block->ranks; r++) {
         shl_strf(p->env[0], sizeof p->env[0], "SHL_WORLD=%d,%d,%d", p->block_fd, p->block->ranks,
                  r);
+        shl_strf(p->env[3], sizeof p->env[3], "NCCL_HOSTID=t%d", r);
         pid_t pid = fork();
         if (pid == 0) {
             child_exec(p, r);
@@ -368,7 +404,7 @@ shl_world_run_processes(const shl_world_config *cfg, const char *const *argv, bo
     shl_code code = SHL_OK;
     int failed = -1;
     SHL_TRY_TO(code, out, party_open_memory(p, cfg));
-    SHL_TRY_TO(code, out, party_open_program(p, argv));
+    SHL_TRY_TO(code, out, party_open_program(p, argv, cfg->share_gpu));
 
     (void)sigemptyset(&p->signals);
     (void)sigaddset(&p->signals, SIGINT);

@@ -15,8 +15,10 @@ cb_open_kind(shl_world *w, const char *device, const char *comm, int64_t timeout
 {
     memset(out, 0, sizeof *out);
     out->world = w;
+    bool cards = strncmp(comm, "nccl", 4) == 0; /* one for each rank */
     shl_device_config dc = {.kind = device,
                             .rank = shl_world_rank(w),
+                            .index = cards ? shl_world_rank(w) : 0,
                             .threads = 1,
                             .comm_arena = shl_world_comm_arena(w)};
     SHL_TRY(shl_device_open(&dc, &out->device));

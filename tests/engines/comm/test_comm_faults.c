@@ -407,9 +407,10 @@ test_comm_faults_open_refuses(void **state)
     shl_device *d = NULL;
     shl_device_config dc = {.kind = "cpu", .threads = 1};
     assert_int_equal(shl_device_open(&dc, &d), SHL_OK);
-    assert_refused(&(shl_comm_config){.kind = "nccl", .world = 1}, d, "not in this build");
-    assert_refused(&(shl_comm_config){.kind = "mpi", .world = 1}, d, "self, shm or virtual");
-    assert_refused(&(shl_comm_config){.kind = "local", .world = 1}, d, "not in this build");
+    assert_refused(&(shl_comm_config){.kind = "mpi", .world = 1}, d, "not in this build");
+    assert_refused(&(shl_comm_config){.kind = "mpi", .world = 1}, d, "shm on one machine");
+    assert_refused(&(shl_comm_config){.kind = "local", .world = 1}, d, "device cpu has none");
+    assert_refused(&(shl_comm_config){.kind = "nccl", .world = 1}, d, "device cpu is none");
     assert_refused(&(shl_comm_config){.kind = "slef", .world = 1}, d, "did you mean self");
     assert_refused(&(shl_comm_config){.kind = "self", .world = 2}, d, "one rank");
     assert_refused(&(shl_comm_config){.kind = "self", .world = 1, .rank = 1}, d, "no place");

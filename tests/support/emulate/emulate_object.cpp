@@ -234,7 +234,7 @@ event_wait(void *e, void *s)
 }
 
 int
-event_query(void *e)
+event_sync(void *e)
 {
     std::lock_guard<std::recursive_mutex> hold(lock);
     event *at = static_cast<event *>(e);
@@ -242,6 +242,18 @@ event_query(void *e)
         emulate::run_until(at->of, at->place);
     }
     return 0;
+}
+
+// Blocks nobody, runs nothing: a watchdog asks while others are inside their work.
+int
+event_query(void *e)
+{
+    std::unique_lock<std::recursive_mutex> hold(lock, std::try_to_lock);
+    if (!hold.owns_lock()) {
+        return SHL_CUDA_NOT_READY;
+    }
+    event *at = static_cast<event *>(e);
+    return at->of == nullptr || *at->passed_ns != 0 ? 0 : SHL_CUDA_NOT_READY;
 }
 
 int
@@ -395,7 +407,7 @@ shl_cuda_backend_entry(uint32_t abi)
     table.event_close = event_close;
     table.event_record = event_record;
     table.event_wait = event_wait;
-    table.event_sync = event_query;
+    table.event_sync = event_sync;
     table.event_query = event_query;
     table.event_elapsed_ns = event_elapsed_ns;
     table.copy = copy;
