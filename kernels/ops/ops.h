@@ -106,7 +106,7 @@ shl_code shl_op_embedding_backward(shl_stream *s, const shl_embedding_args *a) S
  * 2022). q element (b, t, h, d) at q[(b*T + t) * q_stride + h*D + d]; k, v with kv_stride and NK
  * heads (query head h uses kv head h / (NH / NK)); GPT-2 passes views into one [R, 3C] tensor.
  * y [R, NH*D] dense; lse f32 [B, NH, T]. backward: dq, dk, dv with the strides of q, k, v
- * (overwritten). scale usually 1/sqrt(D).
+ * (overwritten). scale usually 1/sqrt(D). In bf16 with D a multiple of 8, weights may be rounded inside.
  * dropout_p > 0: the weights behind the softmax (not lse) are dropped as by shl_op_dropout; the word of
  * query i, key j of head h in sequence b is (((first_sequence + b) NH + h) T + i) T + j. */
 typedef struct shl_attention_args {
