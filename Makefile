@@ -7,10 +7,16 @@ PREFIX  ?= /usr/local
 TEST    ?=
 SKIP    ?=
 V       ?= 0
+# The half that needs CUDA: auto builds it where its parts are found, 1 insists, 0 does without.
+CUDA    ?= auto
 
 PROFILES := release debug asan tsan cov
 ifeq ($(filter $(PROFILE),$(PROFILES)),)
 $(error unknown PROFILE "$(PROFILE)"; choose one of: $(PROFILES))
+endif
+
+ifeq ($(filter $(CUDA),auto 0 1),)
+$(error unknown CUDA "$(CUDA)"; choose one of: auto 0 1)
 endif
 
 ifeq ($(origin CC),default)
@@ -93,7 +99,7 @@ TEST_SRC    := $(sort $(shell find tests -name 'test_*.c' $(if \
   $(filter release,$(PROFILE)),,! -name 'test_*cuda*.c') 2>/dev/null))
 SUPPORT_SRC := $(sort $(wildcard tests/support/*.c))
 ALL_C       := $(SRC) $(TEST_SRC) $(SUPPORT_SRC)
-ALL_H       := $(HEADERS) $(sort $(shell find tests -name '*.h' 2>/dev/null))
+ALL_H       := $(HEADERS) $(sort $(shell find tests -name '*.h' ! -path '*/emulate/*' 2>/dev/null))
 
 OUT      := $(BUILD)/$(PROFILE)
 LIB_OBJ  := $(LIB_SRC:%.c=$(OUT)/%.o) $(foreach isa,$(ISAS),$(KERNEL_SRC:%.c=$(OUT)/%.$(isa).o))
@@ -111,7 +117,27 @@ SUPPORT  := $(OUT)/libsupport.a
 PROG     := $(if $(MAIN_SRC),$(OUT)/shardlab)
 INSTALL_TEST := $(OUT)/tests/test_install
 TESTS    := $(foreach t,$(TEST_SRC),$(OUT)/tests/$(notdir $(basename $t))) $(INSTALL_TEST)
-DEPS     = $(EMULATED_OBJ:.o=.d) $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(SUPPORT_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
+DEPS     = $(CUDA_OBJ:.o=.d) $(EMULATED_OBJ:.o=.d) $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(SUPPORT_OBJ:.o=.d) $(TEST_OBJ:.o=.d)
+
+# ---- CUDA --------------------------------------------------------------------------------------
+# kernels/cuda/object becomes a shared object of its own, so that the program needs nothing of CUDA.
+NVCC      := $(firstword $(wildcard $(addsuffix /bin/nvcc,$(CUDA_HOME) /usr/local/cuda)) \
+  $(shell command -v nvcc 2>/dev/null))
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(NVCC))
+CUDA_LIB  ?= $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/lib))
+# Machine code for these, and PTX of the last for what comes after it.
+CUDA_ARCHS ?= $(if $(filter 1,$(CI)),90,80 90)
+CUDA_CODE := $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a,code=sm_$a) \
+  $(if $(filter 1,$(CI)),,-gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS)))
+CUDA_INC  := $(addprefix -isystem ,$(wildcard $(CUDA_HOME)/include))
+CUDA_HEADERS := cublasLt.h cudnn.h nccl.h
+CUDA_FOUND := $(if $(NVCC),$(if $(filter-out 3,$(words $(foreach h,$(CUDA_HEADERS),$(firstword \
+  $(wildcard $(addsuffix /$h,$(CUDA_HOME)/include /usr/local/include /usr/include)))))),,1))
+BUILD_CUDA := $(if $(filter 1,$(CUDA)),1,$(if $(filter auto,$(CUDA)),$(if $(filter release,$(PROFILE)),$(CUDA_FOUND))))
+CUDA_OBJECT := $(OUT)/lib/libshardlab-cuda.so
+CUDA_SRC    := $(sort $(wildcard kernels/cuda/object/*.cu kernels/cuda/object/*.c)) \
+  kernels/base/heap.c kernels/base/err.c
+CUDA_OBJ    := $(CUDA_SRC:%=$(OUT)/cuda/%.o)
 
 # ---- building ----------------------------------------------------------------------------------
 .DELETE_ON_ERROR:
@@ -119,7 +145,7 @@ DEPS     = $(EMULATED_OBJ:.o=.d) $(LIB_OBJ:.o=.d) $(MAIN_OBJ:.o=.d) $(SUPPORT_OB
 .SECONDARY:
 .DEFAULT_GOAL := all
 
-all: $(LIB) $(PROG) $(API_LIB) $(API_SO) ## build the libraries and the program
+all: $(LIB) $(PROG) $(API_LIB) $(API_SO) $(if $(BUILD_CUDA),$(CUDA_OBJECT)) ## build the libraries and the program
 tests: $(TESTS) ## build the test programs
 
 # Rewritten only when its text changes, so that new flags rebuild and old ones do not.
@@ -195,7 +221,7 @@ $(foreach t,$(TEST_SRC),$(eval $(call TEST_RULE,$t)))
 # kernels/cuda/object on the CPU: its kernels by g++ over the tests' emulation of CUDA's language, behind
 # the table that the program loads. Fibers and sanitizers do not mix.
 CUDA_OBJECT_CU := $(sort $(wildcard kernels/cuda/object/*.cu))
-CUDA_OBJECT_C  := $(filter-out %/cuda_object.c,$(sort $(wildcard kernels/cuda/object/*.c)))
+CUDA_OBJECT_C  := $(filter-out %/cuda_object.c %/cuda_object_memory.c,$(sort $(wildcard kernels/cuda/object/*.c)))
 EMULATE_SRC    := $(sort $(wildcard tests/support/emulate/*.cpp))
 EMULATED       := $(OUT)/tests/libcuda-emulated.so
 EMULATED_OBJ   := $(patsubst %,$(OUT)/emulated/%.o,$(CUDA_OBJECT_CU) $(CUDA_OBJECT_C) $(EMULATE_SRC))
@@ -226,6 +252,51 @@ $(MOCK_NCCL): tests/support/emulate/emulate_nccl.c $(OUT)/flags
 	$(Q)$(CC) -std=c11 $(EMULATE_FLAGS) -shared $< -o $@ -lpthread -lrt
 $(EMULATED): | $(MOCK_NCCL)
 $(foreach t,$(TESTS),$(if $(findstring cuda,$(notdir $t)),$(eval $t: | $(EMULATED))))
+
+# The real one. Nothing is contracted: a kernel that wants a fused multiply-add writes one.
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo -fmad=false -I. -D_GNU_SOURCE $(CUDA_CODE) \
+  -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra $(if $(filter 1,$(WERROR)),-Werror all-warnings)
+CUDA_TEXT = $(NVCC) | $(NVCC_FLAGS) | $(CC) | $(CFLAGS_ALL) | $(CUDA_LIB)
+$(OUT)/cuda/flags: FORCE
+	@mkdir -p $(@D)
+	@$(CUDA_PROBE); if [ -n "$$missing" ]; then \
+	  echo 'error: the CUDA half cannot be built here' >&2; \
+	  echo "because: these are missing:$$missing" >&2; \
+	  echo 'try: CUDA_HOME=<folder of the CUDA toolkit> with cuDNN 9 and NCCL in it, or make CUDA=0' >&2; \
+	  exit 1; fi
+	@printf '%s\n' '$(CUDA_TEXT)' | cmp -s - $@ || printf '%s\n' '$(CUDA_TEXT)' > $@
+$(OUT)/cuda/%.cu.o: %.cu $(OUT)/cuda/flags
+	$(SAY) NVCC $<
+	@mkdir -p $(@D)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+$(OUT)/cuda/%.c.o: %.c $(OUT)/cuda/flags
+	$(SAY) CC '$< (cuda)'
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS_ALL) $(CUDA_INC) -std=c11 -O2 -g $(FP) $(PIC) $(WARN) -MMD -MP -c $< -o $@
+$(CUDA_OBJECT): $(CUDA_OBJ)
+	$(SAY) LINK $@
+	@mkdir -p $(@D)
+	$(Q)$(CXX) -shared -Wl,-soname,$(@F) -Wl,-z,defs -Wl,--exclude-libs,ALL -Wl,-rpath,$(CUDA_LIB) \
+	  $(CUDA_OBJ) -L$(CUDA_LIB) -lcublasLt -lcudart_static -ldl -lrt -lpthread -o $@
+cuda: $(CUDA_OBJECT) ## build the half that needs CUDA
+
+has-cuda:
+	@echo '$(CUDA_FOUND)'
+
+# Each probe compiles and links. $missing: what is not there; $found: versions of what is.
+define CUDA_PROBE
+missing=; found=; \
+[ -n '$(NVCC)' ] && found="nvcc $$('$(NVCC)' --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')" \
+  || missing=' nvcc'; \
+probe() { version=$$(printf '#include <%s>\nversion %s.%s.%s\n' "$$2" "$$4" "$$5" "$$6" \
+  | $(CC) $(CUDA_INC) -E -P -x c - 2>/dev/null | sed -n 's/^version //p' | tr -d ' '); \
+printf '#include <stddef.h>\n#include <%s>\nint main(void) { return 0; }\n' "$$2" | $(CC) $(CUDA_INC) \
+  -x c - -o /dev/null -Wl,--no-as-needed,--allow-shlib-undefined $(addprefix -L,$(CUDA_LIB)) $$3 2>/dev/null \
+  && found="$$found, $$1 $$version" || missing="$$missing $$1"; }; \
+probe cuBLASLt cublasLt.h -lcublasLt CUBLAS_VER_MAJOR CUBLAS_VER_MINOR CUBLAS_VER_PATCH; \
+probe cuDNN cudnn.h -lcudnn CUDNN_MAJOR CUDNN_MINOR CUDNN_PATCHLEVEL; \
+probe NCCL nccl.h -lnccl NCCL_MAJOR NCCL_MINOR NCCL_PATCH
+endef
 
 # Installs into a folder of its own and builds the example against that, as a user would.
 $(INSTALL_TEST): tests/engines/api/install.sh $(LIB) $(PROG) $(API_LIB) $(API_SO) $(OUT)/flags
@@ -344,8 +415,10 @@ peers: $(PROG) $(BRIDGE) $(PEERS_VENV)/ready ## the same training by PyTorch and
 	  --out '$(PEERS)' $(PEERS_ARGS)
 
 # ---- care of the sources -----------------------------------------------------------------------
+# The sources of the object: rules of text hold for them too.
+OBJECT_TEXT := $(sort $(wildcard $(addprefix kernels/cuda/object/*.,c h cu cuh)))
 lint: all ## layers, names, bans, comments, format, clang, cppcheck
-	@CC='$(CC)' MAKE='$(MAKE)' sh tests/lint/lint.sh '$(LIB)' $(ALL_C) $(ALL_H)
+	@CC='$(CC)' MAKE='$(MAKE)' sh tests/lint/lint.sh '$(LIB)' $(ALL_C) $(ALL_H) $(OBJECT_TEXT)
 
 format: ## rewrite the sources in house format
 	clang-format -i $(ALL_C) $(ALL_H) $(EXAMPLES)
@@ -362,7 +435,8 @@ syntax-clang: ## compile everything with clang, to nothing
 	@if ! command -v $(CLANG) >/dev/null; then echo 'skipped: clang is not installed'; exit 0; fi; \
 	mkdir -p $(OMP_DIR); ln -sf "$$($(CC) -print-file-name=include/omp.h)" $(OMP_DIR)/omp.h; \
 	printf '%s\n' $(filter-out $(KERNEL_SRC),$(ALL_C)) | xargs -P 2 -n 8 $(SYNTAX) $(if $(KERNEL_SRC),\
-	$(foreach isa,$(ISAS),&& $(SYNTAX) $(ISA_$(isa)) $(KERNEL_SRC)))
+	$(foreach isa,$(ISAS),&& $(SYNTAX) $(ISA_$(isa)) $(KERNEL_SRC))) $(if $(CUDA_FOUND),\
+	&& $(SYNTAX) $(CUDA_INC) $(wildcard kernels/cuda/object/*.c))
 
 keys: $(PROG) ## write the table of DeepSpeed's keys into engines/zero/README.md
 	$(Q)$(PROG) check --keys > $(OUT)/keys.md
@@ -380,7 +454,11 @@ config: ## what was found
 	@for p in libhdf5-dev libjansson-dev libcmocka-dev libdnnl-dev libxxhash-dev gnuplot-nox clang \
 	  clang-format cppcheck; do printf 'package   %-16s %s\n' $$p \
 	  "$$(dpkg-query -W -f '$${Version}' $$p 2>/dev/null || echo '-')"; done
-	@echo 'mpi, cuda not built in this version'
+	@$(CUDA_PROBE); echo "cuda      $(if $(CUDA_HOME),$(CUDA_HOME): )$${found:-nothing}"; \
+	[ -z "$$missing" ] || echo "          missing:$$missing"; \
+	echo 'cuda      $(if $(BUILD_CUDA),$(CUDA_OBJECT) for $(addprefix sm_,$(CUDA_ARCHS))$(if \
+	$(filter 1,$(CI)),, and PTX),not built: CUDA=$(CUDA))'
+	@echo 'mpi       not built in this version'
 
 define COMMAND_ENTRY
 {"directory": "$(CURDIR)", "file": "$1", "command": "$(CC) $(subst ",\",$(CPPFLAGS_ALL) \
@@ -421,6 +499,7 @@ install: all ## install below PREFIX (default /usr/local): program, libraries, s
 	$(call INSTALL_PAGE,--completion fish,fish/vendor_completions.d/shardlab.fish)
 	install -m 644 $(API_LIB) $(API_SO) '$(DESTDIR)$(PREFIX)/lib/'
 	ln -sf $(SONAME) '$(DESTDIR)$(PREFIX)/lib/libshardlab.so'
+	$(if $(BUILD_CUDA),install -m 755 $(CUDA_OBJECT) '$(DESTDIR)$(PREFIX)/lib/')
 	install -m 644 engines/api/shardlab.h '$(DESTDIR)$(PREFIX)/include/'
 	@printf '%s\n' "$$PKG_CONFIG" > '$(DESTDIR)$(PREFIX)/lib/pkgconfig/shardlab.pc'
 	install -m 644 $(EXAMPLES) '$(DESTDIR)$(PREFIX)/share/shardlab/examples/'
@@ -434,5 +513,5 @@ help: ## this list
 	@echo 'make [target] [PROFILE=$(subst $() ,|,$(PROFILES))] [V=1] [WERROR=0] [CC=...]'
 	@awk -F ':.*## ' '/^[a-z_.-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: all tests deps check check-all check-golden run-tests mutations gpu-check demo bench peers lint format \
+.PHONY: all cuda has-cuda tests deps check check-all check-golden run-tests mutations gpu-check demo bench peers lint format \
   format-check syntax-clang keys config install clean help FORCE

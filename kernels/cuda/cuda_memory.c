@@ -177,6 +177,18 @@ range_of(const shl_device *d, shl_tier tier, bool comm)
     return &c->ranges[tier == SHL_TIER_HOST ? CUDA_HOST : comm ? CUDA_COMM : CUDA_PLAIN];
 }
 
+/* Host memory is written by the host itself as well: it waits until nothing is on its way there. */
+static shl_code
+wait_for_host(shl_device *d, const uint64_t need[SHL_STREAM_KIND_COUNT])
+{
+    for (int k = 0; k < SHL_STREAM_KIND_COUNT; k++) {
+        if (need[k] > 0) {
+            SHL_TRY(shl_cuda_sync(d, (shl_event){&d->streams[k], need[k]}));
+        }
+    }
+    return SHL_OK;
+}
+
 shl_code
 shl_cuda_mem_take(shl_device *d, size_t bytes, shl_tier tier, bool comm, void **out)
 {
@@ -190,8 +202,18 @@ shl_cuda_mem_take(shl_device *d, size_t bytes, shl_tier tier, bool comm, void **
     SHL_TRY(shl_cuda_pending_room(&r->pending));
     SHL_TRY(shl_arena_take(r->arena, bytes, out));
     size_t begin = (size_t)((char *)*out - (char *)r->base);
-    shl_cuda_pending_take(&r->pending, begin, begin + bytes, c->need);
-    return SHL_OK;
+    if (tier != SHL_TIER_HOST) {
+        shl_cuda_pending_take(&r->pending, begin, begin + bytes, c->need);
+        return SHL_OK;
+    }
+    uint64_t need[SHL_STREAM_KIND_COUNT] = {0};
+    shl_cuda_pending_take(&r->pending, begin, begin + bytes, need);
+    shl_code code = wait_for_host(d, need);
+    if (code != SHL_OK) {
+        shl_cuda_mem_give(d, *out, bytes, tier, comm);
+        *out = NULL;
+    }
+    return code;
 }
 
 static void

@@ -17,6 +17,7 @@ typedef struct shl_cuda_pending {
     size_t live; /* blocks taken and not yet given back */
 } shl_cuda_pending;
 
+/* Forgets everything. */
 void shl_cuda_pending_fini(shl_cuda_pending *p);
 
 /* Room for what the next take may split and for every block that is out, so that add cannot fail.

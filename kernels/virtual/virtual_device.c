@@ -12,7 +12,8 @@
 #include "kernels/device/device_registry.h"
 #include "kernels/device/sanitize.h"
 
-#define N_TIERS 2 /* device and host, each one half of the range */
+#define N_ARENAS 3 /* device, host, and memory that peers reach where it lies apart: a third each */
+#define ARENA_COMM 2
 /* The reservation is addresses only; the second device of a process gets what is left. */
 #define RANGE_BYTES ((size_t)64 << 40)
 #define MIN_RANGE_BYTES ((size_t)1 << 32)
@@ -20,24 +21,27 @@
  * addresses are plain numbers, and a stray read is not caught. */
 #define FAKE_BASE ((uintptr_t)1 << 46)
 #define FAKE_BYTES ((size_t)1 << 40)
+/* Each arena begins at a multiple. */
+#define PART_STEP_BYTES ((size_t)2 << 20)
 
 typedef struct virtual_target {
     const char *kind;
     size_t align_bytes;
     size_t step_bytes;
     bool async;
+    bool comm_apart; /* memory that peers reach has an arena of its own */
 } virtual_target;
 
 static const virtual_target targets[] = {
-    {"cpu", 64, (size_t)2 << 20, false},
-    {"cuda", 512, (size_t)2 << 20, true},
+    {"cpu", 64, (size_t)2 << 20, false, false},
+    {"cuda", 512, (size_t)2 << 20, true, true},
 };
 
 typedef struct virtual_impl {
     const virtual_target *target;
     void *base;
     size_t range_bytes;
-    shl_arena *arenas[N_TIERS];
+    shl_arena *arenas[N_ARENAS];
     double flops_per_s, bytes_per_s, link_bytes_per_s;
 } virtual_impl;
 
@@ -70,7 +74,7 @@ static void
 virtual_close(shl_device *d)
 {
     virtual_impl *v = d->impl;
-    for (int i = 0; i < N_TIERS; i++) {
+    for (int i = 0; i < N_ARENAS; i++) {
         shl_arena_close(&v->arenas[i]);
     }
     if (v->base != NULL && !SHL_TSAN) {
@@ -94,7 +98,7 @@ static shl_code
 virtual_open(shl_device *d, const shl_device_config *cfg)
 {
     virtual_impl *v = NULL;
-    size_t half = 0;
+    size_t third = 0;
     shl_code code = SHL_OK;
     const virtual_target *target = find_target(cfg->stands_for == NULL ? "cpu" : cfg->stands_for);
     if (target == NULL) {
@@ -109,10 +113,10 @@ virtual_open(shl_device *d, const shl_device_config *cfg)
     v->bytes_per_s = cfg->bytes_per_s > 0 ? cfg->bytes_per_s : SHL_VIRTUAL_BYTES_PER_S;
     v->link_bytes_per_s = cfg->link_bytes_per_s;
     SHL_TRY_TO(code, out, reserve_range(v));
-    half = v->range_bytes / N_TIERS;
-    for (int i = 0; i < N_TIERS; i++) {
+    third = v->range_bytes / N_ARENAS / PART_STEP_BYTES * PART_STEP_BYTES;
+    for (int i = 0; i < N_ARENAS; i++) {
         SHL_TRY_TO(code, out,
-                   shl_arena_open((char *)v->base + half * (size_t)i, half,
+                   shl_arena_open((char *)v->base + third * (size_t)i, third,
                                   i == SHL_TIER_HOST ? SHL_PIN_PAGE_BYTES : target->align_bytes,
                                   target->step_bytes, NULL, NULL, &v->arenas[i]));
     }
@@ -126,24 +130,28 @@ out:
     return code;
 }
 
+static shl_arena *
+arena_of(const shl_device *d, shl_tier tier, bool comm)
+{
+    const virtual_impl *v = d->impl;
+    return v
+        ->arenas[comm && tier == SHL_TIER_DEVICE && v->target->comm_apart ? ARENA_COMM : (int)tier];
+}
+
 static shl_code
 virtual_mem_take(shl_device *d, size_t bytes, shl_tier tier, bool comm, void **out)
 {
-    virtual_impl *v = d->impl;
-    SHL_UNUSED(comm);
     if (tier == SHL_TIER_NVME) {
         SHL_RAISE(SHL_E_USAGE, "the virtual device has no nvme tier");
         return shl_err_because("offload to nvme is not in this build");
     }
-    return shl_arena_take(v->arenas[tier], bytes, out);
+    return shl_arena_take(arena_of(d, tier, comm), bytes, out);
 }
 
 static void
 virtual_mem_give(shl_device *d, void *data, size_t bytes, shl_tier tier, bool comm)
 {
-    virtual_impl *v = d->impl;
-    SHL_UNUSED(comm);
-    shl_arena_give(v->arenas[tier], data, bytes);
+    shl_arena_give(arena_of(d, tier, comm), data, bytes);
 }
 
 static shl_code
@@ -172,7 +180,11 @@ static size_t
 virtual_reserved_bytes(const shl_device *d, shl_tier tier)
 {
     const virtual_impl *v = d->impl;
-    return tier == SHL_TIER_NVME ? 0 : shl_arena_reserved_bytes(v->arenas[tier]);
+    if (tier == SHL_TIER_NVME) {
+        return 0;
+    }
+    return shl_arena_reserved_bytes(v->arenas[tier]) +
+           (tier == SHL_TIER_DEVICE ? shl_arena_reserved_bytes(v->arenas[ARENA_COMM]) : 0);
 }
 
 /* Work cannot start before it is queued. Where compute runs inline the host is as far as the

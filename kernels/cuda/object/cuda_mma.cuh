@@ -7,7 +7,7 @@
 #include "kernels/cuda/object/cuda_common.cuh"
 
 #ifdef SHL_EMULATED
-#include "emulate_mma.h"
+#include <emulate_mma.h>
 #endif
 
 /* d[16 x 8] += a[16 x 16] b[16 x 8], a warp together. Lane 4 g + c holds of a rows g, g + 8 (words 0, 1) at
