@@ -144,6 +144,20 @@ gpu_bytes(shl_op op, const void *args)
         const shl_embedding_args *a = args;
         return a->dwte.data != NULL ? shl_work_sort_bytes(shl_tensor_elems(&a->tokens)) : 0;
     }
+    if (op == SHL_OP_LAYERNORM_BACKWARD) {
+        const shl_layernorm_args *a = args;
+        int64_t cols = a->x.dims[1], runs = shl_work_norm_runs(a->x.dims[0], cols, a->x.dtype, 2);
+        return (size_t)(runs * 2 * cols) * sizeof(float);
+    }
+    if (op == SHL_OP_RMSNORM_BACKWARD) {
+        const shl_rmsnorm_args *a = args;
+        int64_t cols = a->x.dims[1], runs = shl_work_norm_runs(a->x.dims[0], cols, a->x.dtype, 1);
+        return a->dw.data != NULL ? (size_t)(runs * cols) * sizeof(float) : 0;
+    }
+    if (op == SHL_OP_ROPE) {
+        const shl_rope_args *a = args;
+        return (size_t)(a->seq * a->head_dim) * sizeof(float); /* cosines and sines per position */
+    }
     return host_bytes(op, args, 1);
 }
 

@@ -53,4 +53,25 @@ shl_work_column_rows(int64_t rows)
 }
 size_t shl_work_column_bytes(int64_t rows, int64_t cols);
 
+/* What layernorm and rmsnorm sum apart on a GPU: runs of rows, one per block of threads. Rows up to WORK_NORM_WARP_BYTES go to one
+ * warp each, 8 to a block; wider ones to a block each. As many blocks as three (fewer where the sums of 8
+ * rows, `sums` floats per column, fill shared memory) on each of 132 multiprocessors, however many the
+ * device has: the bits of a result do not tell. */
+#define SHL_WORK_NORM_WARP_BYTES 4096
+#define SHL_WORK_NORM_ROWS 8
+#define SHL_WORK_NORM_BLOCKS 132
+static inline int64_t
+shl_work_norm_runs(int64_t rows, int64_t cols, shl_dtype dtype, int sums)
+{
+    const int64_t shared = 220 << 10; /* bytes of it that a multiprocessor has for blocks */
+    int64_t row = cols * (dtype == SHL_F32 ? 4 : 2), at_once = 1, resident = 3;
+    if (row <= SHL_WORK_NORM_WARP_BYTES) {
+        int64_t block = SHL_WORK_NORM_ROWS * cols * sums * 4 + 1024;
+        at_once = SHL_WORK_NORM_ROWS;
+        resident = shared / block < resident ? shared / block : resident;
+    }
+    int64_t most = shl_ceil_div(rows, at_once), runs = resident * SHL_WORK_NORM_BLOCKS;
+    return most < runs ? most : runs;
+}
+
 #endif

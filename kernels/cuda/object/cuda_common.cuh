@@ -21,11 +21,14 @@ extern "C" {
     type *name = reinterpret_cast<type *>(shl_dynamic_shared)
 #endif
 
-/* Unrolls the loop behind it, so that what it indexes stays in registers. */
+/* Unrolls the loop behind it: what it indexes stays in registers; or eight turns of it: their loads are
+ * in flight together. */
 #ifdef __CUDACC__
 #define SHL_UNROLL _Pragma("unroll")
+#define SHL_UNROLL_8 _Pragma("unroll 8")
 #else
 #define SHL_UNROLL
+#define SHL_UNROLL_8
 #endif
 
 #define SHL_WARP 32

@@ -1,0 +1,4 @@
+/* room: why.
+ * second. */
+
+int shl_x(int a);

@@ -1,0 +1,3 @@
+/* room: why.
+ * second. */
+#include "engines/fsdp/fsdp.h"

@@ -1,0 +1,3 @@
+/* room: why.
+ * second. */
+#include <hdf5.h>

@@ -1,0 +1,4 @@
+/* room: why.
+ * second. */
+#include "models/module.h"
+#include <math.h>

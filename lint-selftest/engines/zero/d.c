@@ -1,0 +1,3 @@
+/* room: why.
+ * second. */
+x = shl_cpu_device_ops;

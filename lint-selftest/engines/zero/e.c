@@ -1,0 +1,3 @@
+/* room: why.
+ * second. */
+ncclAllGather(1);

@@ -1,0 +1,3 @@
+/* room: why.
+ * second. */
+int gpt2_layers;

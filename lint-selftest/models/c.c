@@ -1,0 +1,3 @@
+/* room: why.
+ * second. */
+char *s = getenv("X");

@@ -1,0 +1,3 @@
+/* room: why.
+ * second. */
+void *p = malloc(3);

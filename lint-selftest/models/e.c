@@ -1,0 +1,3 @@
+/* room: why.
+ * second. */
+d->free(x); p.free (1); shl_heap_free(&p);

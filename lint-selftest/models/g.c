@@ -1,0 +1,3 @@
+/* room: why.
+ * second. */
+/* printf("x") */ snprintf(a, 2, "printf(malloc(");

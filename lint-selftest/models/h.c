@@ -1,0 +1,3 @@
+/* room: why.
+ * second. */
+fprintf(stderr, "x");

@@ -1,0 +1,3 @@
+/* room: why.
+ * second. */
+#if 0

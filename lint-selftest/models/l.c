@@ -1,0 +1,3 @@
+/* room: why.
+ * second. */
+int is_zero3;
