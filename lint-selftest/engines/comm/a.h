@@ -1,4 +1,0 @@
-/* room: why.
- * second. */
-
-int shl_x(int a);

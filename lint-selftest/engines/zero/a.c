@@ -1,3 +1,0 @@
-/* room: why.
- * second. */
-#include "engines/fsdp/fsdp.h"

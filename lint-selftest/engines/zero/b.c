@@ -1,3 +1,0 @@
-/* room: why.
- * second. */
-#include <hdf5.h>

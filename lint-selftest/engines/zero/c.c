@@ -1,4 +1,0 @@
-/* room: why.
- * second. */
-#include "models/module.h"
-#include <math.h>

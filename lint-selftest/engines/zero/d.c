@@ -1,3 +1,0 @@
-/* room: why.
- * second. */
-x = shl_cpu_device_ops;

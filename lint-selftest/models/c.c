@@ -1,3 +1,0 @@
-/* room: why.
- * second. */
-char *s = getenv("X");

@@ -1,3 +1,0 @@
-/* room: why.
- * second. */
-void *p = malloc(3);

@@ -1,3 +1,0 @@
-/* room: why.
- * second. */
-/* printf("x") */ snprintf(a, 2, "printf(malloc(");

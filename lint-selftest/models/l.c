@@ -1,3 +1,0 @@
-/* room: why.
- * second. */
-int is_zero3;
