@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "engines/config/ds_optimizer.h"
 #include "engines/config/ds_text.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/types.h"
@@ -183,6 +184,7 @@ shl_ds_options_show(const shl_ds_options *o, const shl_session_config *c, bool j
     SHL_TRY_TO(code, out, shl_ds_config_load(o->config, (int)o->dated, &ds));
     SHL_TRY_TO(code, out, shl_ds_config_auto(&ds, o->trainer, &facts));
     SHL_TRY_TO(code, out, shl_ds_config_batch(&ds, facts.ranks));
+    SHL_TRY_TO(code, out, shl_ds_optimizer_defaults(&ds, &c->engine.optim));
     if (json) {
         code = shl_ds_show_json(&ds, out);
     } else {

@@ -139,6 +139,17 @@ shl_ds_optimizer_resolve(shl_ds_config *c, shl_optim_config *o)
     return shl_err_because("%s", what);
 }
 
+/* json: NULL for what it has not. */
+static shl_code
+put_default(shl_ds_config *c, const char *path, json_t *json)
+{
+    if (shl_ds_get(c, path)->origin == SHL_DS_DEFAULT) {
+        return shl_ds_set(c, path, json ? json : json_null(), SHL_DS_DEFAULT);
+    }
+    json_decref(json);
+    return SHL_OK;
+}
+
 static json_t *
 given(double x)
 {
@@ -167,4 +178,39 @@ shl_ds_optimizer_json(const shl_optim_config *o)
                      "dampening", given(a.dampening), "nesterov", given_switch(a.nesterov),
                      "bias_correction", given_switch(a.bias_correction), "min_coeff",
                      given(a.min_coeff), "max_coeff", given(a.max_coeff));
+}
+
+shl_code
+shl_ds_optimizer_defaults(shl_ds_config *c, const shl_optim_config *of_line)
+{
+    static const char *const of_adam[] = {P "adam_w_mode", P "amsgrad", P "torch_adam"};
+    const char *type = shl_ds_text(c, "optimizer.type");
+    shl_optim_config o = *of_line;
+    shl_optim_asked a;
+    int at = type ? find(type) : -1;
+    if (type && at < 0) {
+        return SHL_OK; /* none that anything is known of */
+    }
+    if (type) {
+        bool coupled = at == 0 && !shl_ds_bool(c, P "adam_w_mode");
+        shl_optim_kind kind = coupled ? SHL_OPTIM_ADAM : types[at].kind;
+        shl_optim_asked_init(&a);
+        set_defaults(c, type, kind, &a);
+        SHL_TRY(shl_optim_resolve(kind, &a, &o));
+    }
+    shl_optim_asked_of(&o, &a);
+    bool adam = o.kind == SHL_OPTIM_ADAMW || o.kind == SHL_OPTIM_ADAM;
+    for (size_t i = 0; !adam && i < SHL_ARRAY_LEN(of_adam); i++) {
+        SHL_TRY(put_default(c, of_adam[i], NULL));
+    }
+    SHL_TRY(put_default(c, P "lr", given(a.lr)));
+    SHL_TRY(put_default(c, P "betas", a.beta1 < 0.0 ? NULL : json_pack("[ff]", a.beta1, a.beta2)));
+    SHL_TRY(put_default(c, P "eps", given(a.eps)));
+    SHL_TRY(put_default(c, P "weight_decay", given(a.weight_decay)));
+    SHL_TRY(put_default(c, P "momentum", given(a.momentum)));
+    SHL_TRY(put_default(c, P "dampening", given(a.dampening)));
+    SHL_TRY(put_default(c, P "nesterov", given_switch(a.nesterov)));
+    SHL_TRY(put_default(c, P "bias_correction", given_switch(a.bias_correction)));
+    SHL_TRY(put_default(c, P "min_coeff", given(a.min_coeff)));
+    return put_default(c, P "max_coeff", given(a.max_coeff));
 }

@@ -17,4 +17,8 @@ shl_code shl_ds_optimizer_resolve(shl_ds_config *c, shl_optim_config *o) SHL_MUS
 /* The block that says *o. Owner: caller; NULL: out of host memory. */
 struct json_t *shl_ds_optimizer_json(const shl_optim_config *o);
 
+/* Where the file says nothing, the chosen optimizer's own defaults; null for what it has not. of_line: what
+ * holds without an optimizer in the file. For showing. Errors: SHL_E_HEAP. */
+shl_code shl_ds_optimizer_defaults(shl_ds_config *c, const shl_optim_config *of_line) SHL_MUST_USE;
+
 #endif

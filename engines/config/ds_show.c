@@ -36,6 +36,14 @@ add_dump(shl_str *out, const json_t *json, size_t flags)
     release(dump);
 }
 
+/* Whether a row is of another optimizer than the chosen one. */
+static bool
+is_foreign(const shl_ds_config *c, const shl_ds_key *key, size_t i)
+{
+    return c->rows[i].origin == SHL_DS_DEFAULT && json_is_null(c->rows[i].json) &&
+           strcmp(key->fallback, "null") != 0;
+}
+
 void
 shl_ds_show(const shl_ds_config *c, bool changed, shl_str *out)
 {
@@ -43,7 +51,7 @@ shl_ds_show(const shl_ds_config *c, bool changed, shl_str *out)
     const shl_ds_key *keys = shl_ds_keys(&n);
     shl_str_add(out, "%-64s %-20s %-8s %s\n", "key", "value", "origin", "here");
     for (size_t i = 0; i < n; i++) {
-        if (changed && c->rows[i].origin == SHL_DS_DEFAULT) {
+        if ((changed && c->rows[i].origin == SHL_DS_DEFAULT) || is_foreign(c, &keys[i], i)) {
             continue;
         }
         shl_str value = {0};
@@ -61,6 +69,9 @@ shl_ds_show_json(const shl_ds_config *c, shl_str *out)
     const shl_ds_key *keys = shl_ds_keys(&n);
     json_t *all = json_array();
     for (size_t i = 0; all && i < n; i++) {
+        if (is_foreign(c, &keys[i], i)) {
+            continue;
+        }
         json_t *row = json_pack("{ss sO ss ss ss}", "key", keys[i].path, "value", c->rows[i].json,
                                 "origin", shl_ds_origin_name(c->rows[i].origin), "here",
                                 status_text(c, &keys[i], i), "why", keys[i].why);

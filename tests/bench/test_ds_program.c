@@ -135,6 +135,26 @@ test_ds_program_trains_from_a_file(void **state)
            "\"params\":{\"warmup_num_steps\":3}}}' --launch processes --ranks 2 --steps 2 "
            "--jsonl" SMALL,
            0, "WarmupLR(warmup_min_lr=0,");
+    /* An optimizer's own defaults, and no other's parameters. */
+    expect("train --show-config --config '{\"train_batch_size\":4,\"optimizer\":{\"type\":\"SGD\","
+           "\"params\":{\"momentum\":0.9}}}'",
+           0, "optimizer.params.dampening                                       0.0   ");
+    assert_non_null(strstr(out, "optimizer.params.nesterov                                        "
+                                "false                default"));
+    assert_null(strstr(out, "betas"));
+    assert_null(strstr(out, "adam_w_mode"));
+    expect(
+        "train --show-config --config '{\"train_batch_size\":4,\"optimizer\":{\"type\":\"Lion\"}}'",
+        0, "[0.9,0.99] ");
+    assert_null(strstr(out, "optimizer.params.eps"));
+    expect("train --show-config --config '{\"train_batch_size\":4}' --optimizer adagrad", 0,
+           "optimizer.params.eps                                             1e-10 ");
+    expect("train --config '{\"train_batch_size\":4,\"optimizer\":{\"type\":\"SGD\"}}' --optimizer "
+           "lion" SMALL,
+           2, "--optimizer beside --config");
+    expect("plan --config '{\"train_batch_size\":4,\"optimizer\":{\"type\":\"SGD\"}}' "
+           "--eps 1e-9" SMALL,
+           2, "--eps beside --config");
     expect("train --show-config", 2, "without a configuration");
     expect("train --trainer-args '{}'", 2, "without a configuration");
 }

@@ -365,6 +365,24 @@ test_ds_resolve_bad_inputs(void **state)
     REFUSES("{\"train_batch_size\": 4, \"scheduler\": {\"type\": \"WarmupLR\", \"params\": "
             "{\"cycle_min_lr\": 1}}}",
             2, "cycle_min_lr", "OneCycle");
+    REFUSES("{\"train_batch_size\": 4, \"prescale_gradients\": true, \"zero_optimization\": "
+            "{\"stage\": 2}}",
+            2, "prescale_gradients beside reduce_scatter", "\"reduce_scatter\": false",
+            "DeepSpeed refuses it too");
+    REFUSES("{\"train_batch_size\": 4, \"gradient_predivide_factor\": 2, \"zero_optimization\": "
+            "{\"stage\": 1}}",
+            2, "gradient_predivide_factor beside reduce_scatter", "reads it nowhere");
+    REFUSES("{\"train_batch_size\": 4, \"gradient_allreduce_op\": \"sum\", "
+            "\"zero_optimization\": {\"stage\": 3}}",
+            2, "gradient_allreduce_op", "stages 0 to 2");
+    REFUSES("{\"train_batch_size\": 4, \"optimizer\": {\"type\": \"Lion\", \"params\": "
+            "{\"bias_correction\": false}}}",
+            2, "optimizer.params", "lion has no bias correction");
+    assert_int_equal(resolve("{\"train_batch_size\": 4, \"optimizer\": {\"type\": \"SGD\", "
+                             "\"params\": {\"nesterov\": true}}}",
+                             NULL, 2, &e, NULL),
+                     SHL_E_USAGE);
+    assert_non_null(strstr(shl_err_get()->what, "nesterov without momentum"));
     REFUSES("{\"train_batch_size\": 4, \"flops_profiler\": {\"enabled\": true}}", 2,
             "flops_profiler.enabled");
     expect_ok(resolve(STAGE("2", ", \"reduce_bucket_size\": 5e8"), NULL, 2, &e, &notes));
