@@ -63,6 +63,8 @@ enum {
     AXIS_ACCUM,
     AXIS_DTYPE,
     AXIS_RECOMPUTE,
+    AXIS_OFFLOAD,
+    AXIS_OFFLOAD_PARAM,
     AXIS_REDUCE,
     AXIS_BUCKET,
     AXIS_PREFETCH,
@@ -106,6 +108,8 @@ open_axes(const shl_run_options *o, shl_sweep_axis *axes)
     SHL_TRY(shl_sweep_names("strategy", o->strategy, &axes[AXIS_STRATEGY]));
     SHL_TRY(shl_sweep_names("dtype", o->dtype, &axes[AXIS_DTYPE]));
     SHL_TRY(shl_sweep_names("recompute", o->recompute, &axes[AXIS_RECOMPUTE]));
+    SHL_TRY(shl_sweep_names("offload-optimizer", o->offload_optimizer, &axes[AXIS_OFFLOAD]));
+    SHL_TRY(shl_sweep_names("offload-param", o->offload_param, &axes[AXIS_OFFLOAD_PARAM]));
     SHL_TRY(shl_sweep_names("reduce-every", o->reduce_every, &axes[AXIS_REDUCE]));
     SHL_TRY(shl_sweep_numbers("ranks", o->ranks, 1, INT64_C(1) << 20, &axes[AXIS_RANKS]));
     SHL_TRY(shl_sweep_numbers("batch", o->batch, 1, large, &axes[AXIS_BATCH]));
@@ -301,13 +305,13 @@ resolve_tune(const shl_run_options *o, const char *recompute, shl_tune_config *t
 }
 
 static shl_code
-resolve_offload(const shl_run_options *o, shl_session_config *c)
+resolve_offload(const shl_run_options *o, const char *optimizer, const char *param,
+                shl_session_config *c)
 {
     shl_offload_config *f = &c->engine.offload;
     bool nothing = false;
-    SHL_TRY(shl_offload_parse("--offload-optimizer", shl_choices_offload[o->offload_optimizer],
-                              &f->optimizer));
-    SHL_TRY(shl_offload_parse("--offload-param", shl_choices_offload[o->offload_param], &f->param));
+    SHL_TRY(shl_offload_parse("--offload-optimizer", optimizer, &f->optimizer));
+    SHL_TRY(shl_offload_parse("--offload-param", param, &f->param));
     SHL_TRY(shl_offload_parse("--offload-activations", shl_choices_offload[o->offload_activations],
                               &f->activations));
     /* In a list of ways to recompute they belong to the one that keeps inputs. */
@@ -316,6 +320,9 @@ resolve_offload(const shl_run_options *o, shl_session_config *c)
         f->activations = SHL_OFFLOAD_NONE;
         nothing = !shl_offload_any(f);
     }
+    /* Pinning belongs to those rows of a list that have something to pin. */
+    bool list = strchr(o->offload_optimizer, ',') || strchr(o->offload_param, ',');
+    nothing = nothing || (list && !shl_offload_any(f));
     f->ratio = o->offload_ratio;
     f->pin = o->pin_memory && !nothing;
     f->sub_group_elems = o->sub_group_size;
@@ -381,7 +388,7 @@ resolve_point(const shl_run_options *o, const shl_sweep_axis *axes, int64_t inde
     SHL_TRY(resolve_optim(o, &e->optim));
     SHL_TRY(resolve_policy(o, at[AXIS_DTYPE]->text, e));
     SHL_TRY(resolve_tune(o, at[AXIS_RECOMPUTE]->text, &c->tune));
-    SHL_TRY(resolve_offload(o, c));
+    SHL_TRY(resolve_offload(o, at[AXIS_OFFLOAD]->text, at[AXIS_OFFLOAD_PARAM]->text, c));
     c->ranks = (int)at[AXIS_RANKS]->number;
     e->bucket_elems = at[AXIS_BUCKET]->number;
     e->prefetch = shl_prefetch_resolve(e->strategy, o->prefetch ? (int)at[AXIS_PREFETCH]->number

@@ -48,7 +48,8 @@ typedef struct shl_run_options {
     int device, as, launch, comm, attention;
     bool share_gpu, tf32;
     size_t device_memory_bytes, host_memory_bytes, pin_limit_bytes;
-    int offload_optimizer, offload_param, offload_activations;
+    const char *offload_optimizer, *offload_param; /* lists */
+    int offload_activations;
     double offload_ratio;
     bool pin_memory;
     int64_t sub_group_size;
@@ -303,12 +304,12 @@ extern const char *const shl_choices_offload[];
             "In 16 bits: the own kernel, or cuDNN's where it can.")
 
 #define SHL_ROWS_OFFLOAD                                                                             \
-    SHL_ROW("offload-optimizer", SHL_OPT_ENUM, offload_optimizer, 0, 0, "none", shl_choices_offload, \
-            NULL, "Offload",                                                                         \
+    SHL_ROW("offload-optimizer", SHL_OPT_LIST, offload_optimizer, 0, 0, "none", shl_choices_offload, NULL, "Offload", \
+                                                                                    \
             "Master weights, moments and reduced gradients of zero1, zero2, zero3 and fsdp in host "  \
             "memory."),                                                                              \
-    SHL_ROW("offload-param", SHL_OPT_ENUM, offload_param, 0, 0, "none", shl_choices_offload, NULL,   \
-            "Offload", "Parameter shards of zero3 in host memory; fsdp's go with its optimizer."),                                 \
+    SHL_ROW("offload-param", SHL_OPT_LIST, offload_param, 0, 0, "none", shl_choices_offload, NULL, "Offload",       \
+            "Parameter shards of zero3 in host memory; fsdp's go with its optimizer."),                                 \
     SHL_ROW("offload-activations", SHL_OPT_ENUM, offload_activations, 0, 0, "none", shl_choices_offload, \
             NULL, "Offload", "Inputs of recomputed blocks in host memory until backward (--recompute full)."), \
     SHL_ROW("offload-ratio", SHL_OPT_DOUBLE, offload_ratio, 0, 1, "1", NULL, NULL, "Offload",        \

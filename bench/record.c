@@ -93,10 +93,14 @@ static const shl_field event_fields[] = {
 #define TAG(object, array, tier, tier_name, tag, name)                                             \
     RUN(object "." tier_name "." name, INT, array[SHL_TIER_##tier].tags[SHL_TAG_##tag], NULL,      \
         PLAIN, "bytes")
-/* Columns of the table come from the device tier only. */
+/* Columns of the table come from the device tier, and one from the host. */
+#define TIER_TOTAL(object, array, tier, tier_name, heading, look, help)                            \
+    RUN(object "." tier_name ".total", INT, array[SHL_TIER_##tier].total, heading, look, help)
 #define TIER(object, array, tier, tier_name)                                                       \
-    RUN(object "." tier_name ".total", INT, array[SHL_TIER_##tier].total, NULL, PLAIN, "bytes"),   \
-        TAG(object, array, tier, tier_name, PARAM, "param"),                                       \
+    TIER_TOTAL(object, array, tier, tier_name, NULL, PLAIN, "bytes"),                              \
+        TIER_TAGS(object, array, tier, tier_name)
+#define TIER_TAGS(object, array, tier, tier_name)                                                  \
+    TAG(object, array, tier, tier_name, PARAM, "param"),                                           \
         TAG(object, array, tier, tier_name, GATHER, "gather"),                                     \
         TAG(object, array, tier, tier_name, GRAD, "grad"),                                         \
         TAG(object, array, tier, tier_name, MASTER, "master"),                                     \
@@ -144,6 +148,8 @@ static const shl_field run_fields[] = {
         "the others: no gradient, no optimizer state"),
     RUN("recompute", TEXT, recompute, "recompute", VARIES,
         "what backward makes again: none, selective, full"),
+    RUN("offload", TEXT, offload, "offload", VARIES,
+        "what is in host memory: none, or optimizer, param, activations with + between"),
     RUN("dtype", TEXT, dtype, "dtype", VARIES, "of computing"),
     RUN("dtypes", JSON, dtypes, NULL, PLAIN, "dtype policy by role"),
     RUN("loss", REAL, loss, "loss", SHORT, "of the last step; null on virtual"),
@@ -168,7 +174,9 @@ static const shl_field run_fields[] = {
     PEAK(tags[SHL_TAG_STAGING], "staging", NULL, "transport and offload copies"),
     PEAK(tags[SHL_TAG_WORK], "work", NULL, "op scratch"),
     PEAK(tags[SHL_TAG_CKPT], "ckpt", NULL, "checkpoint staging"),
-    TIER("peak_bytes", peak, HOST, "host"),
+    TIER_TOTAL("peak_bytes", peak, HOST, "host", "host MiB", MIB,
+               "what is offloaded: that rank's largest total"),
+    TIER_TAGS("peak_bytes", peak, HOST, "host"),
     TIER("peak_bytes", peak, NVME, "nvme"),
     TIER("at_peak", at_peak, DEVICE, "device"),
     TIER("at_peak", at_peak, HOST, "host"),
@@ -402,6 +410,21 @@ fill_formulas(shl_run_record *out, const shl_session_config *cfg, const shl_sess
     }
 }
 
+static const char *
+offload_text(const shl_offload_config *o)
+{
+    static const char *const names[] = {"none",
+                                        "optimizer",
+                                        "param",
+                                        "optimizer+param",
+                                        "activations",
+                                        "optimizer+activations",
+                                        "param+activations",
+                                        "optimizer+param+activations"};
+    return names[(o->optimizer != SHL_OFFLOAD_NONE) + 2 * (o->param != SHL_OFFLOAD_NONE) +
+                 4 * (o->activations != SHL_OFFLOAD_NONE)];
+}
+
 void
 shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
                     const shl_session_result *result, size_t limit_bytes)
@@ -429,6 +452,7 @@ shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
     out->trainable_params = result->trainable_params;
     out->frozen_params = result->params - result->trainable_params;
     out->recompute = shl_recompute_name(cfg->tune.recompute);
+    out->offload = offload_text(&cfg->engine.offload);
     out->loss = last ? last->loss : (double)NAN;
     out->grad_norm = last ? last->grad_norm : (double)NAN;
     bool has_eval = has_loss && result->n_evals > 0;

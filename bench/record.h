@@ -78,7 +78,7 @@ typedef struct shl_run_record {
     const char *dtype; /* of computing */
     int64_t schema, ranks, threads, batch, seq, accum, steps, seed, data_seed, params;
     int64_t trainable_params, frozen_params;
-    const char *recompute;
+    const char *recompute, *offload;
     struct json_t *dtypes, *config, *fingerprint, *argv;
     shl_record_tier peak[SHL_TIER_COUNT], at_peak[SHL_TIER_COUNT];
     shl_record_tier eval_peak; /* device tier, while evaluating */

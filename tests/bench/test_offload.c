@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "bench/options.h"
 #include "bench/record.h"
 #include "bench/session.h"
 #include "kernels/base/str.h"
@@ -53,6 +54,7 @@ test_offload_records_tell_both_tiers(void **state)
         shl_run_record plain, r;
         set_up(&c, stages[s], 1, false);
         run(&c, &plain, &none);
+        assert_string_equal(plain.offload, "none");
         assert_true(plain.h2d_bytes == SHL_FIELD_NO_INT && plain.peak[SHL_TIER_HOST].total == 0);
         set_up(&c, stages[s], 1, true);
         c.link_bytes_per_s = 4e9;
@@ -131,6 +133,30 @@ test_offload_checkpoints_go_on_either_way(void **state)
     assert_int_equal(system(command), 0);
 }
 
+/* Both ways in one table: a row for each, and pinned is what is there to be pinned. */
+static void
+test_offload_is_an_axis_of_a_sweep(void **state)
+{
+    shl_run_options o;
+    shl_run_points points;
+    (void)state;
+    assert_int_equal(shl_run_options_init(&o), SHL_OK);
+    o.strategy = "zero2,zero3";
+    o.offload_optimizer = "none,cpu";
+    o.pin_memory = true;
+    assert_int_equal(shl_run_points_resolve(&o, &points), SHL_OK);
+    assert_int_equal(points.n, 4);
+    for (int i = 0; i < 4; ++i) {
+        const shl_offload_config *c = &points.configs[i].engine.offload;
+        assert_true(c->pin == (i >= 2) && (c->optimizer == SHL_OFFLOAD_HOST) == (i >= 2));
+    }
+    shl_run_points_fini(&points);
+    o.offload_optimizer = "none,gpu";
+    assert_int_equal(shl_run_points_resolve(&o, &points), SHL_E_USAGE);
+    assert_non_null(strstr(shl_err_get()->what, "--offload-optimizer"));
+    shl_run_points_fini(&points);
+}
+
 static void
 test_offload_is_refused_by_name(void **state)
 {
@@ -177,6 +203,7 @@ main(void)
         cmocka_unit_test(test_offload_records_tell_both_tiers),
         cmocka_unit_test(test_offload_records_tell_activations),
         cmocka_unit_test(test_offload_checkpoints_go_on_either_way),
+        cmocka_unit_test(test_offload_is_an_axis_of_a_sweep),
         cmocka_unit_test(test_offload_is_refused_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
