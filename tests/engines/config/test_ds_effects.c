@@ -83,41 +83,17 @@ see_tag(ew_config *c, shl_tag tag, seen *s)
     add_size(s, r.device[0].peak_tag_bytes[tag]);
 }
 
-static void
-see_act(ew_config *c, seen *s)
-{
-    see_tag(c, SHL_TAG_ACT, s);
-}
-
-static void
-see_gather(ew_config *c, seen *s)
-{
-    see_tag(c, SHL_TAG_GATHER, s);
-}
-
-static void
-see_param(ew_config *c, seen *s)
-{
-    see_tag(c, SHL_TAG_PARAM, s);
-}
-
-static void
-see_master(ew_config *c, seen *s)
-{
-    see_tag(c, SHL_TAG_MASTER, s);
-}
-
-static void
-see_optim(ew_config *c, seen *s)
-{
-    see_tag(c, SHL_TAG_OPTIM, s);
-}
-
-static void
-see_grad(ew_config *c, seen *s)
-{
-    see_tag(c, SHL_TAG_GRAD, s);
-}
+#define SEE_TAG(name, tag)                                                                         \
+    static void name(ew_config *c, seen *s)                                                        \
+    {                                                                                              \
+        see_tag(c, tag, s);                                                                        \
+    }
+SEE_TAG(see_act, SHL_TAG_ACT)
+SEE_TAG(see_gather, SHL_TAG_GATHER)
+SEE_TAG(see_param, SHL_TAG_PARAM)
+SEE_TAG(see_master, SHL_TAG_MASTER)
+SEE_TAG(see_optim, SHL_TAG_OPTIM)
+SEE_TAG(see_grad, SHL_TAG_GRAD)
 
 static void
 see_device_peak(ew_config *c, seen *s)
