@@ -3,6 +3,10 @@
  * cuda_attention_half.cu. */
 #include "kernels/cuda/object/cuda_attention.cuh"
 
+extern "C" {
+#include "kernels/cuda/object/cuda_libs.h"
+}
+
 #define THREADS 128
 #define QUERIES 64
 #define ROWS (QUERIES / 8) /* of a thread: 16 lanes share 8 rows */
@@ -181,6 +185,9 @@ shl_cuda_attention_forward(const shl_cuda_launch *l, const void *args, void *wor
     SHL_UNUSED(work);
     if (a->head_dim > ATTENTION_MAX_DIM) {
         return SHL_CUDA_UNSUPPORTED;
+    }
+    if (l->choice.fused_attention && a->dtype == SHL_BF16 && a->dropout_p == 0.0) {
+        return shl_cuda_sdpa_forward(l, a);
     }
     if (attention_on_tensor_cores(a)) {
         return shl_cuda_attention_half_forward(l, a);

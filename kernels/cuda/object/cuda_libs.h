@@ -14,10 +14,11 @@ extern "C" {
 #define SHL_CUDA_STATUS_DNN 30000
 
 typedef struct shl_cuda_blas shl_cuda_blas;
+typedef struct shl_cuda_dnn shl_cuda_dnn;
 
 typedef struct shl_cuda_libs {
     shl_cuda_blas *blas;
-    void *dnn;
+    shl_cuda_dnn *dnn; /* NULL: not wanted, or not there */
 } shl_cuda_libs;
 
 /* A handle of cuBLASLt for the current device and the algorithms that it has named so far, in
@@ -30,6 +31,19 @@ void shl_cuda_blas_close(shl_cuda_blas *blas);
 const char *shl_cuda_blas_text(int status);
 /* Version of the library as it counts: 130002 is 13.0.2. */
 size_t shl_cuda_blas_version(void);
+
+/* The same of cuDNN, with the plans of the attention shapes seen so far; the library is loaded by name here. A
+ * device without it works: attention by cuDNN then gives SHL_CUDA_STATUS_DNN_LIBRARY. */
+#define SHL_CUDA_STATUS_DNN_LIBRARY (SHL_CUDA_STATUS_DNN + 9000)
+size_t shl_cuda_dnn_bytes(void);
+int shl_cuda_dnn_open(void *room, shl_cuda_dnn **out);
+void shl_cuda_dnn_close(shl_cuda_dnn *dnn);
+const char *shl_cuda_dnn_text(int status);
+size_t shl_cuda_dnn_version(const shl_cuda_dnn *dnn);
+
+/* Attention forward by cuDNN: bf16, no dropout, tensors at multiples of 16 bytes. Saves the same lse as the own
+ * kernel, whose backward goes on from it. Result: a status, of this file where the library cannot. */
+int shl_cuda_sdpa_forward(const shl_cuda_launch *l, const shl_attention_args *a);
 
 #ifdef __cplusplus
 }

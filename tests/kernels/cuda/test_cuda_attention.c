@@ -380,6 +380,31 @@ test_cuda_attention_refuses_wider_heads(void **state)
     run_close(&r);
 }
 
+/* By the library: its graph gives the same values, and the lse that the own backward goes on from; twice, once
+ * with the plan that is remembered. With dropped weights the own kernel serves. */
+static void
+test_cuda_attention_by_the_library(void **state)
+{
+    const shape grouped = {"library, grouped", 2, 21, 4, 2, 16, SHL_BF16, 0.0, 1.0, 0};
+    const shape dropped = {"library, dropped", 1, 21, 2, 1, 16, SHL_BF16, 0.2, 1.0, 0};
+    const shape odd = {"library, odd place", 1, 5, 1, 1, 16, SHL_BF16, 0.0, 1.0, 1};
+    shl_device_config cfg = {.kind = "cuda", .threads = 1, .fused_attention = true};
+    shl_device *own = device;
+    run r;
+    (void)state;
+    assert_int_equal(shl_device_open(&cfg, &device), SHL_OK);
+    check_values(&grouped);
+    check_values(&grouped);
+    check_values(&dropped);
+    run_open(&r, &odd);
+    assert_int_not_equal(
+        shl_op_attention_forward(shl_device_stream(device, SHL_STREAM_COMPUTE), &r.args), SHL_OK);
+    assert_non_null(strstr(shl_err_get()->because, "16 bytes"));
+    run_close(&r);
+    assert_int_equal(shl_device_close(&device), SHL_OK);
+    device = own;
+}
+
 int
 main(void)
 {
@@ -388,6 +413,7 @@ main(void)
         cmocka_unit_test(test_cuda_attention_bits_of_any_batch),
         cmocka_unit_test(test_cuda_attention_bits_of_any_place),
         cmocka_unit_test(test_cuda_attention_refuses_wider_heads),
+        cmocka_unit_test(test_cuda_attention_by_the_library),
     };
     return cmocka_run_group_tests(tests, open_device, close_device);
 }

@@ -44,6 +44,9 @@ error_text(int status)
     case E_DEVICE: return "cudaErrorInvalidDevice: invalid device ordinal";
     case SHL_CUDA_UNSUPPORTED: return "the emulation does not have it";
     default:
+        if (status >= SHL_CUDA_STATUS_DNN) {
+            return shl_cuda_dnn_text(status);
+        }
         return status >= SHL_CUDA_STATUS_BLAS && status < SHL_CUDA_STATUS_DNN ? shl_cuda_blas_text(status)
                                                                               : "unknown status";
     }
@@ -292,6 +295,9 @@ libs_open(int, void **out)
 {
     shl_cuda_libs *libs = new shl_cuda_libs();
     int status = shl_cuda_blas_open(std::calloc(1, shl_cuda_blas_bytes()), &libs->blas);
+    if (status == 0) {
+        status = shl_cuda_dnn_open(std::calloc(1, shl_cuda_dnn_bytes()), &libs->dnn);
+    }
     *out = libs;
     return status;
 }
@@ -303,6 +309,8 @@ libs_close(void *at)
     if (libs != nullptr) {
         shl_cuda_blas_close(libs->blas);
         std::free(libs->blas);
+        shl_cuda_dnn_close(libs->dnn);
+        std::free(libs->dnn);
         delete libs;
     }
 }
