@@ -256,6 +256,17 @@ block_max(float x, float *room)
     return warp_max(lane < warps ? room[lane] : -INFINITY);
 }
 
+/* Elements of a view, as shl_tensor_elems. */
+static inline int64_t
+elems_of(const shl_tensor *t)
+{
+    int64_t n = 1;
+    for (int i = 0; i < t->n_dims; i++) {
+        n *= t->dims[i];
+    }
+    return n;
+}
+
 /* First element and stride of a thread in a loop over n that any grid covers. */
 #define SHL_GRID_LOOP(i, n)                                                                        \
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x,                  \

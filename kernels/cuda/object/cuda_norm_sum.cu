@@ -71,6 +71,7 @@ __launch_bounds__(BLOCK) norm_max_kernel(norm_range<T> r, unsigned *out)
     const int per = SHL_PACK_BYTES / sizeof(T);
     __shared__ unsigned room[BLOCK / SHL_WARP];
     unsigned best = 0;
+    SHL_UNROLL_BY(4)
     SHL_GRID_LOOP(i, r.packs)
     {
         pack<T, per> p = load_pack<per>(r.x + r.head + i * per);
@@ -169,6 +170,7 @@ __launch_bounds__(BLOCK) norm_sum_kernel(norm_range<T> r, double scale, unsigned
     __shared__ wide_sum room[BLOCK / SHL_WARP];
     norm_lanes s = {0, 0, {0, 0}};
     int turn = 0;
+    SHL_UNROLL_BY(2)
     SHL_GRID_LOOP(i, r.packs)
     {
         pack<T, per> p = load_pack<per>(r.x + r.head + i * per);

@@ -48,14 +48,4 @@ packs_fit(const void *data, shl_dtype dtype, int n)
     return is_aligned(data, (dtype == SHL_F32 ? 4u : 2u) * static_cast<size_t>(n));
 }
 
-static inline int64_t
-elems_of(const shl_tensor *t)
-{
-    int64_t n = 1;
-    for (int i = 0; i < t->n_dims; i++) {
-        n *= t->dims[i];
-    }
-    return n;
-}
-
 #endif

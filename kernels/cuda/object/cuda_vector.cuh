@@ -299,15 +299,4 @@ map_launch(const shl_cuda_launch *l, const F &f, const map_span &s)
     return launch_status();
 }
 
-/* Elements of a view, as shl_tensor_elems. */
-static inline int64_t
-elems_of(const shl_tensor *t)
-{
-    int64_t n = 1;
-    for (int i = 0; i < t->n_dims; i++) {
-        n *= t->dims[i];
-    }
-    return n;
-}
-
 #endif
