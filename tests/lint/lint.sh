@@ -1,5 +1,6 @@
 #!/bin/sh
 # All checks of the sources. usage: lint.sh archive source... (the Makefile calls it from the root)
+[ $# -ge 2 ] && [ -f "$1" ] || { echo 'usage: lint.sh archive source... (make lint)' >&2; exit 2; }
 lib=$1
 shift
 here=tests/lint
