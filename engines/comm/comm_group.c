@@ -21,6 +21,7 @@ connect_ports(shl_shm_comm *m, int64_t timeout_ms)
                          .world_rank = m->world_rank,
                          .rank = m->rank,
                          .size = m->size,
+                         .index = m->group,
                          .timeout_ms = timeout_ms};
     m->data = port;
     m->data.lane = SHL_SHM_DATA;
@@ -41,14 +42,39 @@ check_world(const shl_comm_config *cfg)
     return SHL_OK;
 }
 
+/* Ranks of different machines: the first group that none of them uses. */
+static shl_code
+find_group(shl_shm_port *p, int op, bool joins, int32_t *group)
+{
+    shl_shm_block *b = p->world->block;
+    uint64_t used = atomic_load(&b->groups), theirs = 0;
+    SHL_TRY(shl_shm_exchange(p, op, "open", &used, (int)sizeof used));
+    for (int q = 0; q < p->size; q++) {
+        memcpy(&theirs, shl_shm_said(p, q), sizeof theirs);
+        used |= theirs;
+    }
+    *group = used == UINT64_MAX ? -1 : __builtin_ctzll(~used);
+    if (joins && *group >= 0) {
+        atomic_fetch_or(&b->groups, UINT64_C(1) << *group);
+        atomic_store(&shl_shm_group_at(b, *group)->users, 1);
+    }
+    return SHL_OK;
+}
+
 /* The first member of a new group takes it from the pool and tells the others. */
 static shl_code
-share_group(shl_shm_port *p, int op, bool first, int users, int32_t *group)
+share_group(shl_shm_port *p, int op, int first, bool joins, int users, int32_t *group)
 {
-    if (first) {
+    *group = -1;
+    if (p->world->wire != NULL) {
+        return find_group(p, op, joins, group);
+    }
+    if (joins && first == p->rank) {
         *group = shl_shm_group_take(p->world->block, users);
     }
-    return shl_shm_exchange(p, op, "open", group, (int)sizeof *group);
+    SHL_TRY(shl_shm_exchange(p, op, "open", group, (int)sizeof *group));
+    memcpy(group, shl_shm_said(p, first), sizeof *group);
+    return SHL_OK;
 }
 
 static shl_code
@@ -67,10 +93,9 @@ shl_shm_comm_open(shl_comm *c, const shl_comm_config *cfg)
     shl_code code = shl_shm_agree(&w->port, shl_heap_alloc(1, sizeof *m, &m), "open communicator");
     int32_t group = -1;
     if (code == SHL_OK) {
-        code = share_group(&w->port, SHL_SHM_OPEN, cfg->rank == 0, cfg->world, &group);
+        code = share_group(&w->port, SHL_SHM_OPEN, 0, true, cfg->world, &group);
     }
     if (code == SHL_OK) {
-        memcpy(&group, shl_shm_said(&w->port, 0), sizeof group);
         code = group < 0 ? no_group() : SHL_OK;
     }
     if (code != SHL_OK) {
@@ -106,6 +131,9 @@ shl_shm_comm_close(shl_comm *c)
         shl_ledger_share_mark(c->device->ledger, NULL);
     }
     shl_shm_group_drop(m->world->block, m->group);
+    if (m->world->wire != NULL) {
+        shl_shm_group_clear(m->world->block, m->group); /* before anybody can take it again */
+    }
     shl_heap_free(&c->impl);
 }
 
@@ -225,11 +253,9 @@ shl_shm_comm_split(shl_comm *c, int color, int key, shl_comm *child)
     if (code == SHL_OK) {
         choose_members(p, color, n);
         first = n->world_rank[0];
-        bool takes = color >= 0 && first == p->rank;
-        code = share_group(p, SHL_SHM_OPEN, takes, n->size, &group);
+        code = share_group(p, SHL_SHM_OPEN, first, color >= 0, n->size, &group);
     }
     if (code == SHL_OK && color >= 0) {
-        memcpy(&group, shl_shm_said(p, first), sizeof group);
         code = group < 0 ? no_group() : SHL_OK;
     }
     if (code != SHL_OK || color < 0) {

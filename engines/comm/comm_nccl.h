@@ -87,6 +87,7 @@ typedef struct nccl_state {
     nccl_op ring[NCCL_RING];
     uint64_t n_pushed, n_finished; /* of the ring; under the lock of the family */
     int64_t progress_ns;           /* when the last one finished, or the oldest was pushed */
+    int64_t told_ns;               /* when peers of other machines heard of its progress */
     shl_gate staged;               /* behind the last use of the staging buffer */
     const shl_stream *staged_by;
 } nccl_state;

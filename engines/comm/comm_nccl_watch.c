@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "engines/comm/comm_nccl.h"
+#include "engines/comm/world_wire.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/str.h"
@@ -15,6 +16,7 @@
 #define LOCK_NS                                                                                    \
     1000000000 /* a caller that is stuck in the library does not keep it from being aborted */
 #define PLACE_NS 50000
+#define PLACE_TOLD_NS 200000000
 
 static struct timespec
 time_in(int64_t ns)
@@ -125,6 +127,18 @@ report_stall(const nccl_state *n, const nccl_op *op)
     return SHL_E_PEER;
 }
 
+/* Peers of other machines hear how far this rank has come. */
+static void
+tell_place(nccl_state *n)
+{
+    shl_shm_comm *m = n->comm->impl;
+    int64_t now_ns = shl_clock_ns();
+    if (m->world->wire != NULL && n->handle != NULL && now_ns - n->told_ns > PLACE_TOLD_NS) {
+        n->told_ns = now_ns;
+        shl_wire_place(&m->control);
+    }
+}
+
 static shl_code
 check_state(nccl_state *n)
 {
@@ -139,6 +153,7 @@ check_state(nccl_state *n)
         return shl_nccl_check(f, n->handle, result, "a collective");
     }
     SHL_TRY(advance(n));
+    tell_place(n);
     if (n->n_finished == n->n_pushed) {
         return SHL_OK;
     }

@@ -13,6 +13,11 @@ shm_open_comm(shl_comm *c, const shl_comm_config *cfg)
                   c->device->ops->kind);
         return shl_err_advice("use --device cpu, or communicator virtual");
     }
+    if (cfg->rank_world != NULL && cfg->rank_world->wire != NULL) {
+        SHL_RAISE(SHL_E_USAGE, "communicator shm is for ranks of one machine");
+        shl_err_because("these were started by a launcher, each by itself");
+        return shl_err_advice("--device cuda, or without the launcher: --ranks %d", cfg->world);
+    }
     if (cfg->world > 1 && cfg->rank_world != NULL &&
         c->device->config.comm_arena != shl_world_comm_arena(cfg->rank_world)) {
         return SHL_RAISE(SHL_E_BUG, "the device was opened without the arena of its world");

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "engines/comm/world_impl.h"
+#include "engines/comm/world_wire.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/str.h"
 
@@ -112,13 +113,23 @@ shl_shm_check(shl_world *w)
 }
 
 void
+shl_shm_world_note(shl_world *w, int culprit, const shl_err *text)
+{
+    bool first = atomic_load(&w->block->rank[w->rank].note_taken) == 0;
+    shl_shm_note(w->block, w->rank, culprit, text);
+    if (first && w->wire != NULL) {
+        shl_wire_note(w, culprit, text);
+    }
+}
+
+void
 shl_shm_abort(shl_world *w, const char *where)
 {
     const shl_err *err = shl_err_get();
     shl_err text;
     shl_code code = err->code != SHL_OK ? err->code : SHL_E_PEER;
     shl_shm_describe(w->rank, where, code, err, &text);
-    shl_shm_note(w->block, w->rank, w->rank, &text);
+    shl_shm_world_note(w, w->rank, &text);
 }
 
 void
@@ -126,7 +137,7 @@ shl_shm_tell(shl_world *w, int culprit)
 {
     shl_err text = *shl_err_get();
     text.trace[0] = '\0';
-    shl_shm_note(w->block, w->rank, culprit, &text);
+    shl_shm_world_note(w, culprit, &text);
 }
 
 /* First member that has not arrived, and how many; *left: it never will. */
@@ -173,7 +184,7 @@ give_up(shl_shm_port *p, shl_shm_label label, int missing, int n_missing, bool l
         shl_strf(text.advice, sizeof text.advice, "a longer timeout, if rank %d is only slow",
                  culprit);
     }
-    shl_shm_note(p->world->block, p->world->rank, culprit, &text);
+    shl_shm_world_note(p->world, culprit, &text);
     return shl_shm_check(p->world);
 }
 
@@ -230,6 +241,18 @@ wait_passed(shl_shm_port *p, shl_shm_lane *lane, uint32_t target, shl_shm_label 
     }
 }
 
+void
+shl_shm_arrive(shl_shm_lane *lane, int member, int size, uint32_t target)
+{
+    atomic_store_explicit(&lane->arrived[member], target, memory_order_release);
+    if (atomic_fetch_add_explicit(&lane->count, 1, memory_order_acq_rel) + 1 < (uint32_t)size) {
+        return;
+    }
+    atomic_store_explicit(&lane->count, 0, memory_order_relaxed);
+    atomic_fetch_add_explicit(&lane->generation, 1, memory_order_release);
+    ring(lane);
+}
+
 shl_code
 shl_shm_barrier(shl_shm_port *p, shl_shm_label label)
 {
@@ -239,15 +262,12 @@ shl_shm_barrier(shl_shm_port *p, shl_shm_label label)
     }
     shl_shm_lane *lane = &p->group->lane[p->lane];
     uint32_t target = ++p->phase;
-    atomic_store_explicit(&lane->arrived[p->rank], target, memory_order_release);
-    uint32_t before = atomic_fetch_add_explicit(&lane->count, 1, memory_order_acq_rel);
-    if (before + 1 < (uint32_t)p->size) {
-        return wait_passed(p, lane, target, label);
+    if (p->world->wire != NULL) {
+        SHL_TRY(shl_wire_arrive(p, target));
+    } else {
+        shl_shm_arrive(lane, p->rank, p->size, target);
     }
-    atomic_store_explicit(&lane->count, 0, memory_order_relaxed);
-    atomic_fetch_add_explicit(&lane->generation, 1, memory_order_release);
-    ring(lane);
-    return SHL_OK;
+    return passed(lane, target) ? SHL_OK : wait_passed(p, lane, target, label);
 }
 
 /* The text and code that a member brings to an agreement. */

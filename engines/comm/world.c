@@ -104,6 +104,25 @@ shl_shm_range_find(int ranks, size_t *range_bytes)
     return shl_err_because("%s", strerror(errno));
 }
 
+void
+shl_shm_group_clear(shl_shm_block *b, int index)
+{
+    shl_shm_group *group = shl_shm_group_at(b, index);
+    for (int lane = 0; lane < SHL_SHM_LANES; lane++) {
+        shl_shm_lane *l = &group->lane[lane];
+        atomic_store(&l->generation, 0);
+        atomic_store(&l->count, 0);
+        for (int m = 0; m < SHL_WORLD_MAX_RANKS; m++) {
+            atomic_store(&l->arrived[m], 0);
+        }
+    }
+    atomic_store(&group->drained, 0);
+    for (int m = 0; m < b->ranks; m++) {
+        atomic_store(&group->member[m].issued, 0);
+        atomic_store(&group->member[m].finished, 0);
+    }
+}
+
 int
 shl_shm_group_take(shl_shm_block *b, int users)
 {
@@ -114,21 +133,8 @@ shl_shm_group_take(shl_shm_block *b, int users)
             if (!atomic_compare_exchange_strong(&b->groups, &used, used | bit)) {
                 continue;
             }
-            shl_shm_group *group = shl_shm_group_at(b, g);
-            for (int lane = 0; lane < SHL_SHM_LANES; lane++) {
-                shl_shm_lane *l = &group->lane[lane];
-                atomic_store(&l->generation, 0);
-                atomic_store(&l->count, 0);
-                for (int m = 0; m < SHL_WORLD_MAX_RANKS; m++) {
-                    atomic_store(&l->arrived[m], 0);
-                }
-            }
-            atomic_store(&group->users, (uint32_t)users);
-            atomic_store(&group->drained, 0);
-            for (int m = 0; m < b->ranks; m++) {
-                atomic_store(&group->member[m].issued, 0);
-                atomic_store(&group->member[m].finished, 0);
-            }
+            shl_shm_group_clear(b, g);
+            atomic_store(&shl_shm_group_at(b, g)->users, (uint32_t)users);
             return g;
         }
     }
@@ -180,6 +186,28 @@ shl_shm_world_init(shl_world *w)
     return SHL_OK;
 }
 
+shl_code
+shl_shm_world_alone(shl_world *w, const shl_world_config *cfg)
+{
+    size_t bytes = shl_shm_block_bytes(cfg->ranks);
+    int prot = PROT_READ | PROT_WRITE, flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void *p = mmap(NULL, bytes, prot, flags, -1, 0);
+    if (p == MAP_FAILED) {
+        (void)SHL_RAISE(SHL_E_SYSTEM, "no memory for the control block of %d ranks", cfg->ranks);
+        return shl_err_because("%s", strerror(errno));
+    }
+    w->block = (shl_shm_block *)p;
+    shl_shm_block_init(w->block, cfg, true);
+    SHL_TRY(shl_shm_range_find(1, &w->block->range_bytes));
+    p = mmap(NULL, w->block->range_bytes, PROT_NONE, flags, -1, 0);
+    if (p == MAP_FAILED) {
+        (void)SHL_RAISE(SHL_E_SYSTEM, "no address space for the memory of rank %d", w->rank);
+        return shl_err_because("%s", strerror(errno));
+    }
+    w->base[w->rank] = p;
+    return shl_shm_world_init(w);
+}
+
 void
 shl_shm_rank_leave(shl_world *w, shl_code code)
 {
@@ -193,7 +221,7 @@ shl_shm_rank_leave(shl_world *w, shl_code code)
         }
         shl_err text;
         shl_shm_describe(w->rank, "run", code, &r->err, &text);
-        shl_shm_note(w->block, w->rank, w->rank, &text);
+        shl_shm_world_note(w, w->rank, &text);
     }
     atomic_store_explicit(&r->state, SHL_SHM_LEFT, memory_order_release);
     shl_shm_bells(w->block);

@@ -106,7 +106,7 @@ typedef struct shl_shm_port {
     shl_shm_group *group;
     const int *world_rank; /* of each member */
     int rank, size;        /* in the group */
-    int lane;
+    int lane, index;       /* index: of the group */
     int64_t timeout_ms;
     uint32_t phase;
     uint64_t seq;
@@ -119,7 +119,8 @@ struct shl_world {
     void *base[SHL_WORLD_MAX_RANKS]; /* where each rank's memory lies in this process */
     shl_arena *arena;
     int identity[SHL_WORLD_MAX_RANKS];
-    shl_shm_port port; /* control lane of group 0: opening communicators */
+    shl_shm_port port;     /* control lane of group 0: opening communicators */
+    struct shl_wire *wire; /* ranks of a launcher: the block is this process' own (world_wire.h) */
 };
 
 /* What a waiter waits for, for messages: "all_gather #12". */
@@ -142,11 +143,16 @@ shl_code shl_shm_range_find(int ranks, size_t *range_bytes) SHL_MUST_USE;
 /* The arena over w->base[w->rank], and the world's own port. */
 shl_code shl_shm_world_init(shl_world *w) SHL_MUST_USE;
 void shl_shm_rank_leave(shl_world *w, shl_code code);
+/* A block and an arena for one rank alone, whose peers are elsewhere; and the way back, of any rank that is a
+ * process. */
+shl_code shl_shm_world_alone(shl_world *w, const shl_world_config *cfg) SHL_MUST_USE;
+void shl_shm_world_forget(shl_world *w);
 /* Puts the error of the rank that failed first by itself, with its rank and place; its index in *rank, -1 when none failed. */
 shl_code shl_shm_result(shl_shm_block *b, int *rank) SHL_MUST_USE;
 /* Takes a free group and clears it; -1 when all are in use. */
 int shl_shm_group_take(shl_shm_block *b, int users);
 void shl_shm_group_drop(shl_shm_block *b, int index);
+void shl_shm_group_clear(shl_shm_block *b, int index);
 
 /* comm_shm_wait.c */
 void shl_shm_bells(shl_shm_block *b);
@@ -172,6 +178,10 @@ shl_code shl_shm_check(shl_world *w) SHL_MUST_USE;
 void shl_shm_abort(shl_world *w, const char *where);
 /* Gives the world up with the thread's current error, which tells of `culprit` already. */
 void shl_shm_tell(shl_world *w, int culprit);
+/* The same for any culprit and text. */
+void shl_shm_world_note(shl_world *w, int culprit, const shl_err *text);
+/* Member `member` has arrived; the last one of `size` opens the barrier. */
+void shl_shm_arrive(shl_shm_lane *lane, int member, int size, uint32_t target);
 /* COLLECTIVE over the port's group. */
 shl_code shl_shm_barrier(shl_shm_port *p, shl_shm_label label) SHL_MUST_USE;
 /* Gives every member `bytes` of each member's data; shl_shm_said reads them until the next call. */

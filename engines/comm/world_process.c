@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "engines/comm/world_impl.h"
+#include "engines/comm/world_wire.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/log.h"
@@ -483,9 +484,12 @@ map_memory(shl_world *w)
     return SHL_OK;
 }
 
-static void
-unmap(shl_world *w)
+void
+shl_shm_world_forget(shl_world *w)
 {
+    if (w->block == NULL) {
+        return;
+    }
     shl_arena_close(&w->arena);
     for (int r = 0; r < w->block->ranks; r++) {
         if (w->base[r] != NULL) {
@@ -535,6 +539,9 @@ shl_world_leave(shl_world **w, shl_code code)
     }
     SHL_ASSERT((*w)->block->processes);
     shl_shm_rank_leave(*w, code);
-    unmap(*w);
+    if ((*w)->wire != NULL) {
+        shl_wire_leave(*w);
+    }
+    shl_shm_world_forget(*w);
     shl_heap_free(w);
 }
