@@ -252,9 +252,7 @@ store_sums(float *to, int c, int chunks, const float *from)
     } else {
         SHL_UNROLL
         for (int q = 0; q < N; q += 4) {
-            chunk<float, 4> four;
-            narrow(from + q, &four);
-            store_chunk(to + sum_place<N>(c, q, chunks), four);
+            store_quad(to + sum_place<N>(c, q, chunks), from + q);
         }
     }
 }
@@ -365,8 +363,9 @@ template <typename T, int N, int K, int THREADS, bool CENTRED>
 static __global__ void
 __launch_bounds__(THREADS == SHL_WARP ? NORM_ROWS * SHL_WARP : THREADS,
                   THREADS == NORM_WIDEST || K == 8 ? 1
-                  : K == 7                         ? 2
-                           : 3) /* as many blocks at once as shl_work_norm_runs counts on */
+                  : K == 7 || THREADS > SHL_WARP
+                      ? 2
+                      : 3) /* blocks at once: what registers allow without a spill */
     norm_backward_kernel(norm_backward<T> a)
 {
     SHL_DYNAMIC_SHARED(float, shared);

@@ -28,6 +28,7 @@ load_wide(uint32_t *to, const void *p)
 #endif
 }
 
+/* To global memory: the compiler would split some plain stores of an unrolled loop into words. */
 template <int BYTES>
 static __device__ __forceinline__ void
 store_wide(void *p, const uint32_t *from)
@@ -36,10 +37,21 @@ store_wide(void *p, const uint32_t *from)
     emulate_wide_copy<BYTES>(p, from, p);
 #else
     if constexpr (BYTES == 16) {
-        *static_cast<uint4 *>(p) = make_uint4(from[0], from[1], from[2], from[3]);
+        __stwb(static_cast<uint4 *>(p), make_uint4(from[0], from[1], from[2], from[3]));
     } else {
-        *static_cast<uint2 *>(p) = make_uint2(from[0], from[1]);
+        __stwb(static_cast<uint2 *>(p), make_uint2(from[0], from[1]));
     }
+#endif
+}
+
+/* Four floats to any memory. */
+static __device__ __forceinline__ void
+store_quad(float *p, const float *from)
+{
+#ifdef SHL_EMULATED
+    emulate_wide_copy<16>(p, from, p);
+#else
+    *reinterpret_cast<float4 *>(p) = make_float4(from[0], from[1], from[2], from[3]);
 #endif
 }
 
