@@ -173,7 +173,8 @@ void shl_dtype_policy_text(const shl_engine_config *c, char *dst, size_t cap);
 shl_code shl_dtype_parse(const char *role, const char *text, shl_dtype *out) SHL_MUST_USE;
 
 /* Whether gradients are summed over ranks where they are accumulated, or held until a boundary and
- * summed there: then reduction and accumulation have one dtype. */
+ * summed there: then reduction and accumulation have one dtype, but for the whole stores of ddp and
+ * zero1, which go through buckets when it is another. */
 bool shl_reduces_in_grad_dtype(const shl_engine_config *c);
 
 /* Whether steps with gradients that are not finite are skipped. */

@@ -266,7 +266,7 @@ dtype_or(const shl_ds_config *c, const char *path, shl_dtype otherwise)
 }
 
 /* DeepSpeed accumulates and reduces in the model's dtype unless it is told. Stages 0 and 1 reduce where
- * they accumulate, so one key decides both there. */
+ * they accumulate, so that one key alone decides both there. */
 static void
 resolve_dtypes(const shl_ds_config *c, shl_engine_config *e)
 {

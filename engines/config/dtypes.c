@@ -87,12 +87,17 @@ check_reduction(const shl_engine_config *c)
     if (c->reduce_dtype == c->grad_dtype || !shl_reduces_in_grad_dtype(c)) {
         return SHL_OK;
     }
+    bool store = c->strategy == SHL_DDP || c->strategy == SHL_ZERO1;
+    if (store && c->offload.optimizer == SHL_OFFLOAD_NONE) {
+        return SHL_OK; /* through a bucket, at the boundary */
+    }
     const char *name = shl_strategy_name(c->strategy);
     SHL_RAISE(SHL_E_USAGE, "%s cannot reduce in %s what it accumulates in %s", name,
               shl_dtype_name(c->reduce_dtype), shl_dtype_name(c->grad_dtype));
     if (c->strategy == SHL_DDP || c->strategy == SHL_ZERO1) {
-        shl_err_because("with one reduction a step it reduces gradients where they are "
-                        "accumulated; zero2, zero3, fsdp and fsdp-grad-op have buckets");
+        shl_err_because(
+            "on their way to host memory gradients wait in buckets until the boundary, and "
+            "are reduced there; zero2 and zero3 reduce each micro-step");
     } else {
         shl_err_because("at the boundary it reduces the gradients that it held until then; zero2, "
                         "zero3, and fsdp at every micro-step have buckets");

@@ -79,7 +79,13 @@ form_parts(shl_reducer *r, int64_t bucket_elems)
     }
 }
 
-/* In place: gradients live in the whole store for good. */
+/* Whether gradients live in the whole store for good. */
+static bool
+writes_store(const shl_reducer *r)
+{
+    return r->mode == SHL_REDUCE_IN_PLACE || r->mode == SHL_REDUCE_CAST;
+}
+
 static void
 bind_store(shl_reducer *r)
 {
@@ -87,8 +93,9 @@ bind_store(shl_reducer *r)
     for (int i = 0; i < l->n_slots && l->slots[i].flat < l->n_train_flats; ++i) {
         const shl_layout_slot *s = &l->slots[i];
         shl_param *p = r->st->engine->model->params[s->param];
-        p->grad = shl_elem_ptr(shl_state_full(r->st, &r->st->grad, s->flat), r->dtype, s->offset);
-        p->grad_dtype = r->dtype;
+        p->grad_dtype = r->st->grad.dtype;
+        p->grad =
+            shl_elem_ptr(shl_state_full(r->st, &r->st->grad, s->flat), p->grad_dtype, s->offset);
     }
 }
 
@@ -101,10 +108,11 @@ shl_reducer_init(shl_reducer *r, shl_state *st, shl_reduce_mode mode, int64_t bu
     memset(r, 0, sizeof(*r));
     r->st = st;
     r->mode = mode;
-    r->dtype = mode == SHL_REDUCE_BUCKET ? c->reduce_dtype : c->grad_dtype;
+    bool own = mode == SHL_REDUCE_BUCKET || mode == SHL_REDUCE_CAST;
+    r->dtype = own ? c->reduce_dtype : c->grad_dtype;
     r->flying = -1;
-    SHL_ASSERT(mode != SHL_REDUCE_IN_PLACE || st->grad.full);
-    SHL_ASSERT(mode == SHL_REDUCE_BUCKET || c->reduce_dtype == c->grad_dtype);
+    SHL_ASSERT(!writes_store(r) || st->grad.full);
+    SHL_ASSERT(own || c->reduce_dtype == c->grad_dtype);
     SHL_TRY(shl_heap_alloc(n, sizeof(*r->groups), &r->groups));
     SHL_TRY(shl_heap_alloc(n, sizeof(*r->group_of_slot), &r->group_of_slot));
     if (c->zero.single_cut) { /* a group goes to as many ranks as own some of it */
@@ -117,7 +125,7 @@ shl_reducer_init(shl_reducer *r, shl_state *st, shl_reduce_mode mode, int64_t bu
     } else {
         form_groups(r, bucket_elems);
     }
-    if (mode == SHL_REDUCE_IN_PLACE) {
+    if (writes_store(r)) {
         bind_store(r);
     }
     return SHL_OK;
@@ -144,7 +152,7 @@ shl_reducer_begin(shl_reducer *r, bool first, bool last)
     for (int i = 0; i < r->n_groups; ++i) {
         r->groups[i].uses_left = r->groups[i].n_uses;
     }
-    if (r->mode == SHL_REDUCE_IN_PLACE && first) {
+    if (writes_store(r) && first) {
         for (int i = 0; i < model->n_params; ++i) {
             model->params[i]->grad_accumulate = false;
         }
@@ -186,11 +194,17 @@ is_trainable(const shl_reducer *r, int slot)
     return r->st->layout->slots[slot].flat < r->st->layout->n_train_flats;
 }
 
+static shl_code
+take_bucket(shl_reducer *r, shl_reduce_group *g)
+{
+    return shl_device_alloc(r->st->engine->device, (size_t)g->elems * shl_dtype_bytes(r->dtype),
+                            SHL_TIER_DEVICE, SHL_TAG_BUCKET, SHL_MEM_COMM, g->owner, &g->bucket);
+}
+
 shl_code
 shl_reducer_prepare(shl_reducer *r, const shl_module *m)
 {
-    shl_engine *e = r->st->engine;
-    if (r->mode == SHL_REDUCE_IN_PLACE) {
+    if (writes_store(r)) {
         return SHL_OK;
     }
     for (int i = 0; i < m->n_params; ++i) {
@@ -199,9 +213,7 @@ shl_reducer_prepare(shl_reducer *r, const shl_module *m)
         if (!is_trainable(r, slot) || g->bucket.data != NULL) {
             continue;
         }
-        SHL_TRY(shl_device_alloc(e->device, (size_t)g->elems * shl_dtype_bytes(r->dtype),
-                                 SHL_TIER_DEVICE, SHL_TAG_BUCKET, SHL_MEM_COMM, g->owner,
-                                 &g->bucket));
+        SHL_TRY(take_bucket(r, g));
         bind_bucket(r, g, true);
     }
     return SHL_OK;
@@ -217,7 +229,7 @@ offloads(const shl_reducer *r)
 static bool
 fresh(const shl_reducer *r)
 {
-    return r->first || r->mode == SHL_REDUCE_HOLD;
+    return r->first || r->mode == SHL_REDUCE_HOLD || r->mode == SHL_REDUCE_CAST;
 }
 
 /* A bucket that is reduced straight into the store needs no fold: nothing is there to add to. */
@@ -445,6 +457,24 @@ finish(shl_reducer *r)
     return SHL_OK;
 }
 
+/* The group's accumulated gradients into a bucket of the dtype that they are reduced in. */
+static shl_code
+cast_group(shl_reducer *r, shl_reduce_group *g)
+{
+    shl_stream *s = shl_device_stream(r->st->engine->device, SHL_STREAM_COMPUTE);
+    SHL_TRY(take_bucket(r, g));
+    for (int f = g->first_flat; f < g->first_flat + g->n_flats; ++f) {
+        const shl_store *grad = &r->st->grad;
+        int64_t begin = g->part ? g->begin : 0;
+        int64_t n = g->part ? g->elems : r->st->layout->flats[f].flat_elems;
+        void *from = shl_elem_ptr(shl_state_full(r->st, grad, f), grad->dtype, begin);
+        shl_tensor whole = shl_tensor_1d(from, grad->dtype, n);
+        shl_tensor sent = shl_tensor_1d(bucket_at(r, g, f, begin), r->dtype, n);
+        SHL_TRY(shl_op_cast(s, &sent, &whole));
+    }
+    return SHL_OK;
+}
+
 static shl_code
 launch(shl_reducer *r, int group)
 {
@@ -457,6 +487,10 @@ launch(shl_reducer *r, int group)
     }
     if (r->mode != SHL_REDUCE_IN_PLACE) {
         SHL_TRY(finish(r));
+    }
+    if (r->mode == SHL_REDUCE_CAST) {
+        SHL_TRY(cast_group(r, g));
+    } else if (!writes_store(r)) {
         bind_bucket(r, g, false);
     }
     SHL_TRY(shl_stream_record(shl_device_stream(e->device, SHL_STREAM_COMPUTE), &ready));

@@ -10,10 +10,12 @@
 
 /* Where backward writes and what is reduced when:
  * IN_PLACE: into the whole gradient store, reduced there at the last micro-step (ddp, zero1);
+ * CAST: the same, through a bucket of the dtype of reductions;
  * BUCKET: into a fresh bucket at every micro-step, reduced, then added to the gradient store;
  * HOLD: into a bucket kept over the micro-steps, reduced at the last one (fsdp no_sync). */
 typedef enum shl_reduce_mode {
     SHL_REDUCE_IN_PLACE = 0,
+    SHL_REDUCE_CAST,
     SHL_REDUCE_BUCKET,
     SHL_REDUCE_HOLD
 } shl_reduce_mode;

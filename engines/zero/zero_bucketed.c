@@ -54,6 +54,9 @@ reduce_mode(const shl_engine_config *c)
     if (!shl_reduces_in_grad_dtype(c)) {
         return SHL_REDUCE_BUCKET;
     }
+    if (c->reduce_dtype != c->grad_dtype) {
+        return SHL_REDUCE_CAST;
+    }
     return offloads(c) ? SHL_REDUCE_HOLD : SHL_REDUCE_IN_PLACE;
 }
 

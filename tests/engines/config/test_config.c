@@ -163,7 +163,8 @@ SPOIL(scale_nan, (c->scale.kind = SHL_SCALE_DYNAMIC, c->scale.scale = (double)NA
 SPOIL(window_zero, (c->scale.kind = SHL_SCALE_DYNAMIC, c->scale.window = 0))
 SPOIL(hysteresis_zero, (c->scale.kind = SHL_SCALE_DYNAMIC, c->scale.hysteresis = 0))
 SPOIL(least_scale_high, (c->scale.kind = SHL_SCALE_DYNAMIC, c->scale.min_scale = 1e6))
-SPOIL(ddp_reduces_apart, (shl_dtype_policy_set(c, SHL_BF16), c->reduce_dtype = SHL_BF16))
+SPOIL(offload_reduces_apart, (shl_dtype_policy_set(c, SHL_BF16), c->reduce_dtype = SHL_BF16,
+                              c->strategy = SHL_ZERO1, c->offload.optimizer = SHL_OFFLOAD_HOST))
 SPOIL(fsdp_holds_apart,
       (shl_dtype_policy_set(c, SHL_BF16), c->grad_dtype = SHL_BF16, c->strategy = SHL_FSDP))
 
@@ -172,13 +173,15 @@ test_config_meaningless_values_are_refused(void **state)
 {
     SHL_UNUSED(state);
     static const spoil_fn all[] = {
-        nan_lr,           negative_lr,       infinite_lr,      beta_one,          beta_negative,
-        eps_zero,         decay_nan,         clip_negative,    ratio_large,       warmup_negative,
-        no_schedule_end,  late_warmup,       bucket_zero,      bucket_huge,       accum_zero,
-        batch_negative,   seq_zero,          prefetch_bad,     reduce_unresolved, reduce_wrong,
-        compute_fp64,     master_bf16,       master_other,     moments_fp16,      grad_int,
-        fp16_unscaled,    scale_zero,        scale_nan,        window_zero,       hysteresis_zero,
-        least_scale_high, ddp_reduces_apart, fsdp_holds_apart,
+        nan_lr,           negative_lr,     infinite_lr,       beta_one,
+        beta_negative,    eps_zero,        decay_nan,         clip_negative,
+        ratio_large,      warmup_negative, no_schedule_end,   late_warmup,
+        bucket_zero,      bucket_huge,     accum_zero,        batch_negative,
+        seq_zero,         prefetch_bad,    reduce_unresolved, reduce_wrong,
+        compute_fp64,     master_bf16,     master_other,      moments_fp16,
+        grad_int,         fp16_unscaled,   scale_zero,        scale_nan,
+        window_zero,      hysteresis_zero, least_scale_high,  offload_reduces_apart,
+        fsdp_holds_apart,
     };
     for (size_t i = 0; i < SHL_ARRAY_LEN(all); i++) {
         shl_engine_config c;
@@ -210,10 +213,13 @@ test_config_dtype_policies(void **state)
             c.moment_dtype = SHL_BF16;
             assert_int_equal(shl_engine_config_check(&c), SHL_OK);
             c.grad_dtype = SHL_F32;
-            bool one_dtype = shl_reduces_in_grad_dtype(&c) && computes[i] != SHL_F32;
-            shl_err_clear();
-            assert_int_equal(shl_engine_config_check(&c), one_dtype ? SHL_E_USAGE : SHL_OK);
-            assert_int_equal(strstr(shl_err_get()->because, "fsdp") != NULL, one_dtype);
+            assert_int_equal(shl_engine_config_check(&c), SHL_OK);
+            if (s == SHL_ZERO1 && computes[i] != SHL_F32) {
+                c.offload.optimizer = SHL_OFFLOAD_HOST;
+                assert_int_equal(shl_engine_config_check(&c), SHL_E_USAGE);
+                assert_non_null(strstr(shl_err_get()->because, "zero2"));
+                c.offload.optimizer = SHL_OFFLOAD_NONE;
+            }
             shl_dtype_policy_set(&c, computes[i]);
         }
     }

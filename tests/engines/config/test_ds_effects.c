@@ -413,6 +413,10 @@ static const struct proof {
     {"gradient_predivide_factor",
      "{" MICRO "," FOUND ",\"zero_optimization\":{\"stage\":3,\"reduce_scatter\":false}}", "1",
      "0.5", NULL},
+    {"communication_data_type",
+     "{" MICRO "," BF16 ",\"data_types\":{\"grad_accum_dtype\":\"fp32\"},\"zero_optimization\":"
+     "{\"stage\":1}}",
+     "\"bf16\"", "\"fp32\"", NULL},
     {"gradient_allreduce_op", ZERO("2", ""), "\"mean\"", "\"sum\"", NULL},
     {"optimizer.type", OPTIM("AdamW", ""), "\"AdamW\"", "\"Lion\"", NULL},
     {"optimizer.type", OPTIM("AdamW", ""), "\"Lamb\"", "\"Adagrad\"", NULL},

@@ -197,6 +197,41 @@ test_stage12_keys_divide_before_or_after_the_sum(void **state)
     }
 }
 
+/* Accumulated in fp32 and reduced in 16 bits, at the boundary: through buckets, with the same bits in every
+ * layout, and not those of a reduction in fp32. */
+static void
+test_stage12_keys_reduce_in_another_dtype(void **state)
+{
+    static const shl_strategy strategies[] = {SHL_DDP, SHL_ZERO1, SHL_ZERO1};
+    ew_result first, wide;
+    (void)state;
+    for (size_t i = 0; i < SHL_ARRAY_LEN(strategies); ++i) {
+        ew_config c;
+        ew_result r, virt;
+        ew_config_init(&c, strategies[i], 3);
+        et_set_policy(&c, SHL_BF16);
+        c.engine.accum = 2;
+        if (i == 0) {
+            et_run(&c, &wide);
+        }
+        c.engine.reduce_dtype = SHL_BF16;
+        if (i == 2) {
+            shl_zero_options_init(&c.engine.zero);
+            c.engine.zero.single_cut = true;
+        }
+        et_run(&c, i == 0 ? &first : &r);
+        et_expect_twin(&c, i == 0 ? &first : &r, 2, &virt);
+        if (i == 0) {
+            assert_true(first.param_hash != wide.param_hash);
+            assert_int_equal(2 * first.comm[0].kind[SHL_COLL_ALL_REDUCE].bytes,
+                             wide.comm[0].kind[SHL_COLL_ALL_REDUCE].bytes);
+            assert_true(first.device[0].peak_tag_bytes[SHL_TAG_BUCKET] > 0);
+        } else {
+            et_expect_same_bits(&c, &first, &r);
+        }
+    }
+}
+
 static void
 test_stage12_keys_refuse_what_is_not_here(void **state)
 {
@@ -233,6 +268,7 @@ main(void)
         cmocka_unit_test(test_stage12_keys_no_overlap_is_exposed),
         cmocka_unit_test(test_stage12_keys_sum_is_the_mean_times_the_ranks),
         cmocka_unit_test(test_stage12_keys_divide_before_or_after_the_sum),
+        cmocka_unit_test(test_stage12_keys_reduce_in_another_dtype),
         cmocka_unit_test(test_stage12_keys_refuse_what_is_not_here),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
