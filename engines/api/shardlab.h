@@ -238,8 +238,8 @@ typedef struct shl_lab_options {
      * accounted for. auto takes what the device's ranks can use. */
     const char *comm;
     /* Devices that are cards: rank r of a machine has card r. share_gpu: ranks may have one card together;
-     * tf32: products of fp32 may round their factors; attention in 16 bits: "own", or "cudnn" for the
-     * library's where it can. */
+     * tf32: products of fp32 may round their factors; attention's forward in bf16: "own", or "cudnn" for the
+     * library's (not with dropout); the backward is the own one. */
     bool share_gpu; /* "share-gpu" */
     bool tf32;
     const char *attention;

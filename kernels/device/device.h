@@ -48,7 +48,7 @@ typedef struct shl_device_config {
     size_t pin_limit_bytes;  /* of locked pages; 0: what the system allows */
     int index;               /* which of the machine's cards; 0 where there are none */
     bool tf32;               /* products of fp32 may round their factors to TF32 */
-    bool fused_attention;    /* 16-bit attention by the library where it can */
+    bool fused_attention;    /* bf16 attention forward by the library */
 } shl_device_config;
 
 typedef struct shl_device_caps {

@@ -28,7 +28,6 @@ shl_cuda_dnn_load(shl_cuda_dnn_calls *calls)
     *calls = (shl_cuda_dnn_calls){.create = cudnnCreate,
                                   .destroy = cudnnDestroy,
                                   .set_stream = cudnnSetStream,
-                                  .version = cudnnGetVersion,
                                   .make = cudnnBackendCreateDescriptor,
                                   .unmake = cudnnBackendDestroyDescriptor,
                                   .finalize = cudnnBackendFinalize,
@@ -36,6 +35,12 @@ shl_cuda_dnn_load(shl_cuda_dnn_calls *calls)
                                   .get = cudnnBackendGetAttribute,
                                   .execute = cudnnBackendExecute};
     return 0;
+}
+
+size_t
+shl_cuda_dnn_version(void)
+{
+    return cudnnGetVersion();
 }
 #else
 int
@@ -49,7 +54,6 @@ shl_cuda_dnn_load(shl_cuda_dnn_calls *calls)
     LOAD(calls->create, "cudnnCreate");
     LOAD(calls->destroy, "cudnnDestroy");
     LOAD(calls->set_stream, "cudnnSetStream");
-    LOAD(calls->version, "cudnnGetVersion");
     LOAD(calls->make, "cudnnBackendCreateDescriptor");
     LOAD(calls->unmake, "cudnnBackendDestroyDescriptor");
     LOAD(calls->finalize, "cudnnBackendFinalize");
@@ -57,6 +61,18 @@ shl_cuda_dnn_load(shl_cuda_dnn_calls *calls)
     LOAD(calls->get, "cudnnBackendGetAttribute");
     LOAD(calls->execute, "cudnnBackendExecute");
     return 0;
+}
+
+size_t
+shl_cuda_dnn_version(void)
+{
+    void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
+    size_t (*version)(void) = NULL;
+    if (library != NULL) {
+        *(void **)&version = dlsym(library, "cudnnGetVersion");
+        (void)dlclose(library); /* one reference less; load's stays */
+    }
+    return version != NULL ? version() : 0;
 }
 #endif
 

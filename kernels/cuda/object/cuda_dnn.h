@@ -22,7 +22,6 @@ typedef struct shl_cuda_dnn_calls {
     cudnnStatus_t (*create)(cudnnHandle_t *handle);
     cudnnStatus_t (*destroy)(cudnnHandle_t handle);
     cudnnStatus_t (*set_stream)(cudnnHandle_t handle, cudaStream_t stream);
-    size_t (*version)(void);
     cudnnStatus_t (*make)(cudnnBackendDescriptorType_t type, cudnnBackendDescriptor_t *out);
     cudnnStatus_t (*unmake)(cudnnBackendDescriptor_t d);
     cudnnStatus_t (*finalize)(cudnnBackendDescriptor_t d);

@@ -18,7 +18,7 @@ typedef struct shl_cuda_dnn shl_cuda_dnn;
 
 typedef struct shl_cuda_libs {
     shl_cuda_blas *blas;
-    shl_cuda_dnn *dnn; /* NULL: not wanted, or not there */
+    shl_cuda_dnn *dnn; /* opened by who first asks */
 } shl_cuda_libs;
 
 /* A handle of cuBLASLt for the current device and the algorithms that it has named so far, in
@@ -32,14 +32,16 @@ const char *shl_cuda_blas_text(int status);
 /* Version of the library as it counts: 130002 is 13.0.2. */
 size_t shl_cuda_blas_version(void);
 
-/* The same of cuDNN, with the plans of the attention shapes seen so far; the library is loaded by name here. A
- * device without it works: attention by cuDNN then gives SHL_CUDA_STATUS_DNN_LIBRARY. */
+/* The same of cuDNN, with the plans of the attention shapes seen so far: dnn_bytes of zeros from libs_open,
+ * which the caller gives back after close. Attention by cuDNN loads the library by name when it is first
+ * asked for, and gives SHL_CUDA_STATUS_DNN_LIBRARY where there is none. */
 #define SHL_CUDA_STATUS_DNN_LIBRARY (SHL_CUDA_STATUS_DNN + 9000)
 size_t shl_cuda_dnn_bytes(void);
-int shl_cuda_dnn_open(void *room, shl_cuda_dnn **out);
 void shl_cuda_dnn_close(shl_cuda_dnn *dnn);
+/* Text of a status from SHL_CUDA_STATUS_DNN on; static storage. Any thread. */
 const char *shl_cuda_dnn_text(int status);
-size_t shl_cuda_dnn_version(const shl_cuda_dnn *dnn);
+/* Version of the library as it counts (91900 is 9.19.0); 0 unless it is loaded. */
+size_t shl_cuda_dnn_version(void);
 
 /* Attention forward by cuDNN: bf16, no dropout, tensors at multiples of 16 bytes. Saves the same lse as the own
  * kernel, whose backward goes on from it. Result: a status, of this file where the library cannot. */

@@ -31,6 +31,9 @@ error_text(int status)
             return own[i].text;
         }
     }
+    if (status >= SHL_CUDA_STATUS_DNN) {
+        return shl_cuda_dnn_text(status);
+    }
     if (status >= SHL_CUDA_STATUS_BLAS && status < SHL_CUDA_STATUS_DNN) {
         return shl_cuda_blas_text(status);
     }
@@ -136,10 +139,15 @@ static void
 versions(char *text, size_t bytes)
 {
     int runtime = 0;
-    size_t blas = shl_cuda_blas_version();
+    size_t blas = shl_cuda_blas_version(), dnn = shl_cuda_dnn_version();
     (void)cudaRuntimeGetVersion(&runtime);
     (void)snprintf(text, bytes, "CUDA %d.%d, cuBLASLt %zu.%zu.%zu", runtime / 1000,
                    runtime % 1000 / 10, blas / 10000, blas / 100 % 100, blas % 100);
+    size_t used = strlen(text);
+    if (dnn != 0) {
+        (void)snprintf(text + used, bytes - used, ", cuDNN %zu.%zu.%zu", dnn / 10000,
+                       dnn / 100 % 100, dnn % 100);
+    }
 }
 
 static int
@@ -262,6 +270,8 @@ static void
 libs_close(void *at)
 {
     shl_cuda_libs *libs = at;
+    shl_cuda_dnn_close(libs->dnn);
+    shl_heap_free(&libs->dnn);
     shl_cuda_blas_close(libs->blas);
     shl_heap_free(&libs->blas);
     shl_heap_free(&libs);
@@ -277,13 +287,16 @@ libs_open(int device, void **out)
     if (shl_heap_alloc(1, sizeof(*libs), &libs) != SHL_OK) {
         return SHL_CUDA_OUT_OF_MEMORY;
     }
-    if (shl_heap_alloc(1, shl_cuda_blas_bytes(), &room) != SHL_OK) {
+    if (shl_heap_alloc(1, shl_cuda_blas_bytes(), &room) != SHL_OK ||
+        shl_heap_alloc(1, shl_cuda_dnn_bytes(), &libs->dnn) != SHL_OK) {
+        shl_heap_free(&room);
         shl_heap_free(&libs);
         return SHL_CUDA_OUT_OF_MEMORY;
     }
     int status = shl_cuda_blas_open(room, &libs->blas);
     if (status != 0) {
         shl_heap_free(&room);
+        shl_heap_free(&libs->dnn);
         shl_heap_free(&libs);
         return status;
     }

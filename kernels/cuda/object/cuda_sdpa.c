@@ -34,33 +34,32 @@ shl_cuda_dnn_bytes(void)
     return sizeof(shl_cuda_dnn);
 }
 
-int
-shl_cuda_dnn_open(void *room, shl_cuda_dnn **out)
+static int
+open_once(shl_cuda_dnn *dnn)
 {
-    shl_cuda_dnn *dnn = room;
-    *out = NULL;
+    if (dnn->handle != NULL) {
+        return 0;
+    }
     int status = shl_cuda_dnn_load(&dnn->calls);
     if (status != 0) {
         return status;
     }
     cudnnStatus_t made = dnn->calls.create(&dnn->handle);
-    if (made != CUDNN_STATUS_SUCCESS) {
-        return SHL_CUDA_STATUS_DNN + (int)made;
-    }
-    *out = dnn;
-    return 0;
+    dnn->handle = made == CUDNN_STATUS_SUCCESS ? dnn->handle : NULL;
+    return made == CUDNN_STATUS_SUCCESS ? 0 : SHL_CUDA_STATUS_DNN + (int)made;
 }
 
 void
 shl_cuda_dnn_close(shl_cuda_dnn *dnn)
 {
-    if (dnn == NULL) {
+    if (dnn == NULL || dnn->handle == NULL) {
         return;
     }
     while (dnn->plans > 0) {
         shl_cuda_dnn_graph_close(&dnn->entry[--dnn->plans].graph);
     }
     (void)dnn->calls.destroy(dnn->handle);
+    dnn->handle = NULL;
 }
 
 const char *
@@ -78,12 +77,6 @@ shl_cuda_dnn_text(int status)
     default:
         return "cuDNN: see cudnnStatus_t for the number less 30000";
     }
-}
-
-size_t
-shl_cuda_dnn_version(const shl_cuda_dnn *dnn)
-{
-    return dnn->calls.version();
 }
 
 /* A tensor [B, heads, T, D] whose tokens are `stride` elements apart; turned: [B, heads, D, T]. */
@@ -224,6 +217,10 @@ shl_cuda_sdpa_forward(const shl_cuda_launch *l, const shl_attention_args *a)
     const shl_cuda_libs *libs = l->libs;
     if (libs == NULL || libs->dnn == NULL) {
         return SHL_CUDA_STATUS_DNN_LIBRARY;
+    }
+    int status = open_once(libs->dnn);
+    if (status != 0) {
+        return status;
     }
     const sdpa_key key = {.batch = a->batch,
                           .seq = a->seq,
