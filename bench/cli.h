@@ -46,6 +46,8 @@ extern const shl_command shl_command_ckpt;
 extern const shl_command shl_command_plot;
 extern const shl_command shl_command_info;
 extern const shl_command shl_command_doctor;
+extern const shl_command shl_command_gpu_check;
+extern const shl_command shl_command_gpu_bench;
 extern const shl_command shl_command_help;
 
 /* The commands in the order of the list (bench/commands.c); one by name (NULL: unknown). */

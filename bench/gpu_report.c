@@ -48,7 +48,7 @@ shl_gpu_report_open(const char *folder, const char *name, double budget_s, shl_g
     out->begin_ns = out->check_ns = shl_clock_ns();
     out->budget_s = budget_s;
     out->stop = shl_host_stop_flag();
-    if (!folder || folder[0] == '\0') {
+    if (strcmp(folder, "none") == 0) {
         return SHL_OK;
     }
     SHL_TRY(make_folder(folder));

@@ -27,7 +27,7 @@ typedef struct shl_gpu_report {
     atomic_int *stop;
 } shl_gpu_report;
 
-/* Opens NAME.jsonl for appending in folder (made when it is not there; NULL: no file). Owner: caller. */
+/* Opens NAME.jsonl for appending in folder (made when it is not there; "none": no file). Owner: caller. */
 shl_code shl_gpu_report_open(const char *folder, const char *name, double budget_s,
                              shl_gpu_report *out) SHL_MUST_USE;
 void shl_gpu_report_close(shl_gpu_report *r);

@@ -1,0 +1,208 @@
+/* bench: gpu-check's processes: programs that test, ranks of the cards' own library, and the tools that watch
+ * kernels. Each has a deadline, so that nothing here can hang the whole. */
+#include <limits.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bench/child.h"
+#include "bench/gpu_check.h"
+#include "bench/locate.h"
+#include "kernels/base/types.h"
+
+#define MAX_WORDS 40
+
+/* The program's own file, which starts it again. */
+static const char *
+own_path(char *dst, size_t dst_bytes)
+{
+    ssize_t n = readlink("/proc/self/exe", dst, dst_bytes - 1);
+    dst[n > 0 ? n : 0] = '\0';
+    return dst;
+}
+
+/* What a failed child says of itself: an error's lines, else its last one. Without line ends. */
+static void
+why_of(const shl_child *c, char *dst, size_t dst_bytes)
+{
+    const char *error = strstr(shl_str_get(&c->output), "error: ");
+    shl_strf(dst, dst_bytes, "%s", error ? error : shl_child_last_line(c));
+    for (char *p = dst; *p; p++) {
+        *p = *p == '\n' ? ' ' : *p;
+    }
+}
+
+/* Runs and tells. A child that ends with `no` found that the machine cannot do it (0: no such code). */
+static shl_code
+tell_child(shl_gpu_check *k, const char *name, shl_child *c, int no, const char *good)
+{
+    char why[512];
+    shl_gpu_report *r = &k->report;
+    c->stop = r->stop;
+    if (shl_child_run(c) != SHL_OK) {
+        shl_child_fini(c);
+        return shl_gpu_tell_error(r, name);
+    }
+    why_of(c, why, sizeof(why));
+    shl_code code;
+    if (c->stopped) {
+        code = SHL_RAISE(SHL_E_INTERRUPTED, "interrupted");
+    } else if (c->timed_out) {
+        code = shl_gpu_tell(r, name, SHL_GPU_FAILED, "ended by force after %.0f s; last words: %s",
+                            (double)c->timeout_ms * 1e-3, why);
+    } else if (c->status == 0) {
+        code = shl_gpu_tell(r, name, SHL_GPU_PASSED, "%s", good);
+    } else {
+        bool cannot = no != 0 && c->status == no;
+        code = shl_gpu_tell(r, name, cannot ? SHL_GPU_NOT_POSSIBLE : SHL_GPU_FAILED,
+                            "exit code %d: %s", c->status, why);
+    }
+    shl_child_fini(c);
+    return code;
+}
+
+/* ---- golden values ---- */
+
+shl_code
+shl_gpu_check_golden(shl_gpu_check *k)
+{
+    static const char *const programs[] = {"test_ops_golden", "test_ops_golden_llama",
+                                           "test_engine_golden"};
+    char path[PATH_MAX], folder[PATH_MAX], golden[PATH_MAX + 32], device[64];
+    shl_err_clear();
+    if (shl_locate("tests/golden/ops.h5", folder, sizeof(folder)) != SHL_OK) {
+        shl_err_clear();
+        return shl_gpu_tell(&k->report, "", SHL_GPU_NOT_POSSIBLE,
+                            "no tests/golden in the folders above the program");
+    }
+    *strrchr(folder, '/') = '\0';
+    shl_strf(golden, sizeof(golden), "SHL_GOLDEN_DIR=%s", folder);
+    shl_strf(device, sizeof(device), "SHL_TEST_DEVICE=%s", k->device);
+    for (size_t i = 0; i < SHL_ARRAY_LEN(programs); i++) {
+        const char *const words[] = {path, NULL}, *const env[] = {device, golden, NULL};
+        shl_strf(path, sizeof(path), "%s/%s", k->tests ? k->tests : "", programs[i]);
+        if (!k->tests || access(path, X_OK) != 0) {
+            SHL_TRY(shl_gpu_tell(&k->report, programs[i] + 5, SHL_GPU_NOT_POSSIBLE,
+                                 "no program %s (make tests builds it)", path));
+            continue;
+        }
+        shl_child c = {.argv = words, .env = env, .timeout_ms = 60000};
+        SHL_TRY(tell_child(k, programs[i] + 5, &c, 0, "values of PyTorch in float64"));
+    }
+    return SHL_OK;
+}
+
+/* ---- ranks by the cards' library ---- */
+
+/* reference: several ranks on one card need each a host id of its own and sockets over the loopback;
+ * nothing of it is fast. The host id is the rank's own doing. */
+static const char *const one_card[] = {"NCCL_SOCKET_IFNAME==lo",
+                                       "NCCL_NET=Socket",
+                                       "NCCL_IB_DISABLE=1",
+                                       "NCCL_MNNVL_ENABLE=0",
+                                       "NCCL_NVLS_ENABLE=0",
+                                       "NCCL_RAS_ENABLE=0",
+                                       "NCCL_ALGO=Ring",
+                                       "NCCL_PROTO=Simple",
+                                       "NCCL_MAX_CTAS=4",
+                                       "NCCL_BUFFSIZE=1048576",
+                                       "CUDA_MODULE_LOADING=EAGER",
+                                       "NCCL_DEBUG=WARN",
+                                       NULL};
+
+static shl_code
+check_ranks(shl_gpu_check *k, const char *name, const char *ranks, const char *strategy,
+            int64_t timeout_ms)
+{
+    char program[PATH_MAX];
+    bool several = strcmp(ranks, "1") != 0;
+    const char *const words[MAX_WORDS] = {own_path(program, sizeof(program)),
+                                          "train",
+                                          "--device",
+                                          k->device,
+                                          "--comm",
+                                          "nccl",
+                                          "--launch",
+                                          "processes",
+                                          "--ranks",
+                                          ranks,
+                                          "--strategy",
+                                          strategy,
+                                          "--layers",
+                                          "2",
+                                          "--batch",
+                                          "1",
+                                          "--seq",
+                                          "32",
+                                          "--steps",
+                                          "2",
+                                          "--timeout",
+                                          "20",
+                                          several ? "--share-gpu" : NULL,
+                                          NULL};
+    shl_child c = {.argv = words, .env = several ? one_card : NULL, .timeout_ms = timeout_ms};
+    return tell_child(k, name, &c, 2, several ? "two steps on one card" : "two steps of one rank");
+}
+
+shl_code
+shl_gpu_check_ranks(shl_gpu_check *k)
+{
+    if (strcmp(k->device, "cpu") == 0) {
+        return shl_gpu_tell(&k->report, "", SHL_GPU_NOT_POSSIBLE, "a cpu is no card");
+    }
+    SHL_TRY(check_ranks(k, "nccl_x1", "1", "zero3", 40000));
+    if (k->quick) {
+        return SHL_OK;
+    }
+    SHL_TRY(check_ranks(k, "nccl_x2_ddp", "2", "ddp", 45000));
+    return check_ranks(k, "nccl_x2_zero3", "2", "zero3", 45000);
+}
+
+/* ---- sanitizer ---- */
+
+/* compute-sanitizer of PATH or of the toolkit; NULL without one. */
+static const char *
+find_sanitizer(void)
+{
+    static const char *const names[] = {"compute-sanitizer",
+                                        "/usr/local/cuda/bin/compute-sanitizer"};
+    for (size_t i = 0; i < SHL_ARRAY_LEN(names); i++) {
+        const char *const words[] = {names[i], "--version", NULL};
+        shl_child c = {.argv = words, .timeout_ms = 20000};
+        bool works = shl_child_run(&c) == SHL_OK && c.status == 0;
+        shl_child_fini(&c);
+        if (works) {
+            return names[i];
+        }
+        shl_err_clear();
+    }
+    return NULL;
+}
+
+shl_code
+shl_gpu_check_sanitizer(shl_gpu_check *k)
+{
+    static const char *const tools[] = {"memcheck", "racecheck"};
+    static const char *const env[] = {"SHL_OMP_SET=1", NULL}; /* one program, no new start */
+    char program[PATH_MAX];
+    const char *tool = find_sanitizer();
+    if (!tool) {
+        return shl_gpu_tell(&k->report, "", SHL_GPU_NOT_POSSIBLE,
+                            "compute-sanitizer is not in PATH nor in the toolkit");
+    }
+    if (strcmp(k->device, "cpu") == 0) {
+        return shl_gpu_tell(&k->report, "", SHL_GPU_NOT_POSSIBLE, "a cpu is no card");
+    }
+    for (size_t i = 0; i < SHL_ARRAY_LEN(tools); i++) {
+        const char *const words[] = {tool,        "--tool",
+                                     tools[i],    "--error-exitcode",
+                                     "77",        own_path(program, sizeof(program)),
+                                     "gpu-check", "--part",
+                                     "ops",       "--quick",
+                                     "--out",     "",
+                                     "--device",  k->device,
+                                     NULL};
+        shl_child c = {.argv = words, .env = env, .timeout_ms = 60000};
+        SHL_TRY(tell_child(k, tools[i], &c, 0, "nothing found in small op cases"));
+    }
+    return SHL_OK;
+}

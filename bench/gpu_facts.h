@@ -1,0 +1,21 @@
+/* bench: what the machine's cards are, for doctor, fingerprint, gpu-check and warnings. */
+#ifndef SHL_BENCH_GPU_FACTS_H
+#define SHL_BENCH_GPU_FACTS_H
+
+#include "kernels/base/str.h"
+#include "kernels/device/device.h"
+
+struct json_t;
+
+/* Appends one item for each card and one for driver, runtime and libraries, `between` in between. Errors:
+ * what keeps the cards from being used. */
+shl_code shl_gpu_facts_lines(const char *kind, const char *between, shl_str *out) SHL_MUST_USE;
+
+/* {"cards": [...], "driver": "13.0", "runtime": "13.0", "libraries": "..."}; NULL (json null) without a card
+ * that can be used, and the error is cleared. Owner: caller. Errors: SHL_E_HEAP. */
+shl_code shl_gpu_facts_json(const char *kind, struct json_t **out) SHL_MUST_USE;
+
+/* Appends a line when the first `ranks` cards are of several types: the slowest sets the pace. */
+void shl_gpu_facts_mixed(const char *kind, int ranks, shl_str *out);
+
+#endif
