@@ -382,11 +382,40 @@ $(OUT)/tests/readme: tests/bench/readme.sh $(OUT)/flags
 	@printf '#!/bin/sh\nexec bash tests/bench/readme.sh %s\n' '$(OUT)/shardlab' > $@
 	@chmod +x $@
 
-gpu-check: ## tests that need a GPU
-	@echo 'error: gpu-check: this version of shardlab has no GPU half' >&2
-	@echo 'because: kernels/cuda does not exist yet; the CPU and virtual devices do' >&2
-	@echo 'try: make check' >&2
-	@exit 2
+# ---- GPUs --------------------------------------------------------------------------------------
+# Each writes what it finds as it goes, to a file below GPU_OUT besides.
+GPU_OUT    ?= $(BUILD)/gpu
+GPU_ARGS   ?=
+GPU_PYTHON ?= python3
+GPU_TESTS  := test_ops_golden test_ops_golden_llama test_engine_golden
+gpu-check: all $(GPU_TESTS:%=$(OUT)/tests/%) ## on a machine with a GPU: whether it computes what it should
+	@$(PROG) gpu-check --out '$(GPU_OUT)' $(GPU_ARGS)
+gpu-bench: all ## its kernels and steps against its limits (RESULTS=1: kept in bench/results)
+	@$(if $(filter 1,$(RESULTS)),rm -f '$(GPU_OUT)/gpu-bench.jsonl')
+	@$(PROG) gpu-bench --out '$(GPU_OUT)' $(GPU_ARGS)
+	@$(if $(filter 1,$(RESULTS)),mkdir -p bench/results && cp '$(GPU_OUT)/gpu-bench.jsonl' \
+	  "bench/results/gpu-bench-$$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 | \
+	  tr -cs 'A-Za-z0-9\n' '-')-$$(date -u +%Y-%m-%d).jsonl")
+gpu-peers: all ## the same models by PyTorch (GPU_PYTHON=python3 with torch), in turn
+	@$(GPU_PYTHON) bench/peers/gpu_peers.py --program '$(PROG)' --out '$(GPU_OUT)' $(GPU_ARGS)
+
+# Binaries that look for their libraries beside themselves, also for those that libraries need.
+BUNDLE       := $(BUILD)/shardlab-$(VERSION)-$(ARCH)-gpu.tar.xz
+BUNDLE_BIN   := $(OUT)/bundle/shardlab $(GPU_TESTS:%=$(OUT)/bundle/tests/%)
+BUNDLE_RPATH  = -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/$1lib'
+$(OUT)/bundle/shardlab: $(MAIN_OBJ) $(LIB)
+	$(SAY) LINK $@
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(LDFLAGS_ALL) $(call BUNDLE_RPATH,../) $(MAIN_OBJ) $(LIB) $(LIBS) -o $@
+define BUNDLE_TEST_RULE
+$$(OUT)/bundle/tests/$$(notdir $$(basename $1)): $$(OUT)/$$(basename $1).o $$(SUPPORT) $$(LIB)
+	$$(SAY) LINK $$@
+	@mkdir -p $$(@D)
+	$$(Q)$$(CC) $$(LDFLAGS_ALL) $$(call BUNDLE_RPATH,../../) $$< $$(SUPPORT) $$(LIB) -lcmocka $$(LIBS) -o $$@
+endef
+$(foreach t,$(GPU_TESTS),$(eval $(call BUNDLE_TEST_RULE,$(filter %/$t.c,$(TEST_SRC)))))
+gpu-bundle: all $(BUNDLE_BIN) ## one archive that runs where only a driver and CUDA's libraries are
+	@bash bench/gpu_bundle.sh '$(OUT)' '$(BUNDLE)' '$(wildcard $(CUDA_OBJECT))'
 
 demo: deps ## train, compare, checkpoint, plan and plot in about two minutes
 	@+$(MAKE) --no-print-directory all
@@ -513,5 +542,5 @@ help: ## this list
 	@echo 'make [target] [PROFILE=$(subst $() ,|,$(PROFILES))] [V=1] [WERROR=0] [CC=...]'
 	@awk -F ':.*## ' '/^[a-z_.-]+:.*## / { printf "  %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: all cuda has-cuda tests deps check check-all check-golden run-tests mutations gpu-check demo bench peers lint format \
+.PHONY: all cuda has-cuda tests deps check check-all check-golden run-tests mutations gpu-check gpu-bench gpu-peers gpu-bundle demo bench peers lint format \
   format-check syntax-clang keys config install clean help FORCE

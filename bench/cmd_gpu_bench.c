@@ -125,7 +125,7 @@ static shl_code
 tell_machine(shl_gpu_bench *b)
 {
     json_t *fingerprint = NULL;
-    SHL_TRY(shl_fingerprint(&fingerprint));
+    SHL_TRY(shl_fingerprint_gpu(b->device, &fingerprint));
     return shl_gpu_write(&b->report, json_pack("{ss si ss so}", "kind", "gpu-bench", "schema", 1,
                                                "part", "machine", "fingerprint", fingerprint));
 }

@@ -57,6 +57,27 @@ add_devices(shl_str *out)
     shl_str_add(out, "\n");
 }
 
+/* Cards, and what drives them. */
+static void
+add_gpu(shl_str *out, const json_t *gpu)
+{
+    size_t i;
+    const json_t *card;
+    json_array_foreach(json_object_get(gpu, "cards"), i, card)
+    {
+        shl_str_add(out, "%s %s", i > 0 ? "," : "",
+                    json_string_value(json_object_get(card, "name")));
+    }
+    if (json_is_null(gpu)) {
+        shl_str_add(out, " none that can be used");
+        return;
+    }
+    shl_str_add(out, "; driver %s, runtime %s, %s",
+                json_string_value(json_object_get(gpu, "driver")),
+                json_string_value(json_object_get(gpu, "runtime")),
+                json_string_value(json_object_get(gpu, "libraries")));
+}
+
 /* The fingerprint in lines. */
 static void
 add_build(shl_str *out, json_t *fingerprint)
@@ -70,6 +91,8 @@ add_build(shl_str *out, json_t *fingerprint)
             shl_str_add(out, " %s", json_string_value(value));
         } else if (json_is_integer(value)) {
             shl_str_add(out, " %lld", (long long)json_integer_value(value));
+        } else if (strcmp(key, "gpu") == 0) {
+            add_gpu(out, value);
         } else if (json_is_object(value)) {
             json_object_foreach(value, library, version)
             {
@@ -108,7 +131,7 @@ print_build(bool as_json)
 {
     json_t *json = NULL;
     shl_str text = {0};
-    SHL_TRY(shl_fingerprint(&json));
+    SHL_TRY(shl_fingerprint_gpu("cuda", &json));
     shl_code code;
     if (as_json) {
         code = print_json(json);

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "bench/cli.h"
+#include "bench/gpu_facts.h"
 #include "bench/options.h"
 #include "bench/output.h"
 #include "bench/progress.h"
@@ -173,6 +174,10 @@ run_points(const shl_cli *cli, const shl_run_options *o, const shl_run_points *p
     if (strcmp(points->configs[0].device, "virtual") != 0) {
         SHL_TRY(shl_cli_fit_openmp(cli, ranks, threads));
     }
+    shl_str mixed = {0};
+    shl_gpu_facts_mixed(points->configs[0].device, ranks, &mixed);
+    shl_cli_note("%s", shl_str_get(&mixed));
+    shl_str_fini(&mixed);
     /* Behind the new start of the program that the line above may make. */
     if (points->notes.len > 0) {
         shl_cli_note("%s", shl_str_get(&points->notes));

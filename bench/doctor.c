@@ -264,6 +264,19 @@ judge_openmp(const shl_doctor_ask *ask, const shl_doctor_facts *f, shl_doctor *d
     }
 }
 
+/* Nothing needs a card but --device cuda; one that is there and cannot be used is worth a word. */
+static void
+judge_cards(const shl_doctor_ask *ask, const shl_doctor_facts *f, shl_doctor *d)
+{
+    shl_check *c = add(d, "GPUs", f->gpu_fails ? SHL_VERDICT_WARN : SHL_VERDICT_OK);
+    VALUE(c, "%s", f->gpu[0] ? f->gpu : "none");
+    NEEDED(c, "one per rank for --device cuda (%d asked for, %d here); cpu and virtual need none",
+           ask->ranks, f->n_cards);
+    if (f->gpu_fails) {
+        FIX(c, "%s", f->gpu_fix[0] ? f->gpu_fix : "shardlab gpu-check");
+    }
+}
+
 void
 shl_doctor_judge(const shl_doctor_ask *ask, const shl_doctor_facts *f, shl_doctor *out)
 {
@@ -276,6 +289,7 @@ shl_doctor_judge(const shl_doctor_ask *ask, const shl_doctor_facts *f, shl_docto
     judge_processor(f, out);
     judge_load(f, out);
     judge_openmp(ask, f, out);
+    judge_cards(ask, f, out);
 }
 
 int

@@ -37,6 +37,10 @@ typedef struct shl_doctor_facts {
     char isa[32], features[128];
     double load; /* of one minute; < 0: unknown */
     char omp_threads[32], omp_wait[32], omp_bind[64];
+    char gpu[256]; /* cards, driver, libraries; or why none can be used */
+    char gpu_fix[256];
+    int n_cards;
+    bool gpu_fails;      /* there is a half for cards, and something keeps it from working */
     char huge_pages[64]; /* the chosen word: always, madvise, never */
 } shl_doctor_facts;
 

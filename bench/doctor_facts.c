@@ -19,6 +19,7 @@
 #include <jansson.h>
 
 #include "bench/fingerprint.h"
+#include "bench/gpu_facts.h"
 #include "bench/host.h"
 #include "kernels/base/option.h"
 #include "kernels/base/str.h"
@@ -364,6 +365,25 @@ read_huge_pages(const char *root, shl_doctor_facts *f)
     }
 }
 
+/* A program whose half for cards was not built says so with SHL_E_USAGE: nothing fails then. */
+static void
+read_cards(shl_doctor_facts *f)
+{
+    shl_str text = {0};
+    shl_device_survey survey;
+    shl_code code = shl_device_survey_get("cuda", &survey);
+    f->n_cards = code == SHL_OK ? survey.n_cards : 0;
+    code = code == SHL_OK && f->n_cards > 0 ? shl_gpu_facts_lines("cuda", "; ", &text) : code;
+    f->gpu_fails = code != SHL_OK && code != SHL_E_USAGE;
+    if (code != SHL_OK) {
+        shl_str_add(&text, "%s", shl_err_get()->what);
+        shl_strf(f->gpu_fix, sizeof(f->gpu_fix), "%s", shl_err_get()->because);
+        shl_err_clear();
+    }
+    shl_strf(f->gpu, sizeof(f->gpu), "%s", shl_str_get(&text));
+    shl_str_fini(&text);
+}
+
 static void
 copy_variable(const char *name, char *dst, size_t dst_bytes)
 {
@@ -391,6 +411,7 @@ shl_doctor_gather(const shl_doctor_ask *ask, const char *root, shl_doctor_facts 
     shl_strf(out->h5_version, sizeof(out->h5_version), "%u.%u.%u", major, minor, release);
     shl_strf(path, sizeof(path), "%s/proc/loadavg", root);
     out->load = read_text(path, text, sizeof(text)) ? strtod(text, NULL) : -1.0;
+    read_cards(out);
     copy_variable("OMP_NUM_THREADS", out->omp_threads, sizeof(out->omp_threads));
     copy_variable("OMP_WAIT_POLICY", out->omp_wait, sizeof(out->omp_wait));
     copy_variable("OMP_PROC_BIND", out->omp_bind, sizeof(out->omp_bind));

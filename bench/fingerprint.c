@@ -11,6 +11,7 @@
 #include <xxhash.h>
 
 #include "bench/cli.h"
+#include "bench/gpu_facts.h"
 #include "bench/host.h"
 
 /* The build passes these; a build by hand may not. */
@@ -97,4 +98,22 @@ shl_fingerprint(json_t **out)
                      or_null(SHL_BUILD_FLAGS), "libraries", libraries, "commit",
                      or_null(SHL_BUILD_COMMIT));
     return *out ? SHL_OK : SHL_RAISE(SHL_E_HEAP, "out of host memory for the fingerprint");
+}
+
+shl_code
+shl_fingerprint_gpu(const char *kind, json_t **out)
+{
+    json_t *gpu = NULL;
+    SHL_TRY(shl_gpu_facts_json(kind, &gpu));
+    shl_code code = shl_fingerprint(out);
+    if (code != SHL_OK) {
+        json_decref(gpu);
+        return code;
+    }
+    if (json_object_set_new(*out, "gpu", gpu) != 0) {
+        json_decref(*out);
+        *out = NULL;
+        return SHL_RAISE(SHL_E_HEAP, "out of host memory for the fingerprint");
+    }
+    return SHL_OK;
 }

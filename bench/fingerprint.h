@@ -10,4 +10,8 @@ struct json_t;
  * known is null. Owner: caller (json_decref). Errors: SHL_E_HEAP. */
 shl_code shl_fingerprint(struct json_t **out) SHL_MUST_USE;
 
+/* The same with a key "gpu": the cards, driver, runtime and libraries of a device kind; null without a card.
+ * Asks the driver, which takes a while. */
+shl_code shl_fingerprint_gpu(const char *kind, struct json_t **out) SHL_MUST_USE;
+
 #endif

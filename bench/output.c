@@ -56,7 +56,10 @@ shl_output_open(const shl_run_options *o, const shl_cli *cli, shl_output *out)
             return shl_err_because("%s", strerror(errno));
         }
     }
-    SHL_TRY(shl_fingerprint(&out->fingerprint));
+    const char *device = shl_choices_device[o->device];
+    bool is_gpu = strcmp(device, "cuda") == 0;
+    SHL_TRY(is_gpu ? shl_fingerprint_gpu(device, &out->fingerprint)
+                   : shl_fingerprint(&out->fingerprint));
     out->argv = shl_record_argv(cli->full_argc, cli->full_argv);
     out->all = out->form == SHL_FORM_JSON ? json_array() : NULL;
     if (!out->argv || (out->form == SHL_FORM_JSON && !out->all)) {

@@ -236,6 +236,20 @@ static const shl_field run_fields[] = {
     RUN("residual_bytes", INT, residual_bytes, "rss-ledger", MIB,
         "rss_bytes - ledger peaks of the ranks in that process: code, libraries, allocators; null "
         "on virtual"),
+    RUN("card", TEXT, card, NULL, PLAIN, "name of rank 0's GPU; null on a device that is none"),
+    RUN("attention", TEXT, attention, NULL, PLAIN,
+        "own, or cudnn where it can: what was asked for in 16 bits; null without a GPU"),
+    RUN("useful_flops_per_s", REAL, useful_flops_per_s, NULL, PLAIN,
+        "of a rank: 6 per matrix parameter and token, and causal attention, over the median step; "
+        "null on virtual"),
+    RUN("driver.used_bytes", INT, driver_used_bytes, NULL, PLAIN,
+        "of rank 0's GPU by everybody, at the end, as its driver counts; null without a GPU"),
+    RUN("driver.base_bytes", INT, driver_base_bytes, NULL, PLAIN,
+        "of it before this run had any: the context, and other programs"),
+    RUN("driver.pool_bytes", INT, driver_pool_bytes, NULL, PLAIN,
+        "of it: fixed workspace of libraries"),
+    RUN("driver.rest_bytes", INT, driver_rest_bytes, NULL, PLAIN,
+        "of it: neither base nor arenas nor pool"),
     RUN("save_ns", INT, save_ns, NULL, PLAIN,
         "of the last checkpoint, until it is durable on every rank; null without one"),
     RUN("save_bytes", INT, save_bytes, NULL, PLAIN, "of its shard files, all ranks"),
@@ -425,6 +439,27 @@ offload_text(const shl_offload_config *o)
                  4 * (o->activations != SHL_OFFLOAD_NONE)];
 }
 
+static void
+fill_card(shl_run_record *out, const shl_session_config *cfg, const shl_session_result *result)
+{
+    const shl_device_memory *m = &result->driver;
+    const shl_engine_config *e = &cfg->engine;
+    bool is_card = m->total_bytes > 0;
+    double tokens = (double)(e->batch * e->seq) * cfg->ranks * (double)e->accum;
+    double flops = shl_model_formula_step_flops(&cfg->shape, e->batch, e->seq) * (double)e->accum;
+    out->card = is_card ? result->card.name : NULL;
+    out->attention = is_card ? (e->compute_dtype == SHL_F32 ? "own" : cfg->attention) : NULL;
+    out->useful_flops_per_s =
+        result->predicted ? (double)NAN : flops * result->tokens_per_s / tokens;
+    out->driver_used_bytes = is_card ? (int64_t)m->used_bytes : SHL_FIELD_NO_INT;
+    out->driver_base_bytes = is_card ? (int64_t)m->base_bytes : SHL_FIELD_NO_INT;
+    out->driver_pool_bytes = is_card ? (int64_t)m->pool_bytes : SHL_FIELD_NO_INT;
+    out->driver_rest_bytes =
+        is_card
+            ? (int64_t)m->used_bytes - (int64_t)(m->base_bytes + m->reserved_bytes + m->pool_bytes)
+            : SHL_FIELD_NO_INT;
+}
+
 void
 shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
                     const shl_session_result *result, size_t limit_bytes)
@@ -473,6 +508,7 @@ shl_run_record_fill(shl_run_record *out, const shl_session_config *cfg,
     out->save_bytes = result->save_bytes > 0 ? result->save_bytes : SHL_FIELD_NO_INT;
     out->time = result->predicted ? "predicted" : "measured";
     out->param_hash = result->param_hash;
+    fill_card(out, cfg, result);
     fill_peaks(out, result->tiers);
     fill_moves(out, cfg, result);
     fill_formulas(out, cfg, result);

@@ -121,9 +121,11 @@ typedef struct shl_session_result {
     int64_t save_ns;    /* of the last save, from before its first file until it is committed */
     int64_t save_bytes; /* of all its shard files; 0: nothing was saved */
     shl_session_timeline timeline;
-    int64_t pinned_bytes;   /* most locked host memory of a rank */
-    int64_t reserved_bytes; /* of the device arenas, the rank that took most */
-    int64_t rss_bytes;      /* largest resident set of a process of the run */
+    shl_device_identity card; /* of rank 0 */
+    shl_device_memory driver; /* what the driver of its card counts at the end; zeros: no card */
+    int64_t pinned_bytes;     /* most locked host memory of a rank */
+    int64_t reserved_bytes;   /* of the device arenas, the rank that took most */
+    int64_t rss_bytes;        /* largest resident set of a process of the run */
     int64_t
         residual_bytes; /* rss_bytes - ledger peaks (device, host) of the ranks in that process */
 } shl_session_result;

@@ -148,6 +148,8 @@ shl_code
 shl_session_collect(shl_session_rank *r)
 {
     shl_session_result *out = r->out;
+    shl_device_identify(r->device, &out->card);
+    SHL_TRY(shl_device_memory_get(r->device, &out->driver));
     SHL_TRY(collect_tiers(r));
     SHL_TRY(collect_resources(r));
     out->predicted = r->device->caps.predicted;

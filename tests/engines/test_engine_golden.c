@@ -1,6 +1,6 @@
 /* tests/engines: ten AdamW steps against PyTorch in float64 (golden files), for clipping and schedule,
  * split over worlds and over accumulation, under every strategy. Every size, name and setting is
- * read from the file. */
+ * read from the file. On the device that SHL_TEST_DEVICE names, else the cpu. */
 #include "tests/support/engine_world.h"
 #include "tests/support/golden_model.h"
 
@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "kernels/base/heap.h"
+#include "kernels/base/option.h"
 #include "kernels/base/str.h"
 
 typedef struct golden {
@@ -63,6 +64,8 @@ golden_load(golden *g, const char *name)
     g->file = shl_golden_open(name);
     shl_golden_str(g->file, "/", "name_prefix", g->prefix, sizeof(g->prefix));
     ew_config_init(&g->c, SHL_DDP, 1);
+    const char *device = shl_env("SHL_TEST_DEVICE");
+    g->c.device = device != NULL ? device : "cpu";
     g->c.model = shl_golden_model_config(g->file);
     g->c.steps = (int)shl_golden_int(g->file, "/", "steps");
     assert_true(g->c.steps <= EW_MAX_STEPS);

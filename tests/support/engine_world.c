@@ -85,10 +85,15 @@ set_initial(void *ctx, const shl_shard *s)
     if (whole == NULL) {
         return SHL_RAISE(SHL_E_CONFIG, "no initial value for %s", s->name);
     }
-    for (int64_t i = s->begin; d->caps.has_bytes && i < s->end; ++i) {
-        shl_float_put(s->local.dtype, s->local.data, i - s->begin, whole[i]);
+    size_t bytes = (size_t)(s->end - s->begin) * shl_dtype_bytes(s->local.dtype);
+    char *own = NULL;
+    SHL_TRY(shl_heap_alloc(bytes, 1, &own));
+    for (int64_t i = s->begin; i < s->end; ++i) {
+        shl_float_put(s->local.dtype, own, i - s->begin, whole[i]);
     }
-    return SHL_OK;
+    shl_code code = d->caps.has_bytes ? shl_device_upload(d, s->local.data, own, bytes) : SHL_OK;
+    shl_heap_free(&own);
+    return code;
 }
 
 /* Ranks hold disjoint ranges (replicas the same values), so they may write side by side. */
@@ -104,10 +109,15 @@ keep_shard(void *ctx, const shl_shard *s)
     for (int i = 0; i < job->r->n_tensors; ++i) {
         ew_tensor *t = &job->r->tensors[i];
         if (strcmp(t->name, s->name) == 0 && strcmp(t->kind, s->kind) == 0) {
+            size_t bytes = (size_t)(s->end - s->begin) * shl_dtype_bytes(s->local.dtype);
+            char *own = NULL;
+            SHL_TRY(shl_heap_alloc(bytes, 1, &own));
+            shl_code code = shl_device_download(d, own, s->local.data, bytes);
             for (int64_t k = s->begin; d->caps.has_bytes && k < s->end; ++k) {
-                t->values[k] = shl_float_at(s->local.dtype, s->local.data, k - s->begin);
+                t->values[k] = shl_float_at(s->local.dtype, own, k - s->begin);
             }
-            return SHL_OK;
+            shl_heap_free(&own);
+            return code;
         }
     }
     return SHL_RAISE(SHL_E_BUG, "no room for %s %s", s->kind, s->name);
@@ -201,7 +211,8 @@ rank_main(shl_world *w, void *arg)
     const ew_config *c = job->c;
     bool is_virtual = strcmp(c->device, "virtual") == 0;
     int rank = is_virtual ? c->virtual_rank : shl_world_rank(w);
-    const char *transport = c->ranks > 1 ? "shm" : "self";
+    const char *several = strcmp(c->device, "cuda") == 0 ? "local" : "shm";
+    const char *transport = c->ranks > 1 ? several : "self";
     shl_device *d = NULL;
     shl_comm *comm = NULL;
     shl_code code;

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "kernels/base/heap.h"
+#include "kernels/base/option.h"
 #include "kernels/cpu/cpu_table.h"
 #include "kernels/ops/ops.h"
 #include "tests/support/golden.h"
@@ -57,7 +58,7 @@ room(golden *g, shl_dtype dtype, int64_t rows, int64_t cols)
     size_t bytes = (size_t)(rows * cols) * shl_dtype_bytes(dtype);
     assert_int_equal(
         shl_device_alloc(g->device, bytes, SHL_TIER_DEVICE, SHL_TAG_ACT, 0, "golden", b), SHL_OK);
-    memset(b->data, 0, bytes);
+    assert_int_equal(shl_device_fill(g->device, b->data, 0, bytes, NULL), SHL_OK);
     return shl_tensor_2d(b->data, dtype, rows, cols);
 }
 
@@ -73,7 +74,7 @@ input(golden *g, const char *name)
     }
     shl_tensor t = room(g, SHL_F32, rows, cols);
     float *x = shl_golden_f32(g->file, path_of(g, name), NULL);
-    memcpy(t.data, x, shl_tensor_bytes(&t));
+    assert_int_equal(shl_device_upload(g->device, t.data, x, shl_tensor_bytes(&t)), SHL_OK);
     shl_heap_free(&x);
     return t;
 }
@@ -84,7 +85,7 @@ input_i32(golden *g, const char *name)
     size_t n = 0;
     int32_t *x = shl_golden_i32(g->file, path_of(g, name), &n);
     shl_tensor t = room(g, SHL_I32, 1, (int64_t)n);
-    memcpy(t.data, x, n * sizeof(*x));
+    assert_int_equal(shl_device_upload(g->device, t.data, x, n * sizeof(*x)), SHL_OK);
     shl_heap_free(&x);
     return t;
 }
@@ -93,6 +94,16 @@ static inline shl_tensor
 like(golden *g, const shl_tensor *t)
 {
     return room(g, SHL_F32, t->dims[0], t->dims[1]);
+}
+
+/* A tensor's values in host memory. Owner: caller, shl_heap_free. */
+static inline float *
+host_copy(const golden *g, const shl_tensor *t)
+{
+    float *x = NULL;
+    assert_int_equal(shl_heap_alloc((size_t)shl_tensor_elems(t), sizeof(*x), &x), SHL_OK);
+    assert_int_equal(shl_device_download(g->device, x, t->data, shl_tensor_bytes(t)), SHL_OK);
+    return x;
 }
 
 /* got against the data set: largest difference over the largest value, and none may be NaN. */
@@ -120,7 +131,9 @@ expect(const golden *g, const char *name, const float *got, int64_t n, double to
 static inline void
 expect_tensor(const golden *g, const char *name, const shl_tensor *t, double tolerance)
 {
-    expect(g, name, t->data, shl_tensor_elems(t), tolerance);
+    float *got = host_copy(g, t);
+    expect(g, name, got, shl_tensor_elems(t), tolerance);
+    shl_heap_free(&got);
 }
 
 static inline void
@@ -133,16 +146,19 @@ release(golden *g)
 
 typedef void (*group_fn)(golden *g);
 
-/* Runs fn on each group with every table of this CPU. */
+/* Runs fn on each group: with every table of this CPU, or on the device that SHL_TEST_DEVICE names. */
 static inline void
 on_every_isa(const char *const *groups, size_t n, group_fn fn)
 {
     golden g = {.file = shl_golden_open("ops.h5")};
-    shl_device_config cfg = {.kind = "cpu", .threads = 1};
+    const char *device = shl_env("SHL_TEST_DEVICE");
+    bool own = device == NULL || strcmp(device, "cpu") == 0;
+    static const char *const one[] = {"the device's own", NULL};
+    shl_device_config cfg = {.kind = own ? "cpu" : device, .threads = 1};
     assert_int_equal(shl_device_open(&cfg, &g.device), SHL_OK);
     g.s = shl_device_stream(g.device, SHL_STREAM_COMPUTE);
-    for (const char *const *isa = shl_cpu_isas(); *isa != NULL; isa++) {
-        g.device->op_table = shl_cpu_op_table_isa(*isa);
+    for (const char *const *isa = own ? shl_cpu_isas() : one; *isa != NULL; isa++) {
+        g.device->op_table = own ? shl_cpu_op_table_isa(*isa) : g.device->op_table;
         for (size_t i = 0; i < n && g.device->op_table != NULL; i++) {
             g.group = groups[i];
             fn(&g);
@@ -173,7 +189,11 @@ input_heads(golden *g, const char *name, hsize_t dims[4])
 {
     assert_int_equal(dims_of(g, name, dims), 4);
     shl_tensor raw = input(g, name), t = like(g, &raw);
-    swap_heads(raw.data, t.data, dims, true);
+    float *file = host_copy(g, &raw), *op = host_copy(g, &t);
+    swap_heads(file, op, dims, true);
+    assert_int_equal(shl_device_upload(g->device, t.data, op, shl_tensor_bytes(&t)), SHL_OK);
+    shl_heap_free(&file);
+    shl_heap_free(&op);
     return t;
 }
 
@@ -182,9 +202,11 @@ expect_heads(golden *g, const char *name, const shl_tensor *t, double tolerance)
 {
     hsize_t dims[4];
     assert_int_equal(dims_of(g, name, dims), 4);
-    shl_tensor raw = like(g, t);
-    swap_heads(t->data, raw.data, dims, false);
-    expect_tensor(g, name, &raw, tolerance);
+    float *op = host_copy(g, t), *file = host_copy(g, t);
+    swap_heads(op, file, dims, false);
+    expect(g, name, file, shl_tensor_elems(t), tolerance);
+    shl_heap_free(&op);
+    shl_heap_free(&file);
 }
 
 #endif

@@ -90,8 +90,8 @@ check_silu_mul(golden *g)
     assert_int_equal(shl_op_silu_mul_forward(g->s, &a), SHL_OK);
     assert_int_equal(shl_op_silu_mul_backward(g->s, &a), SHL_OK);
     static const char *const names[] = {"y", "dgate", "dup"};
-    const float *got[] = {y.data, dgate.data, dup.data};
-    const float *u = up.data, *d = dy.data;
+    float *got[] = {host_copy(g, &y), host_copy(g, &dgate), host_copy(g, &dup)};
+    float *u = host_copy(g, &up), *d = host_copy(g, &dy);
     for (int k = 0; k < 3; k++) {
         double *want = shl_golden_f64(g->file, path_of(g, names[k]), NULL);
         for (int64_t i = 0; i < n; i++) {
@@ -101,7 +101,10 @@ check_silu_mul(golden *g)
             assert_true(error <= 1e-6 * (fabs(want[i]) + size) + 1e-15);
         }
         shl_heap_free(&want);
+        shl_heap_free(&got[k]);
     }
+    shl_heap_free(&u);
+    shl_heap_free(&d);
 }
 
 static void
