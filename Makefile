@@ -361,7 +361,7 @@ named = $(strip $(foreach t,$2,$(if $(strip $(foreach w,$1,$(findstring $w,$(not
 CHOSEN_TESTS := $(filter-out $(call named,$(SKIP),$(TESTS)),$(if \
   $(TEST),$(call named,$(TEST),$(TESTS)),$(TESTS)))
 # Programs that are scripts: in the release profile only.
-SCRIPT_TESTS := $(addprefix $(OUT)/tests/,mutations readme)
+SCRIPT_TESTS := $(addprefix $(OUT)/tests/,mutations readme cuda_bundle)
 CHOSEN_SCRIPTS := $(if $(filter release,$(PROFILE)),$(if $(TEST),$(call named,$(TEST),$(SCRIPT_TESTS)),$(SCRIPT_TESTS)))
 run-tests: $(PROG) $(CHOSEN_TESTS) $(CHOSEN_SCRIPTS)
 	@$(RUN_TESTS) $(CHOSEN_TESTS) $(CHOSEN_SCRIPTS)
@@ -416,6 +416,12 @@ endef
 $(foreach t,$(GPU_TESTS),$(eval $(call BUNDLE_TEST_RULE,$(filter %/$t.c,$(TEST_SRC)))))
 gpu-bundle: all $(BUNDLE_BIN) ## one archive that runs where only a driver and CUDA's libraries are
 	@bash bench/gpu_bundle.sh '$(OUT)' '$(BUNDLE)' '$(wildcard $(CUDA_OBJECT))'
+
+# The bundle is unpacked and run with an empty environment.
+$(OUT)/tests/cuda_bundle: tests/bench/gpu_bundle.sh bench/gpu_bundle.sh bench/gpu_run.sh $(BUNDLE_BIN) $(EMULATED)
+	@mkdir -p $(@D)
+	@printf '#!/bin/sh\nexec bash tests/bench/gpu_bundle.sh %s %s\n' '$(OUT)' '$(EMULATED)' > $@
+	@chmod +x $@
 
 demo: deps ## train, compare, checkpoint, plan and plot in about two minutes
 	@+$(MAKE) --no-print-directory all

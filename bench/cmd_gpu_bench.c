@@ -7,6 +7,7 @@
 #include "bench/cli.h"
 #include "bench/fingerprint.h"
 #include "bench/gpu_bench.h"
+#include "bench/gpu_facts.h"
 #include "bench/options.h"
 #include "kernels/base/types.h"
 
@@ -165,7 +166,7 @@ run_gpu_bench(const shl_cli *cli)
                        .tf32 = o.tf32,
                        .attention = shl_choices_attention[o.attention],
                        .threads = 1};
-    SHL_TRY(shl_device_survey_get(b.device, &survey));
+    SHL_TRY(shl_gpu_facts_need(b.device, &survey));
     if (survey.n_cards > 0) {
         SHL_TRY(shl_device_card_get(b.device, 0, &card));
         b.card_bytes = card.total_bytes;

@@ -6,6 +6,7 @@
 
 #include "bench/cli.h"
 #include "bench/gpu_check.h"
+#include "bench/gpu_facts.h"
 #include "kernels/base/types.h"
 
 typedef struct check_options {
@@ -104,7 +105,7 @@ run_gpu_check(const shl_cli *cli)
     k.tests = tests_folder(o.tests, folder, sizeof(folder));
     /* Without a card there is nothing to tell but why. */
     shl_device_survey survey;
-    SHL_TRY(shl_device_survey_get(k.device, &survey));
+    SHL_TRY(shl_gpu_facts_need(k.device, &survey));
     SHL_TRY(shl_gpu_report_open(o.out, "gpu-check", o.budget_s, &k.report));
     shl_code code = run_parts(&k, o.part);
     if (code == SHL_OK) {

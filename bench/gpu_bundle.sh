@@ -30,11 +30,16 @@ for binary in "$root"/bin/shardlab "$root"/bin/tests/*; do ldd "$binary"; done |
     while IFS= read -r library; do
         cp -L "$library" "$root/lib/"
     done
+# What a machine with a GPU has and the loader must find; cuDNN and NCCL are asked for when they are used.
+printf '%s\n' libcuda.so.1 libcudnn.so.9 libnccl.so.2 >"$root/lib/needs"
 if [ -n "$object" ] && [ -f "$object" ]; then
     cp "$object" "$root/lib/"
+    objdump -p "$object" | awk '$1 == "NEEDED" && $2 ~ /^lib(cu|nv|nccl)/ { print $2 }' >>"$root/lib/needs"
+    sort -u -o "$root/lib/needs" "$root/lib/needs"
 else
     echo "note: the CUDA half is not built here (nvcc); SHL_CUDA_OBJECT must name one" >&2
 fi
+find "$root/bin" "$root/lib" -type f ! -name needs -exec strip -g {} + 2>/dev/null
 
 tar -C "$stage" --owner=0 --group=0 --sort=name -cf - "$name" | $compress >"$archive.new"
 mv "$archive.new" "$archive"

@@ -76,6 +76,18 @@ shl_gpu_facts_json(const char *kind, json_t **out)
     return *out ? SHL_OK : SHL_RAISE(SHL_E_HEAP, "out of host memory for the facts of a card");
 }
 
+shl_code
+shl_gpu_facts_need(const char *kind, shl_device_survey *out)
+{
+    SHL_TRY(shl_device_survey_get(kind, out));
+    if (strcmp(kind, "cpu") != 0 && out->n_cards == 0) {
+        SHL_RAISE(SHL_E_USAGE, "no GPU");
+        shl_err_because("the driver shows no device of kind '%s'", kind);
+        return shl_err_advice("nvidia-smi, and CUDA_VISIBLE_DEVICES; --device cpu tries the way");
+    }
+    return SHL_OK;
+}
+
 void
 shl_gpu_facts_mixed(const char *kind, int ranks, shl_str *out)
 {

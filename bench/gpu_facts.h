@@ -15,6 +15,9 @@ shl_code shl_gpu_facts_lines(const char *kind, const char *between, shl_str *out
  * that can be used, and the error is cleared. Owner: caller. Errors: SHL_E_HEAP. */
 shl_code shl_gpu_facts_json(const char *kind, struct json_t **out) SHL_MUST_USE;
 
+/* Errors: SHL_E_USAGE when a kind that has cards shows none, or what keeps them from being used. */
+shl_code shl_gpu_facts_need(const char *kind, shl_device_survey *out) SHL_MUST_USE;
+
 /* Appends a line when the first `ranks` cards are of several types: the slowest sets the pace. */
 void shl_gpu_facts_mixed(const char *kind, int ranks, shl_str *out);
 

@@ -12,8 +12,8 @@ python=${GPU_PYTHON:-python3}
 # Folders that may hold CUDA's libraries, one a line, those that the user named first.
 folders() {
     printf '%s\n' "$LD_LIBRARY_PATH" | tr ':' '\n'
-    for home in "$CUDA_HOME" "$CUDA_PATH" /usr/local/cuda /usr/local/cuda-*; do
-        [ -n "$home" ] && printf '%s\n' "$home/lib64" "$home/lib" "$home/targets/x86_64-linux/lib"
+    for home in "$CUDA_HOME" "$CUDA_PATH" /usr/local/cuda /usr/local/cuda-* /usr/local/nvidia; do
+        [ -n "$home" ] && printf '%s\n' "$home/lib64" "$home/lib" "$home/targets/$(uname -m)-linux/lib"
     done
     command -v "$python" >/dev/null 2>&1 && "$python" -c '
 import glob, sys
@@ -28,7 +28,7 @@ for p in sys.path:
 system_has() {
     for ldconfig in ldconfig /sbin/ldconfig /usr/sbin/ldconfig; do
         if command -v "$ldconfig" >/dev/null 2>&1; then
-            "$ldconfig" -p 2>/dev/null | grep -q "[[:space:]]$1" && return 0
+            "$ldconfig" -p 2>/dev/null | grep -q "[[:space:]]$1 " && return 0
             return 1
         fi
     done
@@ -59,8 +59,8 @@ LIST
 list=$(folders)
 show=
 [ "$1" = libs ] && show=1
-# The CUDA half says which of them it needs; without one there is nothing to look for.
-for library in libcuda.so libcublasLt.so libcudnn.so libnccl.so; do want "$library"; done
+# One name a line, as the CUDA half in this folder wants them.
+while IFS= read -r library; do want "$library"; done <"$here/lib/needs"
 [ -n "$show" ] && exit 0
 if [ -n "$found" ]; then
     LD_LIBRARY_PATH=$LD_LIBRARY_PATH${LD_LIBRARY_PATH:+:}$found

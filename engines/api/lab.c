@@ -235,9 +235,15 @@ choose_card(const shl_lab *lab, int *out)
     }
     SHL_TRY(shl_device_survey_get(s->device, &survey));
     int n = survey.n_cards;
-    if (n == 0 || s->rank < n) {
-        *out = n == 0 ? 0 : s->rank;
+    bool is_card = strcmp(s->device, "cuda") == 0;
+    if (!is_card || s->rank < n) {
+        *out = is_card ? s->rank : 0;
         return SHL_OK;
+    }
+    if (n == 0) {
+        SHL_RAISE(SHL_E_USAGE, "no GPU");
+        shl_err_because("the driver shows no device of kind '%s'", s->device);
+        return shl_err_advice("nvidia-smi, and CUDA_VISIBLE_DEVICES; or another device");
     }
     if (s->share_gpu) {
         *out = s->rank % n;

@@ -21,7 +21,7 @@ using emulate::stream;
 const int DEVICES = 1;
 const size_t GRANULE_BYTES = 2 << 20;
 const size_t TOTAL_BYTES = size_t(64) << 30;
-const int E_INVALID = 1, E_MEMORY = 2, E_DEVICE = 101;
+const int E_INVALID = 1, E_MEMORY = 2, E_DRIVER = 35, E_DEVICE = 101;
 
 std::recursive_mutex lock;
 size_t mapped_bytes;
@@ -42,6 +42,9 @@ error_text(int status)
     case E_INVALID: return "cudaErrorInvalidValue: invalid argument";
     case E_MEMORY: return "cudaErrorMemoryAllocation: out of memory";
     case E_DEVICE: return "cudaErrorInvalidDevice: invalid device ordinal";
+    case E_DRIVER:
+        return "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime "
+               "version";
     case SHL_CUDA_UNSUPPORTED: return "the emulation does not have it";
     default:
         if (status >= SHL_CUDA_STATUS_DNN) {
@@ -52,12 +55,13 @@ error_text(int status)
     }
 }
 
+// SHL_EMULATED_DEVICES: how many cards; below 0: a driver that is too old.
 int
 count(int *devices)
 {
     const char *many = std::getenv("SHL_EMULATED_DEVICES");
     *devices = many == nullptr ? DEVICES : std::atoi(many);
-    return 0;
+    return *devices < 0 ? E_DRIVER : 0;
 }
 
 int
@@ -74,6 +78,10 @@ info(int device, shl_cuda_info *out)
     std::snprintf(out->pci, sizeof(out->pci), "00000000:%02d:00.0", device);
     out->major = 9;
     out->multiprocessors = 4;
+    if (device > 0 && std::getenv("SHL_EMULATED_MIXED") != nullptr) { // another type of card
+        std::snprintf(out->name, sizeof(out->name), "emulated, half as large");
+        out->multiprocessors = 2;
+    }
     out->total_bytes = TOTAL_BYTES;
     out->l2_bytes = 1 << 20;
     out->block_shared_bytes = 227 << 10;

@@ -1,0 +1,220 @@
+/* tests/bench: the program on the emulated card, from outside: gpu-check and gpu-bench in their quick forms, what
+ * they leave when they are interrupted, runs with their records, and each kind of machine that has not what a
+ * run asks for. */
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <jansson.h>
+
+#include "bench/child.h"
+#include "kernels/base/clock.h"
+#include "kernels/base/types.h"
+#include "tests/support/program.h"
+#include "tests/support/temp_folder.h"
+
+#define MAX_WORDS 40
+#define SMALL                                                                                      \
+    "--layers", "1", "--width", "16", "--heads", "2", "--context", "8", "--vocab", "67", "--data", \
+        "synthetic", "--batch", "1", "--steps", "2"
+
+static shl_child last;
+
+/* Runs the program with its words up to NULL, and one variable over the environment. */
+static int
+run_words(const char *variable, const char *const *words)
+{
+    const char *argv[MAX_WORDS + 2] = {program};
+    const char *const env[] = {variable, NULL};
+    for (int i = 0; i < MAX_WORDS && words[i]; i++) {
+        argv[i + 1] = words[i];
+    }
+    shl_child_fini(&last);
+    last = (shl_child){.argv = argv, .env = variable ? env : NULL, .timeout_ms = 60000};
+    assert_int_equal(shl_child_run(&last), SHL_OK);
+    assert_false(last.timed_out);
+    return last.status;
+}
+#define RUN(variable, ...) run_words(variable, (const char *const[]){__VA_ARGS__, NULL})
+
+static const char *
+output(void)
+{
+    return shl_str_get(&last.output);
+}
+
+static void
+expect(int status, const char *part)
+{
+    if (last.status != status || !strstr(output(), part)) {
+        fail_msg("exit %d, expected %d with \"%s\": %s", last.status, status, part, output());
+    }
+}
+
+/* Lines of a file of JSON; each must be one. `failed` counts verdicts of that word. */
+static int
+count_lines(const char *path, int *failed)
+{
+    char line[4096];
+    int n = 0;
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    *failed = 0;
+    while (fgets(line, sizeof(line), f)) {
+        json_t *row = json_loads(line, 0, NULL);
+        assert_non_null(row);
+        const char *verdict = json_string_value(json_object_get(row, "verdict"));
+        *failed += verdict && strcmp(verdict, "failed") == 0;
+        json_decref(row);
+        n++;
+    }
+    (void)fclose(f);
+    return n;
+}
+
+static void
+test_cuda_commands_check_runs_every_part(void **state)
+{
+    static const char *const parts[] = {
+        "facts",      "ops.gelu_forward", "gradients.gpt", "golden", "follow",
+        "strategies", "twin.fsdp",        "memory.card",   "ranks",  "sanitizer"};
+    char path[64];
+    int failed = 0, lines = 0;
+    SHL_UNUSED(state);
+    int status = RUN(NULL, "gpu-check", "--quick", "--tests", "/nonexistent", "--out", folder);
+    for (size_t i = 0; i < SHL_ARRAY_LEN(parts); i++) {
+        expect(status, parts[i]);
+    }
+    for (const char *at = output(); (at = strchr(at, '\n')) != NULL; at++) {
+        lines++;
+    }
+    (void)snprintf(path, sizeof(path), "%s/gpu-check.jsonl", folder);
+    assert_int_equal(count_lines(path, &failed), lines - 1); /* the sum is no check */
+    if (failed > 0) {
+        fail_msg("%s", output());
+    }
+    assert_int_equal(status, 0);
+    expect(0, " passed, 0 failed, ");
+    expect(0, "memory.limit");
+}
+
+/* A check that fails is the exit code of the whole, and is named: here the test programs are ones that always
+ * fail. */
+static void
+test_cuda_commands_check_tells_failures(void **state)
+{
+    char path[64];
+    SHL_UNUSED(state);
+    (void)snprintf(path, sizeof(path), "%s/test_ops_golden", folder);
+    assert_int_equal(symlink("/bin/false", path), 0);
+    RUN(NULL, "gpu-check", "--quick", "--part", "golden", "--tests", folder, "--out", "none");
+    expect(1, "failed             golden.ops_golden");
+    expect(1, "not possible here  golden.engine_golden");
+    expect(1, "error: 1 checks failed");
+    expect(1, "because: golden.ops_golden: exit code 1");
+}
+
+/* What was told before the interrupt stays, line by line. */
+static void
+test_cuda_commands_check_ends_cleanly(void **state)
+{
+    char path[64], out[128];
+    int status = 0, failed = 0;
+    SHL_UNUSED(state);
+    (void)snprintf(path, sizeof(path), "%s/cut", folder);
+    (void)snprintf(out, sizeof(out), "%s/gpu-check.jsonl", path);
+    (void)fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        FILE *quiet = freopen("/dev/null", "w", stdout);
+        (void)execl(program, program, "gpu-check", "--quick", "--out", path, (char *)NULL);
+        _exit(quiet ? 127 : 126);
+    }
+    for (int i = 0; i < 2000 && access(out, F_OK) != 0; i++) {
+        shl_clock_sleep_ns(2000000);
+    }
+    assert_int_equal(kill(pid, SIGINT), 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && (WEXITSTATUS(status) == 130 || WEXITSTATUS(status) == 0));
+    assert_true(count_lines(out, &failed) >= 0);
+    assert_int_equal(failed, 0);
+}
+
+static void
+test_cuda_commands_bench_measures(void **state)
+{
+    char path[64];
+    int failed = 0;
+    SHL_UNUSED(state);
+    assert_int_equal(RUN(NULL, "gpu-bench", "--quick", "--part", "limits", "--out", folder), 0);
+    (void)snprintf(path, sizeof(path), "%s/gpu-bench.jsonl", folder);
+    assert_true(count_lines(path, &failed) >= 3); /* machine, product, copy */
+    expect(0, "copy");
+}
+
+static void
+test_cuda_commands_missing_parts_are_named(void **state)
+{
+    SHL_UNUSED(state);
+    RUN("SHL_CUDA_OBJECT=/nonexistent/half.so", "train", "--device", "cuda", SMALL);
+    expect(2, "because: its shared object is not at: /nonexistent/half.so");
+    RUN("SHL_CUDA_OBJECT=/etc/passwd", "train", "--device", "cuda", SMALL);
+    expect(5, "the CUDA half does not load: /etc/passwd");
+    RUN("SHL_EMULATED_DEVICES=0", "train", "--device", "cuda", SMALL);
+    expect(2, "error: no GPU");
+    RUN("SHL_EMULATED_DEVICES=0", "gpu-check", "--out", "none");
+    expect(2, "error: no GPU");
+    RUN("SHL_EMULATED_DEVICES=-1", "gpu-bench", "--out", "none");
+    expect(5, "CUDA driver version is insufficient");
+    RUN(NULL, "train", "--device", "cuda", "--comm", "local", "--ranks", "2", SMALL);
+    expect(2, "error: 2 ranks and 1 card");
+    expect(2, "try: --ranks 1, or --share-gpu");
+    RUN("SHL_EMULATED_DEVICES=3", "train", "--device", "cuda", "--comm", "local", "--ranks", "4",
+        SMALL);
+    expect(2, "error: 4 ranks and 3 cards");
+    RUN(NULL, "train", "--device", "cuda", "--comm", "local", "--launch", "processes", "--ranks",
+        "2", SMALL);
+    expect(2, "ranks as processes that talk by \"local\"");
+    RUN(NULL, "train", "--device", "cuda", "--attention", "sdpa", SMALL);
+    expect(2, "--attention");
+}
+
+static void
+test_cuda_commands_doctor_and_info_name_the_card(void **state)
+{
+    SHL_UNUSED(state);
+    RUN(NULL, "info");
+    assert_non_null(strstr(output(), "gpu        emulated on the CPU; driver 13.0, runtime 13.0"));
+    RUN("SHL_EMULATED_DEVICES=0", "info", "--json");
+    assert_non_null(strstr(output(), "\"gpu\": null"));
+    RUN(NULL, "doctor", "--model", "gpt2-tiny", "--out", folder);
+    assert_non_null(strstr(output(), "card 0: emulated on the CPU, 64.0 GiB"));
+    RUN("SHL_EMULATED_DEVICES=-1", "doctor", "--model", "gpt2-tiny", "--out", folder);
+    assert_non_null(strstr(output(), "WARN  GPUs"));
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cuda_commands_check_runs_every_part),
+        cmocka_unit_test(test_cuda_commands_check_tells_failures),
+        cmocka_unit_test(test_cuda_commands_check_ends_cleanly),
+        cmocka_unit_test(test_cuda_commands_bench_measures),
+        cmocka_unit_test(test_cuda_commands_missing_parts_are_named),
+        cmocka_unit_test(test_cuda_commands_doctor_and_info_name_the_card),
+    };
+    if (!find_program()) {
+        print_error("no program beside the tests\n");
+        return 1;
+    }
+    int failed = cmocka_run_group_tests(tests, make_folder, remove_folder);
+    shl_child_fini(&last);
+    return failed;
+}
