@@ -174,6 +174,11 @@ run_points(const shl_cli *cli, const shl_run_options *o, const shl_run_points *p
     if (strcmp(points->configs[0].device, "virtual") != 0) {
         SHL_TRY(shl_cli_fit_openmp(cli, ranks, threads));
     }
+    for (int64_t i = 0; i < points->n; i++) {
+        const shl_session_config *c = &points->configs[i];
+        bool one = c->share_gpu || strcmp(c->comm, "local") == 0;
+        SHL_TRY(shl_gpu_facts_enough(c->device, c->ranks, one));
+    }
     shl_str mixed = {0};
     shl_gpu_facts_mixed(points->configs[0].device, ranks, &mixed);
     shl_cli_note("%s", shl_str_get(&mixed));

@@ -170,8 +170,7 @@ static void
 share_device(const shl_gpu_check *k, shl_session_config *c)
 {
     bool is_gpu = strcmp(k->device, "cpu") != 0;
-    c->comm = is_gpu ? "local" : "auto";
-    c->share_gpu = is_gpu;
+    c->comm = is_gpu && c->ranks > 1 ? "local" : "auto";
 }
 
 static bool
@@ -196,8 +195,8 @@ check_world(shl_gpu_check *k, int ranks, shl_dtype dtype)
         shl_session_config c;
         shl_session_result r = {0};
         shl_gpu_small_run(k, &c);
-        share_device(k, &c);
         c.ranks = ranks;
+        share_device(k, &c);
         c.engine.strategy = (shl_strategy)s;
         c.engine.compute_dtype = dtype;
         c.engine.prefetch = shl_prefetch_resolve(c.engine.strategy, SHL_PREFETCH_AUTO);
@@ -266,16 +265,15 @@ check_twin(shl_gpu_check *k, shl_strategy s, int ranks, shl_dtype dtype)
     shl_session_result real = {0}, twin = {0};
     shl_strf(name, sizeof(name), "%s_x%d_%s", shl_strategy_name(s), ranks, shl_dtype_name(dtype));
     shl_gpu_small_run(k, &c);
-    share_device(k, &c);
     c.steps = 2;
     c.ranks = ranks;
+    share_device(k, &c);
     c.engine.strategy = s;
     c.engine.compute_dtype = dtype;
     c.engine.prefetch = shl_prefetch_resolve(s, SHL_PREFETCH_AUTO);
     shl_code code = shl_session_run(&c, NULL, &real);
     if (code == SHL_OK) {
         c.device = "virtual";
-        c.share_gpu = false;
         code = shl_session_run(&c, NULL, &twin);
     }
     if (code != SHL_OK) {

@@ -80,10 +80,28 @@ shl_code
 shl_gpu_facts_need(const char *kind, shl_device_survey *out)
 {
     SHL_TRY(shl_device_survey_get(kind, out));
-    if (strcmp(kind, "cpu") != 0 && out->n_cards == 0) {
+    if (strcmp(kind, "cuda") == 0 && out->n_cards == 0) {
         SHL_RAISE(SHL_E_USAGE, "no GPU");
         shl_err_because("the driver shows no device of kind '%s'", kind);
         return shl_err_advice("nvidia-smi, and CUDA_VISIBLE_DEVICES; --device cpu tries the way");
+    }
+    return SHL_OK;
+}
+
+shl_code
+shl_gpu_facts_enough(const char *kind, int ranks, bool share)
+{
+    shl_device_survey s;
+    if (strcmp(kind, "cuda") != 0) {
+        return SHL_OK;
+    }
+    SHL_TRY(shl_gpu_facts_need(kind, &s));
+    if (ranks > s.n_cards && !share) {
+        SHL_RAISE(SHL_E_USAGE, "%d ranks and %d GPU%s", ranks, s.n_cards,
+                  s.n_cards == 1 ? "" : "s");
+        shl_err_because("each rank has one of its own unless they are told to share");
+        return shl_err_advice("--ranks %d, --share-gpu, or --comm local for threads on one",
+                              s.n_cards);
     }
     return SHL_OK;
 }

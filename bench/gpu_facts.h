@@ -18,6 +18,10 @@ shl_code shl_gpu_facts_json(const char *kind, struct json_t **out) SHL_MUST_USE;
 /* Errors: SHL_E_USAGE when a kind that has cards shows none, or what keeps them from being used. */
 shl_code shl_gpu_facts_need(const char *kind, shl_device_survey *out) SHL_MUST_USE;
 
+/* Whether each of `ranks` has a card of its own, or may share. Errors: SHL_E_USAGE with both numbers, and as
+ * above. A kind without cards always has enough. */
+shl_code shl_gpu_facts_enough(const char *kind, int ranks, bool share) SHL_MUST_USE;
+
 /* Appends a line when the first `ranks` cards are of several types: the slowest sets the pace. */
 void shl_gpu_facts_mixed(const char *kind, int ranks, shl_str *out);
 

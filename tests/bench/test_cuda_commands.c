@@ -172,17 +172,34 @@ test_cuda_commands_missing_parts_are_named(void **state)
     expect(2, "error: no GPU");
     RUN("SHL_EMULATED_DEVICES=-1", "gpu-bench", "--out", "none");
     expect(5, "CUDA driver version is insufficient");
-    RUN(NULL, "train", "--device", "cuda", "--comm", "local", "--ranks", "2", SMALL);
-    expect(2, "error: 2 ranks and 1 card");
-    expect(2, "try: --ranks 1, or --share-gpu");
-    RUN("SHL_EMULATED_DEVICES=3", "train", "--device", "cuda", "--comm", "local", "--ranks", "4",
-        SMALL);
-    expect(2, "error: 4 ranks and 3 cards");
+    RUN(NULL, "train", "--device", "cuda", "--comm", "nccl", "--ranks", "2", SMALL);
+    expect(2, "error: 2 ranks and 1 GPU");
+    expect(2, "try: --ranks 1, --share-gpu");
+    RUN("SHL_EMULATED_DEVICES=3", "train", "--device", "cuda", "--ranks", "4", SMALL);
+    expect(2, "error: 4 ranks and 3 GPUs");
     RUN(NULL, "train", "--device", "cuda", "--comm", "local", "--launch", "processes", "--ranks",
         "2", SMALL);
     expect(2, "ranks as processes that talk by \"local\"");
+    RUN("SHL_EMULATED_DEVICES=2", "train", "--device", "cuda", "--ranks", "2", "--share-gpu",
+        SMALL);
+    assert_null(strstr(output(), "of several types"));
     RUN(NULL, "train", "--device", "cuda", "--attention", "sdpa", SMALL);
     expect(2, "--attention");
+}
+
+/* The slowest sets the pace, which only a warning can tell. */
+static void
+test_cuda_commands_mixed_cards_are_warned_of(void **state)
+{
+    const char *argv[] = {program, "train", "--device",    "cuda", "--ranks",
+                          "2",     SMALL,   "--share-gpu", NULL};
+    const char *const env[] = {"SHL_EMULATED_DEVICES=2", "SHL_EMULATED_MIXED=1", NULL};
+    SHL_UNUSED(state);
+    shl_child c = {.argv = argv, .env = env, .timeout_ms = 60000};
+    assert_int_equal(shl_child_run(&c), SHL_OK);
+    assert_non_null(strstr(shl_str_get(&c.output), "the cards are of several types: the slowest, "
+                                                   "emulated, half as large, sets the pace"));
+    shl_child_fini(&c);
 }
 
 static void
@@ -208,6 +225,7 @@ main(void)
         cmocka_unit_test(test_cuda_commands_check_ends_cleanly),
         cmocka_unit_test(test_cuda_commands_bench_measures),
         cmocka_unit_test(test_cuda_commands_missing_parts_are_named),
+        cmocka_unit_test(test_cuda_commands_mixed_cards_are_warned_of),
         cmocka_unit_test(test_cuda_commands_doctor_and_info_name_the_card),
     };
     if (!find_program()) {
