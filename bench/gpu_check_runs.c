@@ -60,10 +60,11 @@ all_valid(void *ctx, int64_t step)
 
 /* How far a step of plain descent with this rate lowers the loss, over rate * |g|^2. */
 static shl_code
-fall_of(shl_session_config *c, double rate, double *out)
+fall_of(const shl_session_config *asked_for, double rate, double *out)
 {
+    shl_session_config c = *asked_for;
     shl_session_result r = {0};
-    shl_session_batches batches = {same_row, all_valid, c};
+    shl_session_batches batches = {same_row, all_valid, &c};
     shl_optim_asked asked = {.lr = rate,
                              .beta1 = SHL_OPTIM_UNSET,
                              .beta2 = SHL_OPTIM_UNSET,
@@ -72,12 +73,10 @@ fall_of(shl_session_config *c, double rate, double *out)
                              .momentum = SHL_OPTIM_UNSET,
                              .min_coeff = SHL_OPTIM_UNSET,
                              .max_coeff = SHL_OPTIM_UNSET};
-    c->batches = &batches;
-    c->steps = 2;
-    SHL_TRY(shl_optim_resolve(SHL_OPTIM_SGD, &asked, &c->engine.optim));
-    shl_code code = shl_session_run(c, NULL, &r);
-    c->batches = NULL;
-    SHL_TRY(code);
+    c.batches = &batches;
+    c.steps = 2;
+    SHL_TRY(shl_optim_resolve(SHL_OPTIM_SGD, &asked, &c.engine.optim));
+    SHL_TRY(shl_session_run(&c, NULL, &r));
     double norm = r.steps[0].grad_norm;
     *out = (r.steps[0].loss - r.steps[1].loss) / (rate * norm * norm);
     shl_session_result_fini(&r);
@@ -86,7 +85,7 @@ fall_of(shl_session_config *c, double rate, double *out)
 
 /* loss(p - h g) = loss(p) - h |g|^2 + O(h^2): twice the fall at h/2 less that at h leaves O(h^2) of it. */
 static shl_code
-check_descent(shl_gpu_check *k, const char *name, shl_session_config *c)
+check_descent(shl_gpu_check *k, const char *name, const shl_session_config *c)
 {
     const double rate = 2e-3, allowed = 2e-3;
     double whole = 0.0, half = 0.0;
