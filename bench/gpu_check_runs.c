@@ -65,14 +65,10 @@ fall_of(const shl_session_config *asked_for, double rate, double *out)
     shl_session_config c = *asked_for;
     shl_session_result r = {0};
     shl_session_batches batches = {same_row, all_valid, &c};
-    shl_optim_asked asked = {.lr = rate,
-                             .beta1 = SHL_OPTIM_UNSET,
-                             .beta2 = SHL_OPTIM_UNSET,
-                             .eps = SHL_OPTIM_UNSET,
-                             .weight_decay = 0.0,
-                             .momentum = SHL_OPTIM_UNSET,
-                             .min_coeff = SHL_OPTIM_UNSET,
-                             .max_coeff = SHL_OPTIM_UNSET};
+    shl_optim_asked asked;
+    shl_optim_asked_init(&asked);
+    asked.lr = rate;
+    asked.weight_decay = 0.0;
     c.batches = &batches;
     c.steps = 2;
     SHL_TRY(shl_optim_resolve(SHL_OPTIM_SGD, &asked, &c.engine.optim));
