@@ -80,6 +80,11 @@ shl_gpu_check_golden(shl_gpu_check *k)
     for (size_t i = 0; i < SHL_ARRAY_LEN(programs); i++) {
         const char *const words[] = {path, NULL}, *const env[] = {device, golden, NULL};
         shl_strf(path, sizeof(path), "%s/%s", k->tests ? k->tests : "", programs[i]);
+        if (k->quick && strstr(programs[i], "engine")) {
+            SHL_TRY(shl_gpu_tell(&k->report, programs[i] + 5, SHL_GPU_NOT_POSSIBLE,
+                                 "whole trainings take too long with --quick"));
+            continue;
+        }
         if (!k->tests || access(path, X_OK) != 0) {
             SHL_TRY(shl_gpu_tell(&k->report, programs[i] + 5, SHL_GPU_NOT_POSSIBLE,
                                  "no program %s (make tests builds it)", path));

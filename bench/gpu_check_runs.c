@@ -119,7 +119,7 @@ check_follow(shl_gpu_check *k, const char *name, shl_dtype dtype, double allowed
     shl_session_result ours = {0}, want = {0};
     shl_gpu_small_run(k, &c);
     c.engine.compute_dtype = dtype;
-    c.steps = k->quick ? 4 : FOLLOW_STEPS;
+    c.steps = k->quick ? 3 : FOLLOW_STEPS;
     c.engine.batch = k->quick ? 1 : 2;
     c.data = k->quick ? "synthetic" : NULL;
     shl_code code = shl_session_run(&c, NULL, &ours);
@@ -189,6 +189,9 @@ check_world(shl_gpu_check *k, int ranks, shl_dtype dtype)
     for (int s = 0; s < SHL_STRATEGY_COUNT; s++) {
         shl_session_config c;
         shl_session_result r = {0};
+        if (k->quick && s % 3 != 0) {
+            continue; /* ddp and zero3 */
+        }
         shl_gpu_small_run(k, &c);
         c.ranks = ranks;
         share_device(k, &c);
@@ -213,8 +216,8 @@ check_world(shl_gpu_check *k, int ranks, shl_dtype dtype)
         return shl_gpu_tell(&k->report, name, SHL_GPU_FAILED, "other bits than ddp:%s", differ);
     }
     return shl_gpu_tell(&k->report, name, SHL_GPU_PASSED,
-                        "six strategies, the same bits: last loss %.9g, parameters %016llx", loss,
-                        (unsigned long long)hash);
+                        "%s strategies, the same bits: last loss %.9g, parameters %016llx",
+                        k->quick ? "two" : "six", loss, (unsigned long long)hash);
 }
 
 shl_code

@@ -101,6 +101,9 @@ test_cuda_commands_check_runs_every_part(void **state)
     }
     assert_int_equal(status, 0);
     expect(0, " passed, 0 failed, ");
+    expect(0, "passed             strategies.bf16_x4");
+    expect(0, "passed             twin.fsdp_x2_bf16");
+    expect(0, "passed             gradients.llama");
     expect(0, "memory.limit");
 }
 
@@ -115,7 +118,7 @@ test_cuda_commands_check_tells_failures(void **state)
     assert_int_equal(symlink("/bin/false", path), 0);
     RUN(NULL, "gpu-check", "--quick", "--part", "golden", "--tests", folder, "--out", "none");
     expect(1, "failed             golden.ops_golden");
-    expect(1, "not possible here  golden.engine_golden");
+    expect(1, "not possible here  golden.ops_golden_llama");
     expect(1, "error: 1 checks failed");
     expect(1, "because: golden.ops_golden: exit code 1");
 }
