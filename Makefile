@@ -415,7 +415,7 @@ $$(OUT)/bundle/tests/$$(notdir $$(basename $1)): $$(OUT)/$$(basename $1).o $$(SU
 endef
 $(foreach t,$(GPU_TESTS),$(eval $(call BUNDLE_TEST_RULE,$(filter %/$t.c,$(TEST_SRC)))))
 gpu-bundle: all $(BUNDLE_BIN) ## one archive that runs where only a driver and CUDA's libraries are
-	@bash bench/gpu_bundle.sh '$(OUT)' '$(BUNDLE)' '$(wildcard $(CUDA_OBJECT))'
+	@bash bench/gpu_bundle.sh '$(OUT)' '$(BUNDLE)' '$(CUDA_OBJECT)'
 
 # The bundle is unpacked and run with an empty environment.
 $(OUT)/tests/cuda_bundle: tests/bench/gpu_bundle.sh bench/gpu_bundle.sh bench/gpu_run.sh $(BUNDLE_BIN) $(EMULATED)

@@ -67,7 +67,8 @@ shl_gpu_check_golden(shl_gpu_check *k)
 {
     static const char *const programs[] = {"test_ops_golden", "test_ops_golden_llama",
                                            "test_engine_golden"};
-    char path[PATH_MAX], folder[PATH_MAX], golden[PATH_MAX + 32], device[64];
+    char path[PATH_MAX], folder[PATH_MAX], golden[PATH_MAX + 32], device[64], object[300];
+    shl_device_survey survey;
     shl_err_clear();
     if (shl_locate("tests/golden/ops.h5", folder, sizeof(folder)) != SHL_OK) {
         shl_err_clear();
@@ -77,8 +78,11 @@ shl_gpu_check_golden(shl_gpu_check *k)
     *strrchr(folder, '/') = '\0';
     shl_strf(golden, sizeof(golden), "SHL_GOLDEN_DIR=%s", folder);
     shl_strf(device, sizeof(device), "SHL_TEST_DEVICE=%s", k->device);
+    /* They lie in another folder than the program that found it. */
+    SHL_TRY(shl_device_survey_get(k->device, &survey));
+    shl_strf(object, sizeof(object), "SHL_CUDA_OBJECT=%s", survey.path);
     for (size_t i = 0; i < SHL_ARRAY_LEN(programs); i++) {
-        const char *const words[] = {path, NULL}, *const env[] = {device, golden, NULL};
+        const char *const words[] = {path, NULL}, *const env[] = {device, golden, object, NULL};
         shl_strf(path, sizeof(path), "%s/%s", k->tests ? k->tests : "", programs[i]);
         if (k->quick && strstr(programs[i], "engine")) {
             SHL_TRY(shl_gpu_tell(&k->report, programs[i] + 5, SHL_GPU_NOT_POSSIBLE,

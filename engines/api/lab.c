@@ -280,7 +280,7 @@ open_device(shl_lab *lab)
     const shl_lab_setup *s = &lab->setup;
     shl_device_config config = {
         .kind = s->device,
-        .stands_for = s->stands_for,
+        .stands_for = strcmp(s->device, "virtual") == 0 ? s->stands_for : NULL,
         .rank = s->rank,
         .threads = s->threads,
         .comm_arena = lab->world ? shl_world_comm_arena(lab->world) : NULL,

@@ -190,6 +190,28 @@ test_cuda_commands_missing_parts_are_named(void **state)
     expect(2, "--attention");
 }
 
+/* Threads on one card and a process on its own: the same losses as a single rank of twice the batch would
+ * have, records that name the card and account for its driver's memory. */
+static void
+test_cuda_commands_train_and_record(void **state)
+{
+    static const char *const fields[] = {"\"card\":\"emulated on the CPU\"",
+                                         "\"attention\":\"own\"", "\"rest_bytes\":0",
+                                         "\"gpu\":{\"cards\":[{\"name\":"};
+    SHL_UNUSED(state);
+    RUN(NULL, "train", "--device", "cuda", "--strategy", "zero2", "--ranks", "2", "--comm", "local",
+        "--dtype", "bf16", "--jsonl", SMALL);
+    expect(0, "\"strategy\":\"zero2\"");
+    for (size_t i = 0; i < SHL_ARRAY_LEN(fields); i++) {
+        expect(0, fields[i]);
+    }
+    RUN(NULL, "train", "--device", "cuda", "--strategy", "ddp", SMALL);
+    expect(0, "ddp");
+    RUN(NULL, "plan", "--as", "cuda", "--strategy", "zero2", "--ranks", "2", "--comm", "local",
+        "--layers", "1", "--width", "16", "--heads", "2", "--vocab", "67", "--batch", "1");
+    expect(0, "zero2");
+}
+
 /* The slowest sets the pace, which only a warning can tell. */
 static void
 test_cuda_commands_mixed_cards_are_warned_of(void **state)
@@ -228,6 +250,7 @@ main(void)
         cmocka_unit_test(test_cuda_commands_check_ends_cleanly),
         cmocka_unit_test(test_cuda_commands_bench_measures),
         cmocka_unit_test(test_cuda_commands_missing_parts_are_named),
+        cmocka_unit_test(test_cuda_commands_train_and_record),
         cmocka_unit_test(test_cuda_commands_mixed_cards_are_warned_of),
         cmocka_unit_test(test_cuda_commands_doctor_and_info_name_the_card),
     };
