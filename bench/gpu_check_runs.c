@@ -193,6 +193,7 @@ check_world(shl_gpu_check *k, int ranks, shl_dtype dtype)
             continue; /* ddp and zero3 */
         }
         shl_gpu_small_run(k, &c);
+        c.steps = k->quick ? 1 : c.steps;
         c.ranks = ranks;
         share_device(k, &c);
         c.engine.strategy = (shl_strategy)s;

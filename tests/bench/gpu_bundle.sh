@@ -19,6 +19,8 @@ clean "$folder/b/run" shardlab info 2>&1 | grep -q '^version'
 clean "$folder/b/run" libs | grep -q libnccl
 mv "$folder/b/lib/$(basename "$object")" "$folder/b/lib/libshardlab-cuda.so"
 cd "$folder"
-clean "$folder/b/run" gpu-check --quick --out none >check 2>&1 || { cat check; exit 1; }
-grep -q '^passed .* golden.ops_golden_llama' check || { cat check; exit 1; }
+for part in golden gradients memory; do
+    clean "$folder/b/run" gpu-check --quick --part $part --out none >check 2>&1 || { cat check; exit 1; }
+    grep -q "^passed .* $part" check || { cat check; exit 1; }
+done
 tail -n 1 check
