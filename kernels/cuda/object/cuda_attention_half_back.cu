@@ -240,8 +240,8 @@ __launch_bounds__(HALF_THREADS) half_backward_kernel(attention a)
     int row0 = own0 + warp_row, heads = t::KEYS ? a.kv_heads : a.heads;
     int b = static_cast<int>(blockIdx.x) / heads;
     int h = static_cast<int>(blockIdx.x) % heads * (t::KEYS ? a.group : 1);
-    int last_head = t::KEYS ? h + a.group - 1 : h;
     int begin = t::KEYS ? own0 : 0, end = t::KEYS ? a.seq : min(own0 + t::OWN, a.seq);
+    int tiles = (end - begin + t::STREAM - 1) / t::STREAM, all = tiles * (t::KEYS ? a.group : 1);
     bf16 *own = shared + warp_row * HALF_PITCH(DP);
     async_copies copies;
     attention_head head = attention_head_of(a, b, h);
@@ -264,25 +264,24 @@ __launch_bounds__(HALF_THREADS) half_backward_kernel(attention a)
         dx[e / (DP / 2)][e / 4 % (DP / 8)][e % 4] = 0.0f;
         dv[e / (DP / 2)][e / 4 % (DP / 8)][e % 4] = 0.0f;
     }
-    for (int s0 = begin, stage = 0; h <= last_head; stage ^= 1) {
-        bool more = s0 + t::STREAM < end;
-        int next_h = more ? h : h + 1, next0 = more ? s0 + t::STREAM : begin;
+    for (int k = 0; k < all; k++) { /* of the group's heads in order */
+        int s0 = begin + (t::KEYS ? k % tiles : k) * t::STREAM, stage = k % 2;
         copies.wait();
         __syncthreads();
-        if (next_h <= last_head) {
-            stream_in<DP, PASS>(a, b, next_h, &copies, stream + (stage ^ 1) * 2 * t::TILE,
+        if (k + 1 < all) {
+            int next0 = begin + (t::KEYS ? (k + 1) % tiles : k + 1) * t::STREAM;
+            stream_in<DP, PASS>(a, b, t::KEYS ? h + (k + 1) / tiles : h, &copies,
+                                stream + (stage ^ 1) * 2 * t::TILE,
                                 stats + (stage ^ 1) * 2 * t::STREAM, next0);
         }
         /* A warp whose queries all come before the keys has nothing here. */
         if (t::KEYS ? s0 + t::STREAM > row0 : s0 < row0 + 16 * t::MT) {
-            add_tile<DP, PASS>(a, b, h, own, stream + stage * 2 * t::TILE,
+            add_tile<DP, PASS>(a, b, t::KEYS ? h + k / tiles : h, own, stream + stage * 2 * t::TILE,
                                t::KEYS ? stats + stage * 2 * t::STREAM : own_stats, row0, s0, dx,
                                dv);
         }
-        h = next_h;
-        s0 = next0;
     }
-    put_all<DP, PASS>(a, b, last_head, dx, dv, own, row0);
+    put_all<DP, PASS>(a, b, h, dx, dv, own, row0);
 }
 
 template <int DP, int PASS>
