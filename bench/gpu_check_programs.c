@@ -102,22 +102,7 @@ shl_gpu_check_golden(shl_gpu_check *k)
 
 /* ---- ranks by the cards' library ---- */
 
-/* reference: several ranks on one card need each a host id of its own and sockets over the loopback;
- * nothing of it is fast. The host id is the rank's own doing. */
-static const char *const one_card[] = {"NCCL_SOCKET_IFNAME==lo",
-                                       "NCCL_NET=Socket",
-                                       "NCCL_IB_DISABLE=1",
-                                       "NCCL_MNNVL_ENABLE=0",
-                                       "NCCL_NVLS_ENABLE=0",
-                                       "NCCL_RAS_ENABLE=0",
-                                       "NCCL_ALGO=Ring",
-                                       "NCCL_PROTO=Simple",
-                                       "NCCL_MAX_CTAS=4",
-                                       "NCCL_BUFFSIZE=1048576",
-                                       "CUDA_MODULE_LOADING=EAGER",
-                                       "NCCL_DEBUG=WARN",
-                                       NULL};
-
+/* --share-gpu gives the ranks of one card the environment that NCCL wants for it; nothing of it is fast. */
 static shl_code
 check_ranks(shl_gpu_check *k, const char *name, const char *ranks, const char *strategy,
             int64_t timeout_ms)
@@ -148,7 +133,7 @@ check_ranks(shl_gpu_check *k, const char *name, const char *ranks, const char *s
                                           "20",
                                           several ? "--share-gpu" : NULL,
                                           NULL};
-    shl_child c = {.argv = words, .env = several ? one_card : NULL, .timeout_ms = timeout_ms};
+    shl_child c = {.argv = words, .timeout_ms = timeout_ms};
     return tell_child(k, name, &c, "NCCL",
                       several ? "two steps on one card" : "two steps of one rank");
 }

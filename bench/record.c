@@ -238,7 +238,7 @@ static const shl_field run_fields[] = {
         "on virtual"),
     RUN("card", TEXT, card, NULL, PLAIN, "name of rank 0's GPU; null on a device that is none"),
     RUN("attention", TEXT, attention, NULL, PLAIN,
-        "own, or cudnn where it can: what was asked for in 16 bits; null without a GPU"),
+        "forward's: own, or cudnn (bf16 without dropout, when asked for); null without a GPU"),
     RUN("useful_flops_per_s", REAL, useful_flops_per_s, NULL, PLAIN,
         "of a rank: 6 per matrix parameter and token, and causal attention, over the median step; "
         "null on virtual"),
@@ -448,7 +448,9 @@ fill_card(shl_run_record *out, const shl_session_config *cfg, const shl_session_
     double tokens = (double)(e->batch * e->seq) * cfg->ranks * (double)e->accum;
     double flops = shl_model_formula_step_flops(&cfg->shape, e->batch, e->seq) * (double)e->accum;
     out->card = is_card ? result->card.name : NULL;
-    out->attention = is_card ? (e->compute_dtype == SHL_F32 ? "own" : cfg->attention) : NULL;
+    /* What the device does with the choice: bf16 without dropout. */
+    bool library = e->compute_dtype == SHL_BF16 && !(cfg->tune.attention_dropout > 0.0);
+    out->attention = is_card ? (library ? cfg->attention : "own") : NULL;
     out->useful_flops_per_s =
         result->predicted ? (double)NAN : flops * result->tokens_per_s / tokens;
     out->driver_used_bytes = is_card ? (int64_t)m->used_bytes : SHL_FIELD_NO_INT;

@@ -67,6 +67,8 @@ typedef struct shl_session_config {
     double flops_per_s, bytes_per_s; /* virtual clocks; 0: defaults */
     const char *const *rank_argv; /* processes: command of a rank, NULL-terminated, path first; the
                                         session adds "--result-fd=N" */
+    bool wait_phases;             /* the device is waited for behind each phase, so that an
+                                     asynchronous one tells their times; a step takes longer */
     atomic_int *stop;             /* not NULL: a run ends after the step in which it is set */
 } shl_session_config;
 

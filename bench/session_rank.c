@@ -114,6 +114,19 @@ own_report(const shl_lab_step_report *r)
     };
 }
 
+/* Behind a phase: the time that it took, when phases are waited for. */
+static shl_code
+end_phase(shl_session_rank *r, int64_t *since_ns, int64_t *sum_ns)
+{
+    if (r->cfg->wait_phases) {
+        SHL_TRY(shl_device_sync(r->device));
+        int64_t now_ns = shl_clock_ns();
+        *sum_ns += now_ns - *since_ns;
+        *since_ns = now_ns;
+    }
+    return SHL_OK;
+}
+
 static shl_code
 run_step(shl_session_rank *r, shl_step_report *report)
 {
@@ -123,15 +136,24 @@ run_step(shl_session_rank *r, shl_step_report *report)
     int64_t rows = shl_session_global_rows(r->cfg);
     int64_t valid = own ? own->valid(own->ctx, r->engine->step) : rows * e->seq;
     SHL_TRY((shl_code)shl_lab_begin_step(r->lab, valid));
+    int64_t since_ns = shl_clock_ns(), forward_ns = 0, backward_ns = 0, update_ns = 0;
     for (int64_t micro = 0; micro < e->accum; micro++) {
         if (has_data(r)) {
             SHL_TRY(fill_micro(r, micro));
         }
         SHL_TRY((shl_code)shl_lab_forward(r->lab, r->ids, r->targets, NULL));
+        SHL_TRY(end_phase(r, &since_ns, &forward_ns));
         SHL_TRY((shl_code)shl_lab_backward(r->lab));
+        SHL_TRY(end_phase(r, &since_ns, &backward_ns));
         SHL_TRY((shl_code)shl_lab_step(r->lab, &told));
+        SHL_TRY(end_phase(r, &since_ns, &update_ns));
     }
     *report = own_report(&told);
+    if (r->cfg->wait_phases) {
+        report->forward_ns = forward_ns;
+        report->backward_ns = backward_ns;
+        report->update_ns = update_ns;
+    }
     r->data_sample += rows;
     return SHL_OK;
 }

@@ -15,7 +15,8 @@ typedef struct ew_config {
     shl_tune_config tune;
     shl_engine_config engine;
     int ranks, threads, steps;
-    const char *device; /* "cpu", "cuda" (ranks share a card), "virtual" (one rank of `ranks` is run) */
+    const char
+        *device; /* "cpu", "cuda" (ranks share a card), "virtual" (one rank of `ranks` is run) */
     int virtual_rank;
     size_t device_memory, host_memory; /* limits per rank; 0 none */
     size_t pin_limit;
