@@ -125,6 +125,7 @@ shl_engine_config_init(shl_engine_config *c)
         .beta2 = 0.95,
         .eps = 1e-8,
         .weight_decay = 0.1,
+        .bias_correction = 1.0,
         .clip_eps = 1e-6,
         .schedule = SHL_SCHEDULE_CONSTANT,
         .min_lr_ratio = 0.0,

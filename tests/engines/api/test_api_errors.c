@@ -101,7 +101,9 @@ test_api_errors_of_json(void **state)
         {"{\"loss-scale\": -3}", "the loss scale is -3"},
         {"{\"loss-scale\": \"dynamic\", \"hysteresis\": 0}", "at least 1"},
         {"{\"master-dtype\": \"bf16\"}", "with fp32 compute it must be fp32"},
-        {"{\"dtype\": \"bf16\", \"reduce-dtype\": \"bf16\"}", "zero2, zero3, fsdp"},
+        {"{\"dtype\": \"bf16\", \"reduce-dtype\": \"bf16\", \"strategy\": \"zero1\", "
+         "\"offload-optimizer\": \"cpu\"}",
+         "zero2 and zero3"},
         {"{\"optim\": {\"schedule\": \"cosin\"}}", "\"cosine\""},
         {"{\"ranks\": 4}", "rank 0 of a world of 1"},
         {"{\"device\": \"abacus\"}", "abacus"},
