@@ -187,6 +187,9 @@ run_engine(const ew_job *job, shl_device *d, shl_comm *comm, int rank)
     job->r->host[slot] = *shl_ledger_get(d->ledger, SHL_TIER_HOST);
     job->r->pinned_peak[slot] = d->pinned_peak_bytes;
     job->r->trace_hash[slot] = shl_ledger_trace_hash(d->ledger);
+    for (int t = 0; t < SHL_TIER_COUNT; ++t) {
+        job->r->reserved[slot][t] = shl_device_reserved_bytes(d, (shl_tier)t);
+    }
     if (slot == 0) {
         shl_engine_info_get(e, &job->r->info);
     }
@@ -211,13 +214,14 @@ rank_main(shl_world *w, void *arg)
     const ew_config *c = job->c;
     bool is_virtual = strcmp(c->device, "virtual") == 0;
     int rank = is_virtual ? c->virtual_rank : shl_world_rank(w);
-    const char *several = strcmp(c->device, "cuda") == 0 ? "local" : "shm";
-    const char *transport = c->ranks > 1 ? several : "self";
+    const char *target = is_virtual && c->as != NULL ? c->as : is_virtual ? "cpu" : c->device;
+    const char *between = strcmp(target, "cuda") == 0 ? "local" : "shm";
+    const char *transport = c->ranks > 1 ? between : "self";
     shl_device *d = NULL;
     shl_comm *comm = NULL;
     shl_code code;
     shl_device_config dc = {.kind = c->device,
-                            .stands_for = is_virtual ? "cpu" : NULL,
+                            .stands_for = is_virtual ? target : NULL,
                             .rank = rank,
                             .threads = c->threads,
                             .limit_bytes = {c->device_memory, c->host_memory, 0},

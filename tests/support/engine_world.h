@@ -16,7 +16,8 @@ typedef struct ew_config {
     shl_engine_config engine;
     int ranks, threads, steps;
     const char
-        *device; /* "cpu", "cuda" (ranks share a card), "virtual" (one rank of `ranks` is run) */
+        *device;    /* "cpu", "cuda" (ranks share a card), "virtual" (one rank of `ranks` is run) */
+    const char *as; /* what virtual stands for; NULL: cpu */
     int virtual_rank;
     size_t device_memory, host_memory; /* limits per rank; 0 none */
     size_t pin_limit;
@@ -54,7 +55,8 @@ typedef struct ew_result {
     shl_ledger_tier device[EW_MAX_RANKS]; /* per rank; [0] on virtual */
     shl_ledger_tier host[EW_MAX_RANKS];
     size_t pinned_peak[EW_MAX_RANKS];
-    int64_t moved[EW_MAX_RANKS][SHL_MOVE_COUNT]; /* by the steps */
+    int64_t moved[EW_MAX_RANKS][SHL_MOVE_COUNT];   /* by the steps */
+    size_t reserved[EW_MAX_RANKS][SHL_TIER_COUNT]; /* by the arenas, after the last step */
     uint64_t trace_hash[EW_MAX_RANKS];
     shl_comm_stats comm[EW_MAX_RANKS]; /* of all steps, engine open not included */
     shl_engine_info info;

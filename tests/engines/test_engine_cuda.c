@@ -1,0 +1,114 @@
+/* tests/engines: every engine on the cuda device (its object emulated) against the cpu's losses, against
+ * the virtual device that stands for it, and against itself. */
+#include "tests/support/engine_twin.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "kernels/base/option.h"
+
+static void
+expect_near_cpu(const ew_config *cuda, const ew_result *got, double allowed)
+{
+    char label[ET_LABEL_BYTES];
+    ew_config c = *cuda;
+    ew_result cpu;
+    c.device = "cpu";
+    et_label(cuda, label, sizeof(label));
+    et_run(&c, &cpu);
+    for (int i = 0; i < c.steps; ++i) {
+        double a = got->reports[i].loss, b = cpu.reports[i].loss;
+        double x = got->reports[i].grad_norm, y = cpu.reports[i].grad_norm;
+        if (!(fabs(a - b) <= allowed * fabs(b)) || !(fabs(x - y) <= 10.0 * allowed * fabs(y))) {
+            fail_msg("%s: step %d: loss %.9g, cpu %.9g; norm %.9g, cpu %.9g", label, i + 1, a, b, x,
+                     y);
+        }
+    }
+}
+
+/* Peaks by tag, order of events, collectives and what the arenas took. */
+static void
+expect_planned(const ew_config *c, const ew_result *got)
+{
+    for (int rank = 0; rank < c->ranks; ++rank) {
+        ew_config v = *c;
+        ew_result virt;
+        v.as = "cuda";
+        et_expect_twin(&v, got, rank, &virt);
+        assert_memory_equal(virt.reserved[0], got->reserved[rank], sizeof(virt.reserved[0]));
+    }
+}
+
+static void
+try_run(ew_config *c, double allowed)
+{
+    ew_result got, again;
+    c->device = "cuda";
+    et_run(c, &got);
+    et_run(c, &again);
+    et_expect_same_bits(c, &got, &again);
+    expect_planned(c, &got);
+    expect_near_cpu(c, &got, allowed);
+}
+
+static void
+small(ew_config *c, shl_strategy s, int ranks)
+{
+    ew_config_init(c, s, ranks);
+    c->model.layers = 2;
+    c->steps = 2;
+    c->engine.optim.clip = 0.5;
+}
+
+static void
+test_engine_cuda_alone_follows_the_cpu(void **state)
+{
+    (void)state;
+    for (int s = 0; s < SHL_STRATEGY_COUNT; ++s) {
+        ew_config c;
+        small(&c, (shl_strategy)s, 1);
+        c.engine.accum = 1 + s % 2;
+        try_run(&c, 1e-4);
+    }
+}
+
+static void
+test_engine_cuda_of_two_ranks_follows_the_cpu(void **state)
+{
+    (void)state;
+    for (int s = 0; s < SHL_STRATEGY_COUNT; ++s) {
+        ew_config c;
+        small(&c, (shl_strategy)s, 2);
+        c.engine.prefetch = s % 3;
+        try_run(&c, 1e-4);
+    }
+}
+
+static void
+test_engine_cuda_runs_a_llama_in_bf16(void **state)
+{
+    ew_config c;
+    (void)state;
+    small(&c, SHL_ZERO3, 1);
+    ew_config_llama(&c);
+    c.model.layers = 2;
+    et_set_policy(&c, SHL_BF16);
+    try_run(&c, 2e-2);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_engine_cuda_alone_follows_the_cpu),
+        cmocka_unit_test(test_engine_cuda_of_two_ranks_follows_the_cpu),
+        cmocka_unit_test(test_engine_cuda_runs_a_llama_in_bf16),
+    };
+    return cmocka_run_group_tests_name("engine_cuda", tests, NULL, NULL);
+}
