@@ -3,10 +3,8 @@
 #ifndef SHL_CPU_CPU_TABLE_H
 #define SHL_CPU_CPU_TABLE_H
 
+#include "kernels/device/device_registry.h" /* shl_cpu_op_table: the best set of this CPU */
 #include "kernels/ops/ops.h"
-
-/* The table for this CPU; static storage. Local, any thread. */
-const shl_op_table *shl_cpu_op_table(void);
 
 /* The table of one instruction set ("base", "avx2", "avx512"); NULL when the name is unknown or
  * this CPU lacks it. For tests. */

@@ -114,11 +114,29 @@ cuda_copy(shl_device *d, void *dst, const void *src, size_t bytes, shl_stream *s
     return shl_cuda_check(table, table->copy(dst, src, bytes, stream), "a copy was not queued");
 }
 
+typedef struct host_fill {
+    void *dst;
+    int byte;
+    size_t bytes;
+} host_fill;
+
+static shl_code
+run_host_fill(void *arg)
+{
+    const host_fill *f = arg;
+    memset(f->dst, f->byte, f->bytes);
+    return SHL_OK;
+}
+
 static shl_code
 cuda_fill(shl_device *d, void *dst, int byte, size_t bytes, shl_stream *s)
 {
     const shl_cuda_backend *table = cuda_of(d)->table;
     void *stream = NULL;
+    if (shl_cuda_is_host(d, dst)) {
+        host_fill f = {dst, byte, bytes};
+        return shl_cuda_submit(d, s, run_host_fill, &f, sizeof(f), 0);
+    }
     SHL_TRY(shl_cuda_begin(s, &stream));
     return shl_cuda_check(table, table->fill(dst, byte, bytes, stream), "a fill was not queued");
 }

@@ -82,6 +82,7 @@ typedef struct cuda_impl {
     void *pool;                          /* workspace of libraries: a range of its own */
     size_t pool_range_bytes, pool_bytes; /* reserved, mapped */
     uint32_t *faults;
+    void *norm_words; /* page-locked: a norm over host memory, on its way */
 } cuda_impl;
 
 static inline cuda_impl *
@@ -123,6 +124,12 @@ size_t shl_cuda_reserved_bytes(const shl_device *d, shl_tier tier);
 shl_code shl_cuda_pin(shl_device *d, void *data, size_t bytes) SHL_MUST_USE;
 /* Whether an address is host memory of this device. */
 bool shl_cuda_is_host(const shl_device *d, const void *data);
+
+/* cuda_host_ops.c: whether an op's tensors lie in host memory. Errors: SHL_E_BUG when only some do. */
+shl_code shl_cuda_side(const shl_device *d, shl_op op, const void *args,
+                       bool *on_host) SHL_MUST_USE;
+/* Runs such an op by the host's kernels, in the order of s. */
+shl_code shl_cuda_host_op(shl_op op, shl_stream *s, const void *args, void *work) SHL_MUST_USE;
 
 /* cuda_ops.c */
 extern const shl_op_table shl_cuda_op_table;

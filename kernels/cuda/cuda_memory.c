@@ -117,7 +117,8 @@ open_fixed(cuda_impl *c)
                            "no memory for the words of faults"));
     c->faults = words;
     memset(c->faults, 0, SHL_CUDA_FAULT_COUNT * sizeof(*c->faults));
-    return SHL_OK;
+    return shl_cuda_check(c->table, c->table->host_take(2 * sizeof(int64_t), &c->norm_words),
+                          "no memory for the words of norms");
 }
 
 static void
@@ -157,6 +158,9 @@ shl_cuda_memory_close(shl_device *d)
     }
     if (c->faults != NULL) {
         (void)c->table->host_give(c->faults);
+    }
+    if (c->norm_words != NULL) {
+        (void)c->table->host_give(c->norm_words);
     }
 }
 

@@ -22,6 +22,11 @@ launch(shl_op op, shl_stream *s, const void *args, void *work)
                          .info = &c->info,
                          .choice = {.tf32 = s->device->config.tf32,
                                     .fused_attention = s->device->config.fused_attention}};
+    bool on_host = false;
+    SHL_TRY(shl_cuda_side(s->device, op, args, &on_host));
+    if (on_host) {
+        return shl_cuda_host_op(op, s, args, work);
+    }
     if (fn == NULL) {
         return missing(c, op);
     }

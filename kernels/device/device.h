@@ -156,6 +156,8 @@ struct shl_stream {
 struct shl_device {
     const shl_device_ops *ops;
     const struct shl_op_table *op_table; /* kernels/ops */
+    const struct shl_op_table
+        *host_table; /* of the host's processor: for tensors in the host tier */
     shl_device_caps caps;
     shl_device_config config;
     shl_ledger *ledger; /* owned */
