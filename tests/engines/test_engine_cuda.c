@@ -102,13 +102,36 @@ test_engine_cuda_runs_a_llama_in_bf16(void **state)
     try_run(&c, 2e-2);
 }
 
+/* Master weights, moments and gradients in host memory: updated there, by the host's kernels. */
+static void
+test_engine_cuda_updates_in_host_memory(void **state)
+{
+    (void)state;
+    for (int bf16 = 0; bf16 < 2; ++bf16) {
+        ew_config c;
+        small(&c, SHL_ZERO3, 1);
+        c.engine.offload.optimizer = SHL_OFFLOAD_HOST;
+        c.engine.offload.param = bf16 != 0 ? SHL_OFFLOAD_HOST : SHL_OFFLOAD_NONE;
+        c.engine.offload.ratio = 1.0;
+        c.engine.offload.sub_group_elems = 777;
+        c.engine.offload.pin = bf16 != 0;
+        if (bf16 != 0) {
+            et_set_policy(&c, SHL_BF16);
+        }
+        try_run(&c, bf16 != 0 ? 2e-2 : 1e-4);
+    }
+}
+
+/* The host touches no device memory: in this process it cannot. */
 int
 main(void)
 {
+    setenv("SHL_EMULATED_STRICT", "1", 1);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_engine_cuda_alone_follows_the_cpu),
         cmocka_unit_test(test_engine_cuda_of_two_ranks_follows_the_cpu),
         cmocka_unit_test(test_engine_cuda_runs_a_llama_in_bf16),
+        cmocka_unit_test(test_engine_cuda_updates_in_host_memory),
     };
     return cmocka_run_group_tests_name("engine_cuda", tests, NULL, NULL);
 }

@@ -26,6 +26,37 @@ const int E_INVALID = 1, E_MEMORY = 2, E_DRIVER = 35, E_DEVICE = 101;
 std::recursive_mutex lock;
 size_t mapped_bytes;
 
+// Ranges of device memory. With SHL_EMULATED_STRICT the host reaches none of it: only queued work does.
+struct range {
+    char *base;
+    size_t mapped;
+};
+std::vector<range> ranges;
+int running; // depth of run_until
+
+bool
+is_strict()
+{
+    static const bool strict = std::getenv("SHL_EMULATED_STRICT") != nullptr;
+    return strict;
+}
+
+void
+let_in(const range &r)
+{
+    if (is_strict() && r.mapped > 0) {
+        mprotect(r.base, r.mapped, running > 0 ? PROT_READ | PROT_WRITE : PROT_NONE);
+    }
+}
+
+void
+let_all_in()
+{
+    for (const range &r : ranges) {
+        let_in(r);
+    }
+}
+
 int64_t
 now_ns()
 {
@@ -124,7 +155,12 @@ reserve(int, size_t bytes, void **base, size_t *granule_bytes)
 {
     *base = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     *granule_bytes = GRANULE_BYTES;
-    return *base == MAP_FAILED ? E_MEMORY : 0;
+    if (*base == MAP_FAILED) {
+        return E_MEMORY;
+    }
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    ranges.push_back({static_cast<char *>(*base), 0});
+    return 0;
 }
 
 int
@@ -141,6 +177,12 @@ map(int, void *base, size_t from, size_t to)
         return E_MEMORY;
     }
     mapped_bytes += to - from;
+    for (range &r : ranges) {
+        if (r.base == base) {
+            r.mapped = to;
+            let_in(r);
+        }
+    }
     return 0;
 }
 
@@ -149,6 +191,12 @@ unreserve(void *base, size_t bytes, size_t mapped)
 {
     std::lock_guard<std::recursive_mutex> hold(lock);
     mapped_bytes -= mapped;
+    for (size_t i = 0; i < ranges.size(); i++) {
+        if (ranges[i].base == base) {
+            ranges.erase(ranges.begin() + static_cast<long>(i));
+            break;
+        }
+    }
     return munmap(base, bytes) == 0 ? 0 : E_INVALID;
 }
 
@@ -374,11 +422,19 @@ enqueue(stream *s, std::function<void()> work)
 void
 run_until(stream *s, uint64_t place)
 {
+    if (s->done < place && running++ == 0) {
+        let_all_in();
+    } else if (s->done >= place) {
+        return;
+    }
     while (s->done < place) {
         std::function<void()> work = std::move(s->queue.front());
         s->queue.pop_front();
         s->done++;
         work();
+    }
+    if (--running == 0) {
+        let_all_in();
     }
 }
 

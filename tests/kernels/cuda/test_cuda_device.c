@@ -1,0 +1,319 @@
+/* tests/kernels/cuda: the cuda device on the emulated object, whose streams run only when somebody waits:
+ * order of work, addresses that are given out again, faults of data, failures, memory. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/base/heap.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_pending.h"
+
+#define BYTES ((size_t)4096)
+
+static shl_device *
+open_device(void)
+{
+    shl_device_config cfg = {.kind = "cuda", .threads = 1};
+    shl_device *d = NULL;
+    assert_int_equal(shl_device_open(&cfg, &d), SHL_OK);
+    return d;
+}
+
+static void
+take(shl_device *d, size_t bytes, shl_tier tier, shl_buf *out)
+{
+    assert_int_equal(shl_device_alloc(d, bytes, tier, SHL_TAG_ACT, 0, "test", out), SHL_OK);
+}
+
+static unsigned char
+last_byte(shl_device *d, const shl_buf *b)
+{
+    unsigned char got = 0;
+    assert_int_equal(shl_device_download(d, &got, (char *)b->data + b->bytes - 1, 1), SHL_OK);
+    return got;
+}
+
+/* Two streams know nothing of each other without an event: the emulation shows what waits and what not. */
+static void
+test_cuda_streams_are_ordered_by_events(void **state)
+{
+    shl_device *d = open_device();
+    shl_stream *comm = shl_device_stream(d, SHL_STREAM_COMM);
+    shl_stream *copy = shl_device_stream(d, SHL_STREAM_TO_HOST);
+    shl_event ev;
+    shl_buf a, b;
+    (void)state;
+    take(d, BYTES, SHL_TIER_DEVICE, &a);
+    take(d, BYTES, SHL_TIER_DEVICE, &b);
+    for (int turn = 1; turn < 300; turn++) { /* more than the ring of events holds */
+        assert_int_equal(shl_device_fill(d, a.data, turn, BYTES, comm), SHL_OK);
+        assert_int_equal(shl_stream_record(comm, &ev), SHL_OK);
+        assert_int_equal(shl_stream_wait(copy, ev), SHL_OK);
+        assert_int_equal(shl_device_copy(d, b.data, a.data, BYTES, copy), SHL_OK);
+        assert_int_equal(shl_stream_record(copy, &ev), SHL_OK);
+        assert_int_equal(shl_stream_wait(comm, ev), SHL_OK);
+        assert_int_equal(shl_stream_wait(shl_device_stream(d, SHL_STREAM_COMPUTE), ev), SHL_OK);
+        if (turn % 97 == 0) {
+            assert_int_equal(last_byte(d, &b), turn % 256);
+        }
+    }
+    shl_device_free(d, &a);
+    shl_device_free(d, &b);
+    assert_int_equal(shl_device_close(&d), SHL_OK);
+}
+
+/* The old owner's work is queued, not done, when the next one gets the address: on another stream too. */
+static void
+test_cuda_addresses_come_back_behind_their_last_use(void **state)
+{
+    (void)state;
+    for (int late = 0; late < 2; late++) {
+        shl_device *d = open_device();
+        shl_stream *comm = shl_device_stream(d, SHL_STREAM_COMM);
+        shl_event ev;
+        shl_buf a, b, kept;
+        take(d, BYTES, SHL_TIER_DEVICE, &kept);
+        take(d, BYTES, SHL_TIER_DEVICE, &a);
+        void *old = a.data;
+        shl_stream *first = late ? comm : NULL, *next = late ? NULL : comm;
+        assert_int_equal(shl_device_fill(d, a.data, 1, BYTES, first), SHL_OK);
+        assert_int_equal(shl_device_copy(d, kept.data, a.data, BYTES, first), SHL_OK);
+        assert_int_equal(
+            shl_stream_record(shl_device_stream(d, first ? SHL_STREAM_COMM : SHL_STREAM_COMPUTE),
+                              &ev),
+            SHL_OK);
+        assert_int_equal(late ? shl_device_free_after(d, &a, ev) : SHL_OK, SHL_OK);
+        shl_device_free(d, &a);
+        take(d, BYTES, SHL_TIER_DEVICE, &b);
+        assert_ptr_equal(b.data, old);
+        assert_int_equal(shl_device_fill(d, b.data, 2, BYTES, next), SHL_OK);
+        /* The new owner's stream comes first; what the old one read must be the old bytes. */
+        assert_int_equal(
+            shl_stream_record(shl_device_stream(d, next ? SHL_STREAM_COMM : SHL_STREAM_COMPUTE),
+                              &ev),
+            SHL_OK);
+        assert_int_equal(shl_event_sync(d, ev), SHL_OK);
+        assert_int_equal(shl_device_sync(d), SHL_OK);
+        assert_int_equal(last_byte(d, &b), 2);
+        assert_int_equal(last_byte(d, &kept), 1);
+        shl_device_free(d, &b);
+        shl_device_free(d, &kept);
+        assert_int_equal(shl_device_close(&d), SHL_OK);
+    }
+}
+
+static void
+test_cuda_pending_ranges_split_and_join(void **state)
+{
+    shl_cuda_pending p = {0};
+    uint64_t one[SHL_STREAM_KIND_COUNT] = {5}, two[SHL_STREAM_KIND_COUNT] = {0, 7};
+    uint64_t need[SHL_STREAM_KIND_COUNT] = {0};
+    (void)state;
+    for (size_t at = 0; at < 400; at += 100) {
+        assert_int_equal(shl_cuda_pending_room(&p), SHL_OK);
+        shl_cuda_pending_take(&p, at, at + 100, need);
+    }
+    assert_int_equal(p.live, 4);
+    shl_cuda_pending_add(&p, 0, 100, one);
+    shl_cuda_pending_add(&p, 200, 300, one);
+    shl_cuda_pending_add(&p, 100, 200, one); /* joins both */
+    shl_cuda_pending_add(&p, 300, 400, two);
+    assert_int_equal(p.n, 2);
+    assert_int_equal(shl_cuda_pending_room(&p), SHL_OK);
+    shl_cuda_pending_take(&p, 120, 140, need); /* out of the middle */
+    assert_int_equal(need[0], 5);
+    assert_int_equal(need[1], 0);
+    assert_int_equal(p.n, 3);
+    assert_int_equal(shl_cuda_pending_room(&p), SHL_OK);
+    shl_cuda_pending_take(&p, 290, 310, need); /* parts of two */
+    assert_int_equal(need[1], 7);
+    assert_int_equal(p.spans[1].end, 290);
+    assert_int_equal(p.spans[2].begin, 310);
+    shl_cuda_pending_fini(&p);
+}
+
+static void
+test_cuda_tells_of_tokens_outside_the_vocabulary(void **state)
+{
+    int32_t token = 9;
+    shl_device *d = open_device();
+    shl_buf tokens, wte, y;
+    (void)state;
+    take(d, sizeof(token), SHL_TIER_DEVICE, &tokens);
+    take(d, 9 * 8 * sizeof(float), SHL_TIER_DEVICE, &wte);
+    take(d, 8 * sizeof(float), SHL_TIER_DEVICE, &y);
+    shl_embedding_args a = {.tokens = shl_tensor_1d(tokens.data, SHL_I32, 1),
+                            .wte = shl_tensor_2d(wte.data, SHL_F32, 9, 8),
+                            .y = shl_tensor_2d(y.data, SHL_F32, 1, 8),
+                            .seq = 1};
+    assert_int_equal(shl_device_fill(d, wte.data, 0, wte.bytes, NULL), SHL_OK);
+    assert_int_equal(shl_device_upload(d, tokens.data, &token, sizeof(token)), SHL_OK);
+    shl_stream *s = shl_device_stream(d, SHL_STREAM_COMPUTE);
+    assert_int_equal(shl_op_embedding_forward(s, &a), SHL_OK);
+    assert_int_equal(shl_device_sync(d), SHL_E_CONFIG);
+    assert_non_null(strstr(shl_err_get()->what, "embedding_forward: a token"));
+    assert_int_equal(shl_device_sync(d), SHL_OK); /* told once */
+    shl_device_free(d, &tokens);
+    shl_device_free(d, &wte);
+    shl_device_free(d, &y);
+    assert_int_equal(shl_device_close(&d), SHL_OK);
+}
+
+static shl_code
+go_wrong(void *arg)
+{
+    return SHL_RAISE(SHL_E_PEER, "call %d failed", *(const int *)arg);
+}
+
+static shl_code
+count(void *arg)
+{
+    (**(int **)arg)++;
+    return SHL_OK;
+}
+
+static void
+test_cuda_failed_calls_stick_and_cross_streams(void **state)
+{
+    int n = 0, *counter = &n, which = 2;
+    shl_device *d = open_device();
+    shl_stream *comm = shl_device_stream(d, SHL_STREAM_COMM);
+    shl_stream *copy = shl_device_stream(d, SHL_STREAM_TO_HOST);
+    shl_event before, behind, other;
+    (void)state;
+    for (int i = 0; i < 200; i++) { /* more than are in flight at once */
+        assert_int_equal(shl_stream_submit(comm, count, &counter, sizeof(counter), 0), SHL_OK);
+    }
+    assert_int_equal(shl_stream_record(comm, &before), SHL_OK);
+    assert_int_equal(shl_stream_submit(comm, go_wrong, &which, sizeof(which), 0), SHL_OK);
+    assert_int_equal(shl_stream_submit(comm, count, &counter, sizeof(counter), 0), SHL_OK);
+    assert_int_equal(shl_stream_record(comm, &behind), SHL_OK);
+    assert_int_equal(shl_stream_wait(copy, behind), SHL_OK);
+    assert_int_equal(shl_stream_record(copy, &other), SHL_OK);
+    assert_int_equal(shl_event_sync(d, other), SHL_E_PEER);
+    assert_string_equal(shl_err_get()->what, "call 2 failed");
+    assert_int_equal(shl_event_sync(d, before), SHL_OK);
+    assert_int_equal(n, 200);
+    assert_int_equal(shl_event_sync(d, behind), SHL_E_PEER);
+    assert_int_equal(shl_device_close(&d), SHL_OK);
+}
+
+static void
+test_cuda_runs_out_of_memory_as_an_error(void **state)
+{
+    shl_device_memory m;
+    shl_buf a, b;
+    (void)state;
+    setenv("SHL_EMULATED_MEMORY", "100663296", 1); /* 96 MiB, 32 of them the libraries' */
+    shl_device *d = open_device();
+    take(d, (size_t)40 << 20, SHL_TIER_DEVICE, &a);
+    assert_int_equal(
+        shl_device_alloc(d, (size_t)40 << 20, SHL_TIER_DEVICE, SHL_TAG_PARAM, 0, "wte", &b),
+        SHL_E_OOM);
+    assert_non_null(strstr(shl_err_get()->what, "wte asked for 41943040 bytes of param"));
+    assert_non_null(
+        strstr(shl_err_get()->because, "the driver has 25165824 of 100663296 bytes free"));
+    take(d, (size_t)20 << 20, SHL_TIER_DEVICE, &b);
+    /* The driver's account and ours: nothing is left unexplained. */
+    assert_int_equal(shl_device_memory_get(d, &m), SHL_OK);
+    assert_int_equal(m.reserved_bytes, (size_t)60 << 20);
+    assert_int_equal(m.used_bytes, m.base_bytes + m.reserved_bytes + m.pool_bytes);
+    shl_device_free(d, &a);
+    shl_device_free(d, &b);
+    assert_int_equal(shl_device_close(&d), SHL_OK);
+    unsetenv("SHL_EMULATED_MEMORY");
+}
+
+static void
+test_cuda_works_on_host_memory(void **state)
+{
+    shl_device *d = open_device();
+    shl_stream *s = shl_device_stream(d, SHL_STREAM_COMPUTE);
+    shl_buf x, y;
+    float got[3];
+    (void)state;
+    assert_int_equal(shl_device_alloc(d, 12, SHL_TIER_HOST, SHL_TAG_OPTIM, SHL_MEM_PIN, "m", &x),
+                     SHL_OK);
+    take(d, 12, SHL_TIER_DEVICE, &y);
+    shl_init_args init = {.dst = shl_tensor_1d(x.data, SHL_F32, 3), .value = 2.0};
+    shl_scale_args scale = {shl_tensor_1d(x.data, SHL_F32, 3), 1.5f};
+    assert_int_equal(shl_op_init(s, &init), SHL_OK);
+    assert_int_equal(shl_op_scale(s, &scale), SHL_OK);
+    assert_int_equal(shl_device_copy(d, y.data, x.data, 12, s), SHL_OK);
+    assert_int_equal(shl_device_download(d, got, y.data, 12), SHL_OK);
+    assert_true(got[0] == 3.0f && got[2] == 3.0f);
+    /* Not with one foot on each side. */
+    shl_tensor far = shl_tensor_1d(x.data, SHL_F32, 3), near = shl_tensor_1d(y.data, SHL_BF16, 3);
+    assert_int_equal(shl_op_cast(s, &near, &far), SHL_E_BUG);
+    shl_device_free(d, &x);
+    shl_device_free(d, &y);
+    assert_int_equal(shl_device_close(&d), SHL_OK);
+}
+
+static void
+test_cuda_refuses_with_reasons(void **state)
+{
+    shl_device *d = NULL;
+    shl_device_config cfg = {.kind = "cuda", .threads = 1, .index = 7};
+    (void)state;
+    assert_int_equal(shl_device_open(&cfg, &d), SHL_E_USAGE);
+    assert_string_equal(shl_err_get()->what, "there is no CUDA device number 7");
+    cfg.index = 0;
+    cfg.link_bytes_per_s = 1e9;
+    assert_int_equal(shl_device_open(&cfg, &d), SHL_E_USAGE);
+    cfg.link_bytes_per_s = 0.0;
+    char *object = NULL;
+    assert_int_equal(shl_heap_strdup(getenv("SHL_CUDA_OBJECT"), &object), SHL_OK);
+    setenv("SHL_CUDA_OBJECT", "/proc/self/status", 1); /* no library */
+    assert_int_equal(shl_device_open(&cfg, &d), SHL_E_SYSTEM);
+    assert_non_null(strstr(shl_err_get()->what, "/proc/self/status"));
+    setenv("SHL_CUDA_OBJECT", object, 1);
+    shl_heap_free(&object);
+}
+
+/* Every heap allocation of a device's life fails in turn. */
+static void
+test_cuda_survives_a_full_heap(void **state)
+{
+    int64_t blocks = shl_heap_live_blocks(), n = 0;
+    shl_code code = SHL_E_HEAP;
+    (void)state;
+    while (code != SHL_OK) {
+        shl_device_config cfg = {.kind = "cuda", .threads = 1};
+        shl_device *d = NULL;
+        shl_buf a = {0};
+        shl_heap_fail_at(++n);
+        code = shl_device_open(&cfg, &d);
+        if (code == SHL_OK) {
+            code = shl_device_alloc(d, 256, SHL_TIER_DEVICE, SHL_TAG_ACT, 0, "h", &a);
+            shl_device_free(d, &a);
+            assert_int_equal(shl_device_close(&d), SHL_OK);
+        }
+        shl_heap_fail_at(-1);
+        assert_true(code == SHL_OK || code == SHL_E_HEAP);
+        assert_int_equal(shl_heap_live_blocks(), blocks);
+    }
+    assert_true(n > 5);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cuda_streams_are_ordered_by_events),
+        cmocka_unit_test(test_cuda_addresses_come_back_behind_their_last_use),
+        cmocka_unit_test(test_cuda_pending_ranges_split_and_join),
+        cmocka_unit_test(test_cuda_tells_of_tokens_outside_the_vocabulary),
+        cmocka_unit_test(test_cuda_failed_calls_stick_and_cross_streams),
+        cmocka_unit_test(test_cuda_runs_out_of_memory_as_an_error),
+        cmocka_unit_test(test_cuda_works_on_host_memory),
+        cmocka_unit_test(test_cuda_refuses_with_reasons),
+        cmocka_unit_test(test_cuda_survives_a_full_heap),
+    };
+    return cmocka_run_group_tests_name("cuda_device", tests, NULL, NULL);
+}
