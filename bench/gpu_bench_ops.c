@@ -59,11 +59,12 @@ time_case(shl_gpu_bench *b, shl_device *d, const shl_op_case *c, double *ns, shl
     return code;
 }
 
+/* fused: attention by the library. */
 static shl_code
-open_device(const shl_gpu_bench *b, shl_device **out)
+open_device(const shl_gpu_bench *b, bool fused, shl_device **out)
 {
     shl_device_config config = {.kind = b->device, .threads = (int)b->threads, .tf32 = b->tf32};
-    config.fused_attention = b->attention[0] == 'c';
+    config.fused_attention = fused;
     return shl_device_open(&config, out);
 }
 
@@ -116,7 +117,7 @@ shl_gpu_bench_limits(shl_gpu_bench *b)
     shl_device *d = NULL;
     double ns = 0.0;
     shl_cost cost = {0.0, 0.0};
-    SHL_TRY(open_device(b, &d));
+    SHL_TRY(open_device(b, false, &d));
     shl_code code = time_case(b, d, &products[b->quick], &ns, &cost);
     if (code == SHL_OK) {
         b->flops_per_s = cost.flops * 1e9 / ns;
@@ -205,34 +206,49 @@ shrunk(const shl_op_case *c)
     return small;
 }
 
+static shl_code
+tell_kernel(shl_gpu_bench *b, shl_device *d, const char *name, const kernel_case *k)
+{
+    shl_op_case c = b->quick ? shrunk(&k->c) : k->c;
+    double ns = 0.0;
+    shl_cost cost = {0.0, 0.0};
+    if (time_case(b, d, &c, &ns, &cost) != SHL_OK) {
+        return shl_gpu_bench_miss(b, name, k->wanted, NULL);
+    }
+    double by_flops = has_products(c.op) ? cost.flops * 1e9 / b->flops_per_s : 0.0;
+    double by_bytes = cost.bytes * 1e9 / b->bytes_per_s;
+    bool is_product = by_flops > by_bytes;
+    shl_gpu_row row = {.name = name,
+                       .what = is_product ? "FLOPs / large product" : "bytes / large copy",
+                       .unit = is_product ? "TFLOP/s" : "GB/s",
+                       .value = is_product ? cost.flops * 1e-3 / ns : cost.bytes / ns,
+                       .limit = is_product ? b->flops_per_s * 1e-12 : b->bytes_per_s * 1e-9,
+                       .ratio = fmax(by_flops, by_bytes) / ns,
+                       .wanted = k->wanted};
+    return shl_gpu_bench_tell(
+        b, &row,
+        json_pack("{sf sf sf}", "us", ns * 1e-3, "flops", cost.flops, "bytes", cost.bytes));
+}
+
+/* Every kernel on the device as it is; then attention by the library, beside ours. */
 shl_code
 shl_gpu_bench_kernels(shl_gpu_bench *b)
 {
-    shl_device *d = NULL;
-    shl_code code = SHL_OK;
-    SHL_TRY(open_device(b, &d));
-    for (size_t i = 0; i < SHL_ARRAY_LEN(kernels) && code == SHL_OK; i++) {
-        shl_op_case c = b->quick ? shrunk(&kernels[i].c) : kernels[i].c;
-        double ns = 0.0;
-        shl_cost cost = {0.0, 0.0};
-        if (time_case(b, d, &c, &ns, &cost) != SHL_OK) {
-            code = shl_gpu_bench_miss(b, c.name, kernels[i].wanted, NULL);
-            continue;
+    for (int fused = 0; fused < 2; fused++) {
+        shl_device *d = NULL;
+        shl_code code = SHL_OK;
+        SHL_TRY(open_device(b, fused == 1, &d));
+        for (size_t i = 0; i < SHL_ARRAY_LEN(kernels) && code == SHL_OK; i++) {
+            const kernel_case *k = &kernels[i];
+            if (fused == 0) {
+                code = tell_kernel(b, d, k->c.name, k);
+            } else if (k->c.op == SHL_OP_ATTENTION_FORWARD && b->card_bytes > 0) {
+                code = tell_kernel(b, d, "attention, library", k);
+            }
         }
-        double by_flops = has_products(c.op) ? cost.flops * 1e9 / b->flops_per_s : 0.0;
-        double by_bytes = cost.bytes * 1e9 / b->bytes_per_s;
-        bool is_product = by_flops > by_bytes;
-        shl_gpu_row row = {.name = c.name,
-                           .what = is_product ? "FLOPs / large product" : "bytes / large copy",
-                           .unit = is_product ? "TFLOP/s" : "GB/s",
-                           .value = is_product ? cost.flops * 1e-3 / ns : cost.bytes / ns,
-                           .limit = is_product ? b->flops_per_s * 1e-12 : b->bytes_per_s * 1e-9,
-                           .ratio = fmax(by_flops, by_bytes) / ns,
-                           .wanted = kernels[i].wanted};
-        code = shl_gpu_bench_tell(
-            b, &row,
-            json_pack("{sf sf sf}", "us", ns * 1e-3, "flops", cost.flops, "bytes", cost.bytes));
+        shl_code closed = shl_device_close(&d);
+        SHL_TRY(code);
+        SHL_TRY(closed);
     }
-    shl_code closed = shl_device_close(&d);
-    return code != SHL_OK ? code : closed;
+    return SHL_OK;
 }

@@ -242,6 +242,10 @@ shl_gpu_bench_models(shl_gpu_bench *b)
         shl_session_config c;
         shl_session_result r = {0};
         watcher w;
+        if (shl_gpu_is_late(&b->report)) {
+            SHL_TRY(shl_gpu_bench_miss(b, models[i].model, models[i].wanted, "the time is over"));
+            continue;
+        }
         configure(b, models[i].model, 32, &c);
         shl_code code = choose_batch(b, &c);
         watch_begin(b, &w);

@@ -78,6 +78,19 @@ typedef struct tally {
     char why[512];
 } tally;
 
+/* The thread's error: a device without the kernel says so with SHL_E_USAGE. */
+static void
+note_failure(tally *t)
+{
+    const shl_err *e = shl_err_get();
+    t->missing = e->code == SHL_E_USAGE;
+    t->failed++;
+    if (t->why[0] == '\0') {
+        shl_strf(t->why, sizeof(t->why), "%s; %s", e->what, e->because);
+    }
+    shl_err_clear();
+}
+
 /* Every case of an op; with quick the first of each type. */
 static void
 run_op(const shl_gpu_check *k, shl_device *d, shl_op op, tally *t)
@@ -97,15 +110,49 @@ run_op(const shl_gpu_check *k, shl_device *d, shl_op op, tally *t)
         }
         t->cases[type]++;
         if (code != SHL_OK) {
-            t->missing = code == SHL_E_USAGE;
-            t->failed++;
-            if (t->why[0] == '\0') {
-                shl_strf(t->why, sizeof(t->why), "%s; %s", shl_err_get()->what,
-                         shl_err_get()->because);
-            }
-            shl_err_clear();
+            note_failure(t);
         }
     }
+}
+
+static shl_code
+tell_op(shl_gpu_check *k, const char *name, const tally *t)
+{
+    int all = t->cases[TYPE_F32] + t->cases[TYPE_BF16] + t->cases[TYPE_F16];
+    if (t->failed == 0) {
+        return shl_gpu_tell(&k->report, name, SHL_GPU_PASSED,
+                            "%d fp32, %d bf16, %d fp16 cases; worst %.2f of what is allowed; "
+                            "repeats bit by bit",
+                            t->cases[TYPE_F32], t->cases[TYPE_BF16], t->cases[TYPE_F16], t->worst);
+    }
+    return shl_gpu_tell(&k->report, name, t->missing ? SHL_GPU_NOT_POSSIBLE : SHL_GPU_FAILED,
+                        "%d of %d cases: %s", t->failed, all, t->why);
+}
+
+/* The library's attention, which nobody gets without asking, in shapes that it takes: heads of whole packs. */
+static shl_code
+check_fused(shl_gpu_check *k)
+{
+    static const shl_op_case cases[] = {
+        {"attention", SHL_OP_ATTENTION_FORWARD, {1, 24, 2, 2, 16}, SHL_CASE_BF16},
+        {"attention, tiles", SHL_OP_ATTENTION_FORWARD, {2, 301, 3, 3, 64}, SHL_CASE_BF16},
+        {"attention, grouped", SHL_OP_ATTENTION_FORWARD, {1, 150, 4, 2, 64}, SHL_CASE_BF16},
+        {"attention, wide", SHL_OP_ATTENTION_FORWARD, {1, 130, 2, 2, 128}, SHL_CASE_BF16}};
+    shl_device_config config = {.kind = k->device, .threads = 1, .fused_attention = true};
+    shl_device *d = NULL;
+    tally t = {.failed = 0};
+    if (shl_device_open(&config, &d) != SHL_OK) {
+        return shl_gpu_tell_error(&k->report, "attention_by_library");
+    }
+    for (size_t i = 0; i < SHL_ARRAY_LEN(cases) && (i == 0 || !k->quick); i++) {
+        t.cases[TYPE_BF16]++;
+        if (run_case(d, &cases[i], 0, &t.worst) != SHL_OK) {
+            note_failure(&t);
+        }
+    }
+    shl_code code = tell_op(k, "attention_by_library", &t);
+    shl_code closed = shl_device_close(&d);
+    return code != SHL_OK ? code : closed;
 }
 
 shl_code
@@ -120,22 +167,11 @@ shl_gpu_check_ops(shl_gpu_check *k)
     for (int op = 0; op < SHL_OP_COUNT && code == SHL_OK; op++) {
         tally t = {.failed = 0};
         run_op(k, d, (shl_op)op, &t);
-        int all = t.cases[TYPE_F32] + t.cases[TYPE_BF16] + t.cases[TYPE_F16];
-        shl_gpu_verdict v = t.missing       ? SHL_GPU_NOT_POSSIBLE
-                            : t.failed != 0 ? SHL_GPU_FAILED
-                                            : SHL_GPU_PASSED;
-        if (v == SHL_GPU_PASSED) {
-            code = shl_gpu_tell(&k->report, shl_op_name((shl_op)op), v,
-                                "%d fp32, %d bf16, %d fp16 cases; worst %.2f of what is allowed; "
-                                "repeats bit by bit",
-                                t.cases[TYPE_F32], t.cases[TYPE_BF16], t.cases[TYPE_F16], t.worst);
-        } else {
-            code = shl_gpu_tell(&k->report, shl_op_name((shl_op)op), v, "%d of %d cases: %s",
-                                t.failed, all, t.why);
-        }
+        code = tell_op(k, shl_op_name((shl_op)op), &t);
     }
     if (shl_device_close(&d) != SHL_OK && code == SHL_OK) {
         code = shl_gpu_tell_error(&k->report, "close");
     }
-    return code;
+    bool is_card = strcmp(k->device, "cpu") != 0;
+    return code == SHL_OK && is_card ? check_fused(k) : code;
 }

@@ -38,6 +38,9 @@ tell_child(shl_gpu_check *k, const char *name, shl_child *c, const char *no, con
     char why[512];
     shl_gpu_report *r = &k->report;
     c->stop = r->stop;
+    /* The time of the whole run is also that of its children. */
+    double left_s = shl_gpu_left_s(r);
+    c->timeout_ms = (double)c->timeout_ms * 1e-3 < left_s ? c->timeout_ms : (int64_t)(left_s * 1e3);
     if (shl_child_run(c) != SHL_OK) {
         shl_child_fini(c);
         return shl_gpu_tell_error(r, name);
@@ -94,7 +97,7 @@ shl_gpu_check_golden(shl_gpu_check *k)
                                  "no program %s (make tests builds it)", path));
             continue;
         }
-        shl_child c = {.argv = words, .env = env, .timeout_ms = 60000};
+        shl_child c = {.argv = words, .env = env, .timeout_ms = 90000};
         SHL_TRY(tell_child(k, programs[i] + 5, &c, NULL, "values of PyTorch in float64"));
     }
     return SHL_OK;
@@ -122,11 +125,19 @@ check_ranks(shl_gpu_check *k, const char *name, const char *ranks, const char *s
                                           "--strategy",
                                           strategy,
                                           "--layers",
+                                          "1",
+                                          "--width",
+                                          "16",
+                                          "--heads",
                                           "2",
+                                          "--vocab",
+                                          "67",
+                                          "--data",
+                                          "synthetic",
                                           "--batch",
                                           "1",
                                           "--seq",
-                                          "32",
+                                          "8",
                                           "--steps",
                                           "2",
                                           "--timeout",

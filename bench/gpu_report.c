@@ -86,6 +86,13 @@ shl_gpu_is_late(const shl_gpu_report *r)
     return (double)(shl_clock_ns() - r->begin_ns) * 1e-9 > r->budget_s;
 }
 
+double
+shl_gpu_left_s(const shl_gpu_report *r)
+{
+    double left_s = r->budget_s - (double)(shl_clock_ns() - r->begin_ns) * 1e-9;
+    return left_s > 1.0 ? left_s : 1.0;
+}
+
 shl_code
 shl_gpu_write(shl_gpu_report *r, json_t *row)
 {

@@ -48,6 +48,9 @@ shl_code shl_gpu_tell_error(shl_gpu_report *r, const char *name) SHL_MUST_USE;
 struct json_t;
 shl_code shl_gpu_write(shl_gpu_report *r, struct json_t *row) SHL_MUST_USE;
 
+/* Seconds left of the time of the run, 1 at least. */
+double shl_gpu_left_s(const shl_gpu_report *r);
+
 /* Whether the time of the run is over. */
 bool shl_gpu_is_late(const shl_gpu_report *r);
 
