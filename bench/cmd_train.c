@@ -9,6 +9,7 @@
 #include "bench/options.h"
 #include "bench/output.h"
 #include "bench/progress.h"
+#include "engines/comm/launch.h"
 #include "kernels/base/heap.h"
 
 static const shl_option TABLE[] = {
@@ -100,7 +101,7 @@ run_row(const shl_cli *cli, shl_session_config *cfg, int64_t index, shl_output *
     shl_session_result result = {0};
     row_context row = {output, cfg, progress, index * cfg->steps};
     shl_session_sink sink = {.on_step = tell_step, .on_eval = tell_eval, .ctx = &row};
-    if (cfg->processes) {
+    if (cfg->processes && !cfg->world) {
         shl_strf(row_word, sizeof(row_word), "--row=%lld", (long long)index);
         SHL_TRY(rank_command(cli, path, sizeof(path), row_word, &words));
         cfg->rank_argv = words;
@@ -158,35 +159,9 @@ most_ranks(const shl_run_points *points, int *threads)
 }
 
 static shl_code
-run_points(const shl_cli *cli, const shl_run_options *o, const shl_run_points *points)
+show_rows(const shl_cli *cli, const shl_run_options *o, const shl_run_points *points)
 {
     shl_output output;
-    shl_form form;
-    int threads;
-    if (cli->world) {
-        if (o->row < 0 || o->row >= points->n || o->result_fd < 0) {
-            return SHL_RAISE(SHL_E_USAGE, "a rank process without its row");
-        }
-        return shl_session_run_rank(&points->configs[o->row], cli->world, (int)o->result_fd);
-    }
-    SHL_TRY(shl_output_form(o, &form));
-    int ranks = most_ranks(points, &threads);
-    if (strcmp(points->configs[0].device, "virtual") != 0) {
-        SHL_TRY(shl_cli_fit_openmp(cli, ranks, threads));
-    }
-    for (int64_t i = 0; i < points->n; i++) {
-        const shl_session_config *c = &points->configs[i];
-        bool one = c->share_gpu || strcmp(c->comm, "local") == 0;
-        SHL_TRY(shl_gpu_facts_enough(c->device, c->ranks, one));
-    }
-    shl_str mixed = {0};
-    shl_gpu_facts_mixed(points->configs[0].device, ranks, &mixed);
-    shl_cli_note("%s", shl_str_get(&mixed));
-    shl_str_fini(&mixed);
-    /* Behind the new start of the program that the line above may make. */
-    if (points->notes.len > 0) {
-        shl_cli_note("%s", shl_str_get(&points->notes));
-    }
     shl_code code = shl_output_open(o, cli, &output);
     if (code == SHL_OK) {
         code = run_rows(cli, points, &output);
@@ -200,6 +175,101 @@ run_points(const shl_cli *cli, const shl_run_options *o, const shl_run_points *p
     }
     shl_output_close(&output);
     return code;
+}
+
+/* Who started this process as a rank; launcher NULL: nobody. */
+static shl_code
+find_launcher(const shl_run_options *o, const shl_run_points *points, shl_launch *out)
+{
+    const char *launch = shl_choices_launch[o->launch];
+    bool asked = strcmp(launch, "launcher") == 0;
+    memset(out, 0, sizeof(*out));
+    bool may = strcmp(launch, "auto") == 0 && strcmp(points->configs[0].device, "cuda") == 0;
+    if (!asked && !may) {
+        return SHL_OK;
+    }
+    SHL_TRY(shl_launch_find(out));
+    if (asked && !out->launcher) {
+        SHL_RAISE(SHL_E_USAGE, "no launcher has started this process as a rank of several");
+        shl_err_because("the variables of torchrun, mpirun, srun and SHL_RANK are not set");
+        return shl_err_advice("--launch processes, which starts the ranks itself");
+    }
+    if (out->launcher && (points->n != 1 || points->configs[0].ranks != out->ranks)) {
+        SHL_RAISE(SHL_E_USAGE, "%s has started %d ranks", out->launcher, out->ranks);
+        shl_err_because("%lld row%s asked for, of %d ranks", (long long)points->n,
+                        points->n == 1 ? " is" : "s are", points->configs[0].ranks);
+        return shl_err_advice("one row with --ranks %d, or --launch processes", out->ranks);
+    }
+    return SHL_OK;
+}
+
+/* The first rank tells what came of the run; a rank that failed tells that itself. */
+static shl_code
+run_launched(const shl_cli *cli, const shl_run_options *o, const shl_run_points *points,
+             const shl_launch *launch)
+{
+    shl_session_config *cfg = &points->configs[0];
+    shl_session_result result = {0};
+    shl_code code;
+    SHL_TRY(shl_world_meet(launch, cfg->timeout_ms, &cfg->world));
+    if (launch->rank == 0) {
+        code = show_rows(cli, o, points);
+    } else {
+        code = shl_session_run(cfg, NULL, &result);
+        shl_session_result_fini(&result);
+    }
+    shl_err failure = *shl_err_get();
+    bool own = launch->rank == 0 || shl_world_error_is_own(cfg->world);
+    shl_world_leave(&cfg->world, code);
+    if (code != SHL_OK && own) {
+        return shl_err_put(&failure);
+    }
+    shl_err_clear();
+    return code;
+}
+
+/* The cards of this machine are enough for its ranks; mixed ones are told. */
+static shl_code
+check_cards(const shl_run_points *points, int ranks)
+{
+    for (int64_t i = 0; i < points->n; i++) {
+        const shl_session_config *c = &points->configs[i];
+        bool one = c->share_gpu || strcmp(c->comm, "local") == 0;
+        SHL_TRY(shl_gpu_facts_enough(c->device, c->ranks, one));
+    }
+    shl_str mixed = {0};
+    shl_gpu_facts_mixed(points->configs[0].device, ranks, &mixed);
+    shl_cli_note("%s", shl_str_get(&mixed));
+    shl_str_fini(&mixed);
+    return SHL_OK;
+}
+
+static shl_code
+run_points(const shl_cli *cli, const shl_run_options *o, const shl_run_points *points)
+{
+    shl_form form;
+    shl_launch launch;
+    int threads;
+    if (cli->world) {
+        if (o->row < 0 || o->row >= points->n || o->result_fd < 0) {
+            return SHL_RAISE(SHL_E_USAGE, "a rank process without its row");
+        }
+        return shl_session_run_rank(&points->configs[o->row], cli->world, (int)o->result_fd);
+    }
+    SHL_TRY(shl_output_form(o, &form));
+    SHL_TRY(find_launcher(o, points, &launch));
+    int ranks = most_ranks(points, &threads);
+    if (strcmp(points->configs[0].device, "virtual") != 0) {
+        SHL_TRY(shl_cli_fit_openmp(cli, ranks, threads));
+    }
+    if (!launch.launcher) {
+        SHL_TRY(check_cards(points, ranks));
+    }
+    /* Behind the new start of the program that the lines above may make. */
+    if (points->notes.len > 0) {
+        shl_cli_note("%s", shl_str_get(&points->notes));
+    }
+    return launch.launcher ? run_launched(cli, o, points, &launch) : show_rows(cli, o, points);
 }
 
 /* --show-config of the first row; the rest of the run is resolved without the file. */

@@ -22,7 +22,7 @@ const char *const shl_choices_as[] = {"cpu", "cuda", NULL};
 const char *const shl_choices_comm[] = {"auto", "self",         "shm", "local",
                                         "nccl", "nccl-ordered", NULL};
 const char *const shl_choices_attention[] = {"own", "cudnn", NULL};
-const char *const shl_choices_launch[] = {"auto", "threads", "processes", NULL};
+const char *const shl_choices_launch[] = {"auto", "threads", "processes", "launcher", NULL};
 const char *const shl_choices_shuffle[] = {"on", "off", NULL};
 const char *const shl_choices_dtype[] = {"fp32", "bf16", "fp16", NULL};
 const char *const shl_choices_offload[] = {"none", "cpu", NULL};
@@ -338,7 +338,7 @@ wants_processes(const shl_run_options *o, const shl_session_config *c)
     if (strcmp(shl_choices_launch[o->launch], "auto") == 0) {
         return is_gpu && !local && c->ranks > 1;
     }
-    return strcmp(shl_choices_launch[o->launch], "processes") == 0;
+    return strcmp(shl_choices_launch[o->launch], "threads") != 0;
 }
 
 static void

@@ -38,6 +38,16 @@ run_here(const shl_session_config *cfg, const shl_session_sink *sink, shl_sessio
     return shl_session_rank_run(&r);
 }
 
+/* This process is one of the ranks; only the first has a sink and a result. */
+static shl_code
+run_launched(const shl_session_config *cfg, const shl_session_sink *sink, shl_session_result *out)
+{
+    int rank = shl_world_rank(cfg->world);
+    shl_session_rank r = {
+        .cfg = cfg, .sink = rank == 0 ? sink : NULL, .out = out, .world = cfg->world, .rank = rank};
+    return shl_session_rank_run(&r);
+}
+
 /* A rank that was killed cannot take its unfinished save away, and the others cannot know that nobody
  * works in it: only when all have ended. A run that was refused has touched nothing. */
 static void
@@ -69,7 +79,9 @@ shl_session_run(const shl_session_config *cfg, const shl_session_sink *sink,
     SHL_TRY(shl_session_config_check(cfg));
     restart_resident_peak();
     shl_code code;
-    if (cfg->processes) {
+    if (cfg->world) {
+        code = run_launched(cfg, sink, out);
+    } else if (cfg->processes) {
         code = shl_session_run_processes(cfg, sink, out);
     } else if (cfg->ranks == 1 || strcmp(cfg->device, "virtual") == 0) {
         code = run_here(cfg, sink, out);
@@ -82,7 +94,9 @@ shl_session_run(const shl_session_config *cfg, const shl_session_sink *sink,
         thread_job job = {cfg, sink, out};
         code = shl_world_run_threads(&world, run_thread, &job);
     }
-    sweep_unfinished_save(cfg, code);
+    if (!cfg->world) { /* others may still be at work */
+        sweep_unfinished_save(cfg, code);
+    }
     out->info.layout = out->layout_name;
     if (code != SHL_OK && !(code == SHL_E_INTERRUPTED && out->n_steps > 0)) {
         shl_session_result_fini(out);

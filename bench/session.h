@@ -42,6 +42,7 @@ typedef struct shl_session_config {
     bool share_gpu;             /* ranks may have one GPU together */
     bool tf32;                  /* products of fp32 on a GPU may round their factors */
     bool processes;             /* ranks as processes instead of threads */
+    shl_world *world;           /* this process is a rank of it, started by a launcher; or NULL */
     size_t device_memory_bytes; /* limit per rank; 0: none */
     size_t host_memory_bytes;   /* limit of what is offloaded; 0: none */
     size_t pin_limit_bytes;     /* of locked pages; 0: what the system allows */

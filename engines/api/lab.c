@@ -229,6 +229,7 @@ choose_card(const shl_lab *lab, int *out)
     const shl_lab_setup *s = &lab->setup;
     shl_device_survey survey;
     bool threads = lab->world && !shl_world_is_processes(lab->world);
+    int place = lab->world ? shl_world_local_rank(lab->world) : s->rank;
     *out = 0;
     if (strcmp(s->comm, "local") == 0 || (threads && strcmp(s->comm, "auto") == 0)) {
         return SHL_OK; /* all on the first */
@@ -236,8 +237,8 @@ choose_card(const shl_lab *lab, int *out)
     SHL_TRY(shl_device_survey_get(s->device, &survey));
     int n = survey.n_cards;
     bool is_card = strcmp(s->device, "cuda") == 0;
-    if (!is_card || s->rank < n) {
-        *out = is_card ? s->rank : 0;
+    if (!is_card || place < n) {
+        *out = is_card ? place : 0;
         return SHL_OK;
     }
     if (n == 0) {
@@ -246,7 +247,7 @@ choose_card(const shl_lab *lab, int *out)
         return shl_err_advice("nvidia-smi, and CUDA_VISIBLE_DEVICES; or another device");
     }
     if (s->share_gpu) {
-        *out = s->rank % n;
+        *out = place % n;
         return SHL_OK;
     }
     SHL_RAISE(SHL_E_USAGE, "%d ranks and %d card%s", s->ranks, n, n == 1 ? "" : "s");

@@ -407,6 +407,12 @@ shl_world_size(const shl_world *w)
 }
 
 int
+shl_world_local_rank(const shl_world *w)
+{
+    return w->wire != NULL ? w->local_rank : w->rank;
+}
+
+int
 shl_world_threads_per_rank(const shl_world *w)
 {
     return w->block->threads_per_rank;

@@ -52,6 +52,7 @@ void shl_world_leave(shl_world **w, shl_code code);
 /* The place of this rank in its world. Local, constant for the life of w. */
 int shl_world_rank(const shl_world *w);
 int shl_world_size(const shl_world *w);
+int shl_world_local_rank(const shl_world *w); /* among the ranks of this machine */
 int shl_world_threads_per_rank(const shl_world *w);
 bool shl_world_is_processes(const shl_world *w);
 

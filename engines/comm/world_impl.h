@@ -120,6 +120,7 @@ struct shl_world {
     shl_arena *arena;
     int identity[SHL_WORLD_MAX_RANKS];
     shl_shm_port port;     /* control lane of group 0: opening communicators */
+    int local_rank;        /* of a launcher's rank */
     struct shl_wire *wire; /* ranks of a launcher: the block is this process' own (world_wire.h) */
 };
 

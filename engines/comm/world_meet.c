@@ -260,6 +260,7 @@ shl_world_meet(const shl_launch *l, int64_t timeout_ms, shl_world **out)
     SHL_TRY(shl_shm_config_check(&cfg));
     SHL_TRY(shl_heap_alloc(1, sizeof *w, &w));
     w->rank = l->rank;
+    w->local_rank = l->local_rank;
     w->memfd = -1;
     shl_log_set_rank(l->rank);
     shl_code code = shl_shm_world_alone(w, &cfg);
