@@ -44,8 +44,9 @@ typedef enum shl_cuda_fault {
 
 /* Which kernels an op may take; zeros are the defaults. Results of one setting repeat bit by bit. */
 typedef struct shl_cuda_choice {
-    bool tf32;            /* products of fp32 through TF32 */
-    bool fused_attention; /* attention forward by cuDNN: bf16 without dropout; refused where it cannot */
+    bool tf32; /* products of fp32 through TF32 */
+    bool
+        fused_attention; /* attention forward by cuDNN: bf16 without dropout; refused where it cannot */
 } shl_cuda_choice;
 
 /* What a launch is given besides its arguments. */

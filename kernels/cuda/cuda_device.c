@@ -266,6 +266,7 @@ const shl_device_ops shl_cuda_device_ops = {
     .mem_give = shl_cuda_mem_give,
     .mem_give_after = shl_cuda_mem_give_after,
     .reserved_bytes = shl_cuda_reserved_bytes,
+    .reserved_comm_bytes = shl_cuda_reserved_comm_bytes,
     .pin = shl_cuda_pin,
     .unpin = NULL,
     .move = NULL,

@@ -121,6 +121,7 @@ void shl_cuda_mem_give(shl_device *d, void *data, size_t bytes, shl_tier tier, b
 shl_code shl_cuda_mem_give_after(shl_device *d, void *data, size_t bytes, shl_tier tier, bool comm,
                                  shl_event last_use) SHL_MUST_USE;
 size_t shl_cuda_reserved_bytes(const shl_device *d, shl_tier tier);
+size_t shl_cuda_reserved_comm_bytes(const shl_device *d);
 shl_code shl_cuda_pin(shl_device *d, void *data, size_t bytes) SHL_MUST_USE;
 /* Whether an address is host memory of this device. */
 bool shl_cuda_is_host(const shl_device *d, const void *data);

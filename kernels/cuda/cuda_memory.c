@@ -164,6 +164,23 @@ shl_cuda_memory_close(shl_device *d)
     }
 }
 
+/* All that a run will take, before its first step. */
+static shl_code
+make_ready(const shl_device *d, const cuda_impl *c)
+{
+    size_t plain = d->config.ready_bytes, comm = d->config.ready_comm_bytes;
+    shl_code code = shl_arena_ready(c->ranges[CUDA_PLAIN].arena, plain);
+    code = code == SHL_OK ? shl_arena_ready(c->ranges[CUDA_COMM].arena, comm) : code;
+    if (code == SHL_E_OOM) {
+        shl_err low = *shl_err_get();
+        SHL_RAISE(SHL_E_OOM, "out of device memory before the first step: it needs %zu bytes",
+                  plain + comm);
+        shl_err_because("%.200s; %.200s", low.what, low.because);
+        return shl_err_advice("more ranks, a strategy that shards more, or a smaller batch");
+    }
+    return code;
+}
+
 shl_code
 shl_cuda_memory_open(shl_device *d)
 {
@@ -171,7 +188,8 @@ shl_cuda_memory_open(shl_device *d)
     SHL_TRY(open_device_range(d, &c->ranges[CUDA_PLAIN]));
     SHL_TRY(open_device_range(d, &c->ranges[CUDA_COMM]));
     SHL_TRY(open_host_range(d, &c->ranges[CUDA_HOST]));
-    return open_fixed(c);
+    SHL_TRY(open_fixed(c));
+    return make_ready(d, c);
 }
 
 static cuda_range *
@@ -267,6 +285,13 @@ shl_cuda_reserved_bytes(const shl_device *d, shl_tier tier)
     return tier == SHL_TIER_NVME ? 0
                                  : shl_arena_reserved_bytes(c->ranges[CUDA_PLAIN].arena) +
                                        shl_arena_reserved_bytes(c->ranges[CUDA_COMM].arena);
+}
+
+size_t
+shl_cuda_reserved_comm_bytes(const shl_device *d)
+{
+    const cuda_impl *c = d->impl;
+    return shl_arena_reserved_bytes(c->ranges[CUDA_COMM].arena);
 }
 
 bool

@@ -201,6 +201,16 @@ make_usable(shl_arena *a, size_t end)
 }
 
 shl_code
+shl_arena_ready(shl_arena *a, size_t bytes)
+{
+    if (bytes > a->range_bytes) {
+        SHL_RAISE(SHL_E_OOM, "no range of %zu bytes", bytes);
+        return shl_err_because("the arena has %zu", a->range_bytes);
+    }
+    return make_usable(a, bytes);
+}
+
+shl_code
 shl_arena_take(shl_arena *a, size_t bytes, void **out)
 {
     size_t need = occupied(a, bytes);

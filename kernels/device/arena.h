@@ -28,6 +28,9 @@ void shl_arena_share(shl_arena *a);
 
 /* Errors: SHL_E_OOM when the range is exhausted or grow failed. bytes > 0. */
 shl_code shl_arena_take(shl_arena *a, size_t bytes, void **out) SHL_MUST_USE;
+/* Makes the first `bytes` of the range usable now, so that later takes there need nothing of the
+ * system. Errors: as take. */
+shl_code shl_arena_ready(shl_arena *a, size_t bytes) SHL_MUST_USE;
 /* bytes as taken. */
 void shl_arena_give(shl_arena *a, void *data, size_t bytes);
 

@@ -205,6 +205,12 @@ shl_device_reserved_bytes(const shl_device *d, shl_tier tier)
     return d->ops->reserved_bytes == NULL ? 0 : d->ops->reserved_bytes(d, tier);
 }
 
+size_t
+shl_device_reserved_comm_bytes(const shl_device *d)
+{
+    return d->ops->reserved_comm_bytes == NULL ? 0 : d->ops->reserved_comm_bytes(d);
+}
+
 shl_stream *
 shl_device_stream(shl_device *d, shl_stream_kind kind)
 {

@@ -49,6 +49,9 @@ typedef struct shl_device_config {
     int index;               /* which of the machine's cards; 0 where there are none */
     bool tf32;               /* products of fp32 may round their factors to TF32 */
     bool fused_attention;    /* bf16 attention forward by the library */
+    /* cuda: made usable when it opens, so that too little memory is an error then and no step maps any; 0:
+     * as needed. The device tier without, and of memory that peers reach. */
+    size_t ready_bytes, ready_comm_bytes;
 } shl_device_config;
 
 typedef struct shl_device_caps {
@@ -113,6 +116,7 @@ typedef struct shl_device_ops {
     shl_code (*mem_give_after)(shl_device *d, void *data, size_t bytes, shl_tier tier, bool comm,
                                shl_event last_use);
     size_t (*reserved_bytes)(const shl_device *d, shl_tier tier); /* *: 0 */
+    size_t (*reserved_comm_bytes)(const shl_device *d);           /* *: 0. In an arena of its own */
     /* *: nothing to do. Locks whole pages of the host tier. Errors: SHL_E_OOM with the system's limit. */
     shl_code (*pin)(shl_device *d, void *data, size_t bytes);
     void (*unpin)(shl_device *d, void *data, size_t bytes);
@@ -197,6 +201,8 @@ shl_code shl_device_free_after(shl_device *d, shl_buf *b, shl_event last_use) SH
 
 /* Bytes the backend's arena holds from the system for a tier. */
 size_t shl_device_reserved_bytes(const shl_device *d, shl_tier tier);
+/* Of these on the device tier: what an arena of its own for memory that peers reach holds. */
+size_t shl_device_reserved_comm_bytes(const shl_device *d);
 
 /* Copies or fills on a stream (NULL = compute): enqueues. */
 shl_code shl_device_copy(shl_device *d, void *dst, const void *src, size_t bytes,

@@ -187,6 +187,13 @@ virtual_reserved_bytes(const shl_device *d, shl_tier tier)
            (tier == SHL_TIER_DEVICE ? shl_arena_reserved_bytes(v->arenas[ARENA_COMM]) : 0);
 }
 
+static size_t
+virtual_reserved_comm_bytes(const shl_device *d)
+{
+    const virtual_impl *v = d->impl;
+    return shl_arena_reserved_bytes(v->arenas[ARENA_COMM]);
+}
+
 /* Work cannot start before it is queued. Where compute runs inline the host is as far as the
  * compute clock; where it is asynchronous the host runs ahead and only waits order streams. */
 static void
@@ -320,6 +327,7 @@ const shl_device_ops shl_virtual_device_ops = {
     .mem_give = virtual_mem_give,
     .mem_give_after = virtual_mem_give_after,
     .reserved_bytes = virtual_reserved_bytes,
+    .reserved_comm_bytes = virtual_reserved_comm_bytes,
     .move = virtual_move,
     .copy = virtual_copy,
     .fill = virtual_fill,

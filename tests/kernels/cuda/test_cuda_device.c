@@ -226,6 +226,16 @@ test_cuda_runs_out_of_memory_as_an_error(void **state)
     shl_device_free(d, &a);
     shl_device_free(d, &b);
     assert_int_equal(shl_device_close(&d), SHL_OK);
+    /* What a run is known to take is mapped, or refused, when the device opens. */
+    shl_device_config cfg = {.kind = "cuda", .threads = 1, .ready_bytes = (size_t)40 << 20};
+    cfg.ready_comm_bytes = (size_t)10 << 20;
+    assert_int_equal(shl_device_open(&cfg, &d), SHL_OK);
+    assert_int_equal(shl_device_reserved_bytes(d, SHL_TIER_DEVICE), (size_t)50 << 20);
+    assert_int_equal(shl_device_reserved_comm_bytes(d), (size_t)10 << 20);
+    assert_int_equal(shl_device_close(&d), SHL_OK);
+    cfg.ready_comm_bytes = (size_t)30 << 20;
+    assert_int_equal(shl_device_open(&cfg, &d), SHL_E_OOM);
+    assert_non_null(strstr(shl_err_get()->what, "before the first step: it needs 73400320 bytes"));
     unsetenv("SHL_EMULATED_MEMORY");
 }
 
