@@ -456,9 +456,9 @@ lint: all ## layers, names, bans, comments, format, clang, cppcheck
 	@CC='$(CC)' MAKE='$(MAKE)' sh tests/lint/lint.sh '$(LIB)' $(ALL_C) $(ALL_H) $(OBJECT_TEXT)
 
 format: ## rewrite the sources in house format
-	clang-format -i $(ALL_C) $(ALL_H) $(EXAMPLES)
+	clang-format -i $(ALL_C) $(ALL_H) $(EXAMPLES) $(OBJECT_TEXT)
 format-check: ## fail if the format differs
-	@if command -v clang-format >/dev/null; then clang-format --dry-run --Werror $(ALL_C) $(ALL_H) $(EXAMPLES); \
+	@if command -v clang-format >/dev/null; then clang-format --dry-run --Werror $(ALL_C) $(ALL_H) $(EXAMPLES) $(OBJECT_TEXT); \
 	else echo 'skipped: clang-format is not installed'; fi
 
 # clang borrows omp.h from gcc, and nothing else from that folder.

@@ -281,8 +281,8 @@ rehearse(const shl_lab_setup *s, shl_device *d, shl_comm *comm)
     shl_model *model = NULL;
     shl_engine *e = NULL;
     shl_mesh mesh;
-    shl_code code = shl_model_new(&s->shape, &model);
-    SHL_TRY_TO(code, out, code);
+    shl_code code;
+    SHL_TRY_TO(code, out, shl_model_new(&s->shape, &model));
     SHL_TRY_TO(code, out, shl_model_tune(model, &s->tune));
     shl_mesh_of(s->engine.strategy, comm, &mesh);
     SHL_TRY_TO(code, out, shl_engine_open(&s->engine, model, d, &mesh, &e));

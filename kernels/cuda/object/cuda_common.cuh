@@ -136,9 +136,8 @@ static __device__ __forceinline__ void
 narrow(float x, bf16 *out)
 {
     uint32_t u = bits_of(x);
-    out->bits = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u
-                                          ? (u >> 16 | 0x40u)
-                                          : (u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+    out->bits = static_cast<uint16_t>(
+        (u & 0x7fffffffu) > 0x7f800000u ? (u >> 16 | 0x40u) : (u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
 static __device__ __forceinline__ void
@@ -231,7 +230,8 @@ template <typename T>
 static __device__ __forceinline__ T
 block_sum(T x, T *room)
 {
-    int lane = static_cast<int>(threadIdx.x) % SHL_WARP, warp = static_cast<int>(threadIdx.x) / SHL_WARP;
+    int lane = static_cast<int>(threadIdx.x) % SHL_WARP,
+        warp = static_cast<int>(threadIdx.x) / SHL_WARP;
     int warps = static_cast<int>(blockDim.x) / SHL_WARP;
     x = warp_sum(x);
     __syncthreads();
@@ -245,7 +245,8 @@ block_sum(T x, T *room)
 static __device__ __forceinline__ float
 block_max(float x, float *room)
 {
-    int lane = static_cast<int>(threadIdx.x) % SHL_WARP, warp = static_cast<int>(threadIdx.x) / SHL_WARP;
+    int lane = static_cast<int>(threadIdx.x) % SHL_WARP,
+        warp = static_cast<int>(threadIdx.x) / SHL_WARP;
     int warps = static_cast<int>(blockDim.x) / SHL_WARP;
     x = warp_max(x);
     __syncthreads();
