@@ -235,7 +235,8 @@ extern const char *const shl_choices_offload[];
             "cpu and cuda (one GPU per rank) compute; virtual accounts for everything and computes " \
             "nothing."),                                                                             \
     SHL_ROW("launch", SHL_OPT_ENUM, launch, 0, 0, "auto", shl_choices_launch, NULL, "Run",           \
-            "What ranks are; auto: threads, and processes where they talk by nccl."),                \
+            "What ranks are; auto: threads, and processes where they talk by nccl; there torchrun, "          \
+            "mpirun and srun may have started them. launcher: they have."),                \
     SHL_ROW("timeout", SHL_OPT_DOUBLE, timeout_s, 0.1, 86400, "30", NULL, "seconds", "Run",          \
             "A rank that has not arrived by then is named and the run ends.")
 
@@ -292,7 +293,8 @@ extern const char *const shl_choices_offload[];
 
 #define SHL_ROW_COMM                                                                                 \
     SHL_ROW("comm", SHL_OPT_ENUM, comm, 0, 0, "auto", shl_choices_comm, NULL, "Run",                 \
-            "How ranks talk; auto: shm on cpu, nccl on cuda. local: threads on one GPU.")
+            "How ranks talk; auto: shm on cpu, nccl on cuda. local: threads on one GPU. "          \
+            "nccl-ordered: nccl with the sums of the others, bit by bit.")
 
 /* What only a GPU looks at. */
 #define SHL_ROWS_GPU                                                                                 \

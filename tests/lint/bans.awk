@@ -14,11 +14,12 @@ function words_for_file(    w) {
     if (FILENAME != "bench/main.c" && FILENAME != "kernels/base/err.c") w = w "|exit|abort"
     return w
 }
-# A backend's name inside an identifier. Registries list backends; CPU time and the CPU sets of the
-# operating system are not the backend.
+# A backend's name inside an identifier. Registries list backends; nccl lives in engines/comm; CPU time and
+# the CPU sets of the operating system are not the backend.
 function names_backend(id) {
     if (room ~ /^(tests|kernels\/cpu|kernels\/cuda|kernels\/virtual)/ || FILENAME ~ /_registry\.[ch]$/)
         return 0
+    if (room == "engines/comm" && tolower(id) ~ /(^|_)nccl(_|$)/) return 0
     if (id ~ /^CLOCK_|^cpu_set_t$|^CPU_[A-Z_]+$|cpu_ns|^__builtin_cpu/) return 0
     return tolower(id) ~ /(^|_)(cpu|cuda|mpi|nccl)(_|$)/ || id ~ /^(nccl|cuda|cublas|cudnn)[A-Z]/
 }

@@ -24,7 +24,7 @@
 #include "kernels/base/types.h"
 #include "tests/support/comm_battery.h"
 
-#define TIMEOUT_MS 800
+#define TIMEOUT_MS 500
 #define CALM_MS 20000
 
 /* --- scenes: inside a rank ----------------------------------------------------------------- */
@@ -446,6 +446,56 @@ test_comm_launch_is_no_world_for_shm(void **state)
     assert_rank(&o, 1, SHL_E_USAGE, "communicator shm is for ranks of one machine");
 }
 
+/* The program's own word for what it trained; all of its output is read. */
+static void
+take_hash(FILE *f, char *out, size_t cap)
+{
+    static const char key[] = "\"param_hash\":\"";
+    static char line[1 << 16];
+    out[0] = '\0';
+    while (fgets(line, sizeof line, f) != NULL) {
+        const char *at = strstr(line, key);
+        if (at != NULL) {
+            shl_strf(out, cap, "%.16s", at + strlen(key));
+        }
+    }
+}
+
+/* Two processes of the program, started as torchrun does, end with the parameters of two threads. */
+static void
+test_comm_launch_trains_as_threads_do(void **state)
+{
+    (void)state;
+    const char *program = getenv("SHL_PROGRAM");
+    char command[512], local[32], launched[32];
+    int port = free_port();
+    FILE *f[2];
+    if (program == NULL) {
+        skip();
+    }
+    const char *words =
+        "train --model gpt2-tiny --strategy zero3 --ranks 2 --steps 1 --batch 1 --seq 8 "
+        "--device cuda --jsonl --comm";
+    clear_names();
+    shl_strf(command, sizeof command, "%s %s local 2>&1", program, words);
+    f[0] = popen(command, "r");
+    take_hash(f[0], local, sizeof local);
+    assert_int_equal(pclose(f[0]), 0);
+    assert_int_equal(strlen(local), 16);
+    shl_strf(command, sizeof command, "%s %s nccl-ordered 2>&1", program, words);
+    for (int r = 0; r < 2; r++) {
+        put_place(TORCHRUN, r, 2, port);
+        f[r] = popen(command, "r");
+    }
+    clear_names();
+    take_hash(f[0], launched, sizeof launched);
+    assert_string_equal(launched, local);
+    take_hash(f[1], launched, sizeof launched);
+    assert_string_equal(launched, ""); /* the first rank tells */
+    assert_int_equal(pclose(f[0]), 0);
+    assert_int_equal(pclose(f[1]), 0);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -465,6 +515,7 @@ main(int argc, char **argv)
         cmocka_unit_test(test_comm_launch_names_a_rank_that_dies),
         cmocka_unit_test(test_comm_launch_keeps_runs_apart),
         cmocka_unit_test(test_comm_launch_is_no_world_for_shm),
+        cmocka_unit_test(test_comm_launch_trains_as_threads_do),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
