@@ -50,7 +50,7 @@ shl_device_open(const shl_device_config *cfg, shl_device **out)
     }
     SHL_TRY(shl_heap_alloc(1, sizeof(*d), &d));
     d->ops = ops;
-    d->host_table = shl_cpu_op_table();
+    d->host_table = shl_device_registry_host_table();
     d->config = *cfg;
     SHL_TRY_TO(code, out, shl_ledger_open(&d->ledger));
     for (int t = 0; t < SHL_TIER_COUNT; t++) {

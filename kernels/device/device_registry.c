@@ -19,6 +19,12 @@ shl_device_kinds(void)
     return kinds;
 }
 
+const struct shl_op_table *
+shl_device_registry_host_table(void)
+{
+    return shl_cpu_op_table();
+}
+
 shl_code
 shl_device_registry_find(const char *kind, const shl_device_ops **out)
 {

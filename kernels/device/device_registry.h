@@ -12,6 +12,9 @@ extern const shl_device_ops shl_cuda_device_ops; /* kernels/cuda; its object is 
 /* kernels/cpu: the ops of the host's processor; static storage. */
 const struct shl_op_table *shl_cpu_op_table(void);
 
+/* The ops of the processor that this runs on, for what lies in host memory; static storage. */
+const struct shl_op_table *shl_device_registry_host_table(void);
+
 /* The table of a kind. Errors: SHL_E_USAGE, as shl_device_open says. */
 shl_code shl_device_registry_find(const char *kind, const shl_device_ops **out) SHL_MUST_USE;
 
