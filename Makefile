@@ -424,7 +424,7 @@ $(OUT)/tests/cuda_bundle: tests/bench/gpu_bundle.sh bench/gpu_bundle.sh bench/gp
 	@chmod +x $@
 
 demo: deps ## train, compare, checkpoint, plan and plot in about two minutes
-	@+$(MAKE) --no-print-directory all
+	@+$(MAKE) --no-print-directory CUDA=0 all
 	@bash bench/demo.sh '$(OUT)/shardlab' '$(BUILD)/demo'
 
 bench: all ## speed of the parts against their limits (RESULTS=1: kept in bench/results)

@@ -33,6 +33,7 @@ WORKLOADS = {
         "shardlab-ddp", "torch-ddp", "deepspeed-0",
         "shardlab-zero1", "deepspeed-1",
         "shardlab-zero2", "deepspeed-2",
+        "shardlab-zero2-offload", "deepspeed-2-offload",
         "shardlab-zero3", "deepspeed-3", "deepspeed-3-release",
         "shardlab-fsdp", "fsdp2-true", "fsdp2-none",
         "shardlab-fsdp-grad-op", "fsdp2-false"]},
@@ -140,14 +141,16 @@ class Bench:
     def shardlab(self, w, trainer, steps, save):
         """Ours, as a user starts it. A save begins when the line of the last step has come, and `latest`
         is written at its end."""
+        strategy, offload = trainer.split("-", 1)[1], trainer.endswith("-offload")
+        strategy = strategy.removesuffix("-offload")
         command = [
-            self.args.program, "train", "--model", self.args.model, "--strategy",
-            trainer.split("-", 1)[1], "--ranks", str(w["ranks"]), "--launch",
+            self.args.program, "train", "--model", self.args.model, "--strategy", strategy, "--ranks", str(w["ranks"]), "--launch",
             "processes" if w["ranks"] > 1 else "threads", "--threads", str(w["threads"]),
             "--batch", str(w["batch"]), "--seq", str(w["seq"]), "--steps", str(steps), "--data",
             "synthetic", "--seed", str(SEED), "--lr", str(OPTIM["lr"]), "--betas",
             ",".join(map(str, OPTIM["betas"])), "--eps", str(OPTIM["eps"]), "--weight-decay",
             str(OPTIM["weight_decay"]), "--timeout", "300", "--jsonl"]
+        command += ["--offload-optimizer", "cpu"] if offload else []
         command += ["--ckpt-dir", save] if save else []
         out = {"losses": [], "step_s": []}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -103,7 +103,11 @@ class DeepSpeed:
         if job["peer"].endswith("-release"):
             zero.update(stage3_max_live_parameters=0, stage3_max_reuse_distance=0)
         adamw = {"lr": job["lr"], "betas": job["betas"], "eps": job["eps"],
-                 "weight_decay": job["weight_decay"], "torch_adam": True, "fused": True}
+                 "weight_decay": job["weight_decay"]}
+        if job["peer"].endswith("-offload"):  # its own AdamW for host memory
+            zero["offload_optimizer"] = {"device": "cpu"}
+        else:
+            adamw.update(torch_adam=True, fused=True)
         config = {"train_micro_batch_size_per_gpu": job["batch"], "gradient_accumulation_steps": 1,
                   "steps_per_print": 10**9, "gradient_clipping": 0.0, "zero_optimization": zero,
                   "optimizer": {"type": "AdamW", "params": adamw}}
