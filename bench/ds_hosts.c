@@ -1,5 +1,6 @@
 /* bench: DeepSpeed's hostfile and its selections (launcher/runner.py): "host slots=4" lines,
- * --include host:0,1@other, --exclude, --num_nodes, --num_gpus. One host runs here. */
+ * --include host:0,1@other, --exclude, --num_nodes, --num_gpus. One host runs here; without a file it is
+ * called localhost. */
 #include <string.h>
 
 #include "bench/ds_options.h"
@@ -8,6 +9,8 @@
 
 #define MAX_HOSTS 256
 #define MAX_SLOTS 1024
+/* Without a hostfile, as DeepSpeed has it: this machine, with any slot. */
+#define THIS_HOST "localhost slots=1024"
 
 typedef struct host {
     char name[128];
@@ -169,19 +172,21 @@ shl_ds_hosts(const shl_ds_options *o, const char *text, int64_t *ranks)
         SHL_RAISE(SHL_E_USAGE, "--include beside --exclude");
         return shl_err_because("DeepSpeed takes one of them");
     }
-    if (!text) {
-        if (o->include || o->exclude) {
-            SHL_RAISE(SHL_E_USAGE, "--%s without a hostfile", o->include ? "include" : "exclude");
-            return shl_err_because("nothing says which hosts and slots there are");
-        }
+    if (!text && !o->include && !o->exclude) {
         return o->num_nodes > 1 ? raise_hosts(o->num_nodes) : SHL_OK;
+    }
+    if (!text && (o->exclude || !strchr(o->include, ':'))) {
+        SHL_RAISE(SHL_E_USAGE, "--%s without a hostfile", o->include ? "include" : "exclude");
+        shl_err_because(
+            "nothing says how many slots the host has; slots by number need no hostfile");
+        return shl_err_advice("--include localhost:0,1, or --ranks 2");
     }
     if ((o->include || o->exclude) && (o->num_slots > 0 || o->num_nodes > 0)) {
         SHL_RAISE(SHL_E_USAGE, "--num_gpus or --num_nodes beside --include or --exclude");
         return shl_err_because("DeepSpeed takes one of the two ways to choose");
     }
     SHL_TRY(shl_heap_alloc(1, sizeof(*p), &p));
-    SHL_TRY_TO(code, out, read_pool(p, text));
+    SHL_TRY_TO(code, out, read_pool(p, text ? text : THIS_HOST));
     if (o->include) {
         SHL_TRY_TO(code, out, choose(p, "include", o->include, true));
     } else if (o->exclude) {
