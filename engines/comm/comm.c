@@ -100,12 +100,6 @@ shl_comm_size(const shl_comm *c)
     return c->config.world;
 }
 
-const char *
-shl_comm_kind(const shl_comm *c)
-{
-    return c->ops->kind;
-}
-
 bool
 shl_comm_has_data(const shl_comm *c)
 {

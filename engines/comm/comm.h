@@ -84,10 +84,9 @@ shl_code shl_comm_open(const shl_comm_config *cfg, shl_device *d, shl_comm **out
 /* Local; frees staging. NULL is fine. In-flight collectives must have been waited for. */
 void shl_comm_close(shl_comm **c);
 
-/* This rank, the number of ranks, the kind as configured, and whether data moves. Local. */
+/* This rank, the number of ranks, and whether data moves. Local. */
 int shl_comm_rank(const shl_comm *c);
 int shl_comm_size(const shl_comm *c);
-const char *shl_comm_kind(const shl_comm *c);
 bool shl_comm_has_data(const shl_comm *c); /* false on virtual */
 
 /* Bytes of staging that an open communicator of a kind holds on its device: a pure function. */

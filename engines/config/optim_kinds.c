@@ -116,21 +116,6 @@ shl_optim_name(shl_optim_kind kind)
     return shl_optim_names[kind];
 }
 
-shl_code
-shl_optim_parse(const char *text, shl_optim_kind *out)
-{
-    for (int i = 0; i < SHL_OPTIM_KIND_COUNT; i++) {
-        if (strcmp(text, shl_optim_names[i]) == 0) {
-            *out = (shl_optim_kind)i;
-            return SHL_OK;
-        }
-    }
-    const char *near = shl_nearest(text, shl_optim_names, SHL_OPTIM_KIND_COUNT);
-    SHL_RAISE(SHL_E_USAGE, "unknown optimizer \"%.60s\"", text);
-    shl_err_because("known: adamw, adam, lion, adagrad, sgd, lamb");
-    return shl_err_advice("--optimizer %s", near ? near : "adamw");
-}
-
 void
 shl_optim_asked_init(shl_optim_asked *a)
 {

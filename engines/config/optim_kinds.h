@@ -22,8 +22,6 @@ typedef enum shl_optim_kind {
 const char *shl_optim_name(shl_optim_kind kind); /* "adamw", ... */
 /* The same for choosing from: NULL-terminated, by kind. */
 extern const char *const shl_optim_names[];
-/* Errors: SHL_E_USAGE with the nearest name and the list. */
-shl_code shl_optim_parse(const char *text, shl_optim_kind *out) SHL_MUST_USE;
 
 /* What somebody asked for; SHL_OPTIM_UNSET: the optimizer's own default. */
 #define SHL_OPTIM_UNSET (-1.0)

@@ -10,24 +10,6 @@
 #include "kernels/cuda/cuda_load.h"
 #include "kernels/device/device_registry.h"
 
-const shl_cuda_backend *
-shl_cuda_device_table(const shl_device *d)
-{
-    return cuda_of(d)->table;
-}
-
-const shl_cuda_info *
-shl_cuda_device_info(const shl_device *d)
-{
-    return &cuda_of(d)->info;
-}
-
-int
-shl_cuda_device_index(const shl_device *d)
-{
-    return cuda_of(d)->index;
-}
-
 static shl_code
 count_cards(const shl_cuda_backend *table, int *out)
 {

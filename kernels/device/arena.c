@@ -277,12 +277,6 @@ shl_arena_owns(const shl_arena *a, const void *data)
     return p >= base && p - base < a->range_bytes;
 }
 
-void *
-shl_arena_base(const shl_arena *a)
-{
-    return a->base;
-}
-
 size_t
 shl_arena_reserved_bytes(const shl_arena *a)
 {

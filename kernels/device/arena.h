@@ -34,9 +34,8 @@ shl_code shl_arena_ready(shl_arena *a, size_t bytes) SHL_MUST_USE;
 /* bytes as taken. */
 void shl_arena_give(shl_arena *a, void *data, size_t bytes);
 
-/* Whether an address lies in the range; where the range begins. */
+/* Whether an address lies in the range. */
 bool shl_arena_owns(const shl_arena *a, const void *data);
-void *shl_arena_base(const shl_arena *a);
 /* High-water mark of the usable part. */
 size_t shl_arena_reserved_bytes(const shl_arena *a);
 
