@@ -65,37 +65,9 @@ cpu_need_f32(shl_dtype dtype, shl_op op)
     return shl_err_advice("choose fp32, or a device that supports this type");
 }
 
-#define SHL_CPU_SLOTS(X)                                                                           \
-    X(LINEAR_FORWARD, shl_cpu_linear_forward)                                                      \
-    X(LINEAR_BACKWARD_INPUT, shl_cpu_linear_backward_input)                                        \
-    X(LINEAR_BACKWARD_WEIGHT, shl_cpu_linear_backward_weight)                                      \
-    X(LAYERNORM_FORWARD, shl_cpu_layernorm_forward)                                                \
-    X(LAYERNORM_BACKWARD, shl_cpu_layernorm_backward)                                              \
-    X(GELU_FORWARD, shl_cpu_gelu_forward)                                                          \
-    X(GELU_BACKWARD, shl_cpu_gelu_backward)                                                        \
-    X(EMBEDDING_FORWARD, shl_cpu_embedding_forward)                                                \
-    X(EMBEDDING_BACKWARD, shl_cpu_embedding_backward)                                              \
-    X(ATTENTION_FORWARD, shl_cpu_attention_forward)                                                \
-    X(ATTENTION_BACKWARD, shl_cpu_attention_backward)                                              \
-    X(ADD, shl_cpu_add)                                                                            \
-    X(SCALE, shl_cpu_scale)                                                                        \
-    X(CROSS_ENTROPY, shl_cpu_cross_entropy)                                                        \
-    X(ADAMW, shl_cpu_adamw)                                                                        \
-    X(NORM_MAX, shl_cpu_norm_max)                                                                  \
-    X(NORM_SUM, shl_cpu_norm_sum)                                                                  \
-    X(SUM_RANKS, shl_cpu_sum_ranks)                                                                \
-    X(INIT, shl_cpu_init)                                                                          \
-    X(RMSNORM_FORWARD, shl_cpu_rmsnorm_forward)                                                    \
-    X(RMSNORM_BACKWARD, shl_cpu_rmsnorm_backward)                                                  \
-    X(ROPE, shl_cpu_rope)                                                                          \
-    X(SILU_MUL_FORWARD, shl_cpu_silu_mul_forward)                                                  \
-    X(SILU_MUL_BACKWARD, shl_cpu_silu_mul_backward)                                                \
-    X(DROPOUT, shl_cpu_dropout)                                                                    \
-    X(CAST, shl_cpu_cast)                                                                          \
-    X(OPTIM, shl_cpu_optim)
-
-#define X(op, name) shl_code SHL_K(name)(shl_stream * s, const void *args, void *work) SHL_MUST_USE;
-SHL_CPU_SLOTS(X)
-#undef X
+#define SHL_CPU_SLOT(op, name)                                                                     \
+    shl_code SHL_K(shl_cpu_##name)(shl_stream * s, const void *args, void *work) SHL_MUST_USE;
+SHL_OPS(SHL_CPU_SLOT)
+#undef SHL_CPU_SLOT
 
 #endif

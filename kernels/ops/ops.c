@@ -3,35 +3,8 @@
 
 #include "kernels/base/half.h"
 
-static const char *const op_names[SHL_OP_COUNT] = {
-    [SHL_OP_LINEAR_FORWARD] = "linear_forward",
-    [SHL_OP_LINEAR_BACKWARD_INPUT] = "linear_backward_input",
-    [SHL_OP_LINEAR_BACKWARD_WEIGHT] = "linear_backward_weight",
-    [SHL_OP_LAYERNORM_FORWARD] = "layernorm_forward",
-    [SHL_OP_LAYERNORM_BACKWARD] = "layernorm_backward",
-    [SHL_OP_GELU_FORWARD] = "gelu_forward",
-    [SHL_OP_GELU_BACKWARD] = "gelu_backward",
-    [SHL_OP_EMBEDDING_FORWARD] = "embedding_forward",
-    [SHL_OP_EMBEDDING_BACKWARD] = "embedding_backward",
-    [SHL_OP_ATTENTION_FORWARD] = "attention_forward",
-    [SHL_OP_ATTENTION_BACKWARD] = "attention_backward",
-    [SHL_OP_ADD] = "add",
-    [SHL_OP_SCALE] = "scale",
-    [SHL_OP_CROSS_ENTROPY] = "cross_entropy",
-    [SHL_OP_ADAMW] = "adamw",
-    [SHL_OP_NORM_MAX] = "norm_max",
-    [SHL_OP_NORM_SUM] = "norm_sum",
-    [SHL_OP_SUM_RANKS] = "sum_ranks",
-    [SHL_OP_INIT] = "init",
-    [SHL_OP_RMSNORM_FORWARD] = "rmsnorm_forward",
-    [SHL_OP_RMSNORM_BACKWARD] = "rmsnorm_backward",
-    [SHL_OP_ROPE] = "rope",
-    [SHL_OP_SILU_MUL_FORWARD] = "silu_mul_forward",
-    [SHL_OP_SILU_MUL_BACKWARD] = "silu_mul_backward",
-    [SHL_OP_DROPOUT] = "dropout",
-    [SHL_OP_CAST] = "cast",
-    [SHL_OP_OPTIM] = "optim",
-};
+#define NAME_ROW(op, name) [SHL_OP_##op] = #name,
+static const char *const op_names[SHL_OP_COUNT] = {SHL_OPS(NAME_ROW)};
 
 const char *
 shl_op_name(shl_op op)

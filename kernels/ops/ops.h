@@ -17,36 +17,40 @@
 
 #define SHL_IGNORE_INDEX (-100)
 
-typedef enum shl_op {
-    SHL_OP_LINEAR_FORWARD = 0,
-    SHL_OP_LINEAR_BACKWARD_INPUT,
-    SHL_OP_LINEAR_BACKWARD_WEIGHT,
-    SHL_OP_LAYERNORM_FORWARD,
-    SHL_OP_LAYERNORM_BACKWARD,
-    SHL_OP_GELU_FORWARD,
-    SHL_OP_GELU_BACKWARD,
-    SHL_OP_EMBEDDING_FORWARD,
-    SHL_OP_EMBEDDING_BACKWARD,
-    SHL_OP_ATTENTION_FORWARD,
-    SHL_OP_ATTENTION_BACKWARD,
-    SHL_OP_ADD,
-    SHL_OP_SCALE,
-    SHL_OP_CROSS_ENTROPY,
-    SHL_OP_ADAMW,
-    SHL_OP_NORM_MAX,
-    SHL_OP_NORM_SUM,
-    SHL_OP_SUM_RANKS,
-    SHL_OP_INIT,
-    SHL_OP_RMSNORM_FORWARD,
-    SHL_OP_RMSNORM_BACKWARD,
-    SHL_OP_ROPE,
-    SHL_OP_SILU_MUL_FORWARD,
-    SHL_OP_SILU_MUL_BACKWARD,
-    SHL_OP_DROPOUT,
-    SHL_OP_CAST,
-    SHL_OP_OPTIM,
-    SHL_OP_COUNT
-} shl_op;
+/* Every op once: its constant behind SHL_OP_, and its name. Enumerations and tables of devices are made
+ * from it: X(OP, name). */
+#define SHL_OPS(X)                                                                                 \
+    X(LINEAR_FORWARD, linear_forward)                                                              \
+    X(LINEAR_BACKWARD_INPUT, linear_backward_input)                                                \
+    X(LINEAR_BACKWARD_WEIGHT, linear_backward_weight)                                              \
+    X(LAYERNORM_FORWARD, layernorm_forward)                                                        \
+    X(LAYERNORM_BACKWARD, layernorm_backward)                                                      \
+    X(GELU_FORWARD, gelu_forward)                                                                  \
+    X(GELU_BACKWARD, gelu_backward)                                                                \
+    X(EMBEDDING_FORWARD, embedding_forward)                                                        \
+    X(EMBEDDING_BACKWARD, embedding_backward)                                                      \
+    X(ATTENTION_FORWARD, attention_forward)                                                        \
+    X(ATTENTION_BACKWARD, attention_backward)                                                      \
+    X(ADD, add)                                                                                    \
+    X(SCALE, scale)                                                                                \
+    X(CROSS_ENTROPY, cross_entropy)                                                                \
+    X(ADAMW, adamw)                                                                                \
+    X(NORM_MAX, norm_max)                                                                          \
+    X(NORM_SUM, norm_sum)                                                                          \
+    X(SUM_RANKS, sum_ranks)                                                                        \
+    X(INIT, init)                                                                                  \
+    X(RMSNORM_FORWARD, rmsnorm_forward)                                                            \
+    X(RMSNORM_BACKWARD, rmsnorm_backward)                                                          \
+    X(ROPE, rope)                                                                                  \
+    X(SILU_MUL_FORWARD, silu_mul_forward)                                                          \
+    X(SILU_MUL_BACKWARD, silu_mul_backward)                                                        \
+    X(DROPOUT, dropout)                                                                            \
+    X(CAST, cast)                                                                                  \
+    X(OPTIM, optim)
+
+#define SHL_OP_CONSTANT(op, name) SHL_OP_##op,
+typedef enum shl_op { SHL_OPS(SHL_OP_CONSTANT) SHL_OP_COUNT } shl_op;
+#undef SHL_OP_CONSTANT
 
 /* Name of an op for messages and tables; static storage. */
 const char *shl_op_name(shl_op op);

@@ -1,32 +1,5 @@
 /* kernels/cuda/object: the table of launchers by op, the same for a GPU and for the emulation. */
 #include "kernels/cuda/object/cuda_launchers.h"
 
-const shl_cuda_op_fn shl_cuda_launcher_table[SHL_OP_COUNT] = {
-    [SHL_OP_LINEAR_FORWARD] = shl_cuda_linear_forward,
-    [SHL_OP_LINEAR_BACKWARD_INPUT] = shl_cuda_linear_backward_input,
-    [SHL_OP_LINEAR_BACKWARD_WEIGHT] = shl_cuda_linear_backward_weight,
-    [SHL_OP_LAYERNORM_FORWARD] = shl_cuda_layernorm_forward,
-    [SHL_OP_LAYERNORM_BACKWARD] = shl_cuda_layernorm_backward,
-    [SHL_OP_GELU_FORWARD] = shl_cuda_gelu_forward,
-    [SHL_OP_GELU_BACKWARD] = shl_cuda_gelu_backward,
-    [SHL_OP_EMBEDDING_FORWARD] = shl_cuda_embedding_forward,
-    [SHL_OP_EMBEDDING_BACKWARD] = shl_cuda_embedding_backward,
-    [SHL_OP_ATTENTION_FORWARD] = shl_cuda_attention_forward,
-    [SHL_OP_ATTENTION_BACKWARD] = shl_cuda_attention_backward,
-    [SHL_OP_ADD] = shl_cuda_add,
-    [SHL_OP_SCALE] = shl_cuda_scale,
-    [SHL_OP_CROSS_ENTROPY] = shl_cuda_cross_entropy,
-    [SHL_OP_ADAMW] = shl_cuda_adamw,
-    [SHL_OP_NORM_MAX] = shl_cuda_norm_max,
-    [SHL_OP_NORM_SUM] = shl_cuda_norm_sum,
-    [SHL_OP_SUM_RANKS] = shl_cuda_sum_ranks,
-    [SHL_OP_INIT] = shl_cuda_init,
-    [SHL_OP_RMSNORM_FORWARD] = shl_cuda_rmsnorm_forward,
-    [SHL_OP_RMSNORM_BACKWARD] = shl_cuda_rmsnorm_backward,
-    [SHL_OP_ROPE] = shl_cuda_rope,
-    [SHL_OP_SILU_MUL_FORWARD] = shl_cuda_silu_mul_forward,
-    [SHL_OP_SILU_MUL_BACKWARD] = shl_cuda_silu_mul_backward,
-    [SHL_OP_DROPOUT] = shl_cuda_dropout,
-    [SHL_OP_CAST] = shl_cuda_cast,
-    [SHL_OP_OPTIM] = shl_cuda_optim,
-};
+#define LAUNCHER_ROW(op, name) [SHL_OP_##op] = shl_cuda_##name,
+const shl_cuda_op_fn shl_cuda_launcher_table[SHL_OP_COUNT] = {SHL_OPS(LAUNCHER_ROW)};
