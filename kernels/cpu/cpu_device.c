@@ -69,22 +69,11 @@ grow_pages(void *ctx, void *base, size_t old_bytes, size_t new_bytes)
 static shl_code
 reserve_tier(cpu_tier *t, size_t align_bytes)
 {
-    size_t bytes = RANGE_BYTES;
-    void *base = MAP_FAILED;
-    while (base == MAP_FAILED && bytes >= MIN_RANGE_BYTES) {
-        base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        bytes = base == MAP_FAILED ? bytes / 2 : bytes;
-    }
-    if (base == MAP_FAILED) {
-        int err = errno;
-        SHL_RAISE(SHL_E_SYSTEM, "cannot reserve an address range of %zu bytes", MIN_RANGE_BYTES);
-        return shl_err_because("mmap: %s", strerror(err));
-    }
+    SHL_TRY(shl_arena_reserve(RANGE_BYTES, MIN_RANGE_BYTES, &t->base, &t->range_bytes));
     /* Advice only: large pages save most of the faults of first touches and of address look-ups. */
-    (void)madvise(base, bytes, MADV_HUGEPAGE);
-    t->base = base;
-    t->range_bytes = bytes;
-    return shl_arena_open(base, bytes, align_bytes, STEP_BYTES, grow_pages, NULL, &t->arena);
+    (void)madvise(t->base, t->range_bytes, MADV_HUGEPAGE);
+    return shl_arena_open(t->base, t->range_bytes, align_bytes, STEP_BYTES, grow_pages, NULL,
+                          &t->arena);
 }
 
 static void

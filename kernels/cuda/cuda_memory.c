@@ -72,22 +72,10 @@ open_device_range(shl_device *d, cuda_range *r)
 static shl_code
 open_host_range(shl_device *d, cuda_range *r)
 {
-    size_t bytes = HOST_RANGE_BYTES;
-    void *base = MAP_FAILED;
     r->device = d;
-    while (base == MAP_FAILED && bytes >= MIN_RANGE_BYTES) {
-        base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        bytes = base == MAP_FAILED ? bytes / 2 : bytes;
-    }
-    if (base == MAP_FAILED) {
-        int err = errno;
-        SHL_RAISE(SHL_E_SYSTEM, "cannot reserve an address range of %zu bytes", MIN_RANGE_BYTES);
-        return shl_err_because("mmap: %s", strerror(err));
-    }
-    r->base = base;
-    r->range_bytes = bytes;
-    return shl_arena_open(base, bytes, SHL_PIN_PAGE_BYTES, SHL_CUDA_STEP_BYTES, grow_host, r,
-                          &r->arena);
+    SHL_TRY(shl_arena_reserve(HOST_RANGE_BYTES, MIN_RANGE_BYTES, &r->base, &r->range_bytes));
+    return shl_arena_open(r->base, r->range_bytes, SHL_PIN_PAGE_BYTES, SHL_CUDA_STEP_BYTES,
+                          grow_host, r, &r->arena);
 }
 
 /* The workspace of libraries, staging of uploads and the words of faults: fixed sizes, beside the

@@ -2,7 +2,9 @@
  * size (best fit; among equal sizes the lowest address, so that equal calls give equal addresses). */
 #include "kernels/device/arena.h"
 
+#include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "kernels/base/heap.h"
 #include "kernels/base/types.h"
@@ -120,6 +122,26 @@ room_for(shl_arena *a, size_t want)
     a->by_size = size;
     a->cap = cap;
     return SHL_OK;
+}
+
+shl_code
+shl_arena_reserve(size_t most_bytes, size_t least_bytes, void **base, size_t *bytes)
+{
+    void *at = MAP_FAILED;
+    size_t n = most_bytes;
+    *base = NULL;
+    while (n >= least_bytes) {
+        at = mmap(NULL, n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (at != MAP_FAILED) {
+            *base = at;
+            *bytes = n;
+            return SHL_OK;
+        }
+        n /= 2;
+    }
+    int err = errno;
+    SHL_RAISE(SHL_E_SYSTEM, "cannot reserve an address range of %zu bytes", least_bytes);
+    return shl_err_because("mmap: %s", strerror(err));
 }
 
 shl_code

@@ -11,6 +11,11 @@
 
 typedef struct shl_arena shl_arena;
 
+/* Reserves addresses for an arena, not memory: most_bytes of them, or by halves what the system has, at
+ * least least_bytes. The caller's, munmap(*base, *bytes). Errors: SHL_E_SYSTEM. */
+shl_code shl_arena_reserve(size_t most_bytes, size_t least_bytes, void **base,
+                           size_t *bytes) SHL_MUST_USE;
+
 /* Makes pages [old_bytes, new_bytes) of the range usable. ctx as given to shl_arena_open. */
 typedef shl_code (*shl_arena_grow_fn)(void *ctx, void *base, size_t old_bytes, size_t new_bytes);
 

@@ -2,7 +2,6 @@
  * Sizes, alignment and growth are those of the device that it stands for. */
 #include "kernels/virtual/virtual_device.h"
 
-#include <errno.h>
 #include <math.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -54,20 +53,7 @@ reserve_range(virtual_impl *v)
         v->range_bytes = FAKE_BYTES;
         return SHL_OK;
     }
-    size_t bytes = RANGE_BYTES;
-    void *base = MAP_FAILED;
-    while (base == MAP_FAILED && bytes >= MIN_RANGE_BYTES) {
-        base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        bytes = base == MAP_FAILED ? bytes / 2 : bytes;
-    }
-    if (base == MAP_FAILED) {
-        int err = errno;
-        SHL_RAISE(SHL_E_SYSTEM, "cannot reserve an address range of %zu bytes", MIN_RANGE_BYTES);
-        return shl_err_because("mmap: %s", strerror(err));
-    }
-    v->base = base;
-    v->range_bytes = bytes;
-    return SHL_OK;
+    return shl_arena_reserve(RANGE_BYTES, MIN_RANGE_BYTES, &v->base, &v->range_bytes);
 }
 
 static void
