@@ -22,7 +22,8 @@ endif
 ifeq ($(origin CC),default)
 CC := gcc
 endif
-# The sanitizers' extra code makes the compiler warn about what the program does not do.
+# The sanitizers' extra code makes the compiler warn about what the program does not do; release and
+# debug have warned already.
 WERROR ?= $(if $(filter release debug,$(PROFILE)),1,0)
 ifeq ($(CI),1)
 WERROR := $(if $(filter release debug,$(PROFILE)),1,0)
@@ -60,8 +61,8 @@ SANITIZE_tsan := -fsanitize=thread -fno-omit-frame-pointer
 QUIET_NULL    := -Wno-null-dereference -Wno-maybe-uninitialized
 OPT_release := -O2 $(if $(filter 1,$(CI)),-g1,-g)
 OPT_debug   := -Og -g3
-OPT_asan    := -O1 -g1 $(SANITIZE_asan) $(QUIET_NULL)
-OPT_tsan    := -O1 -g1 $(SANITIZE_tsan) $(QUIET_NULL)
+OPT_asan    := -O1 -g1 $(SANITIZE_asan)
+OPT_tsan    := -O1 -g1 $(SANITIZE_tsan)
 OPT_cov     := -O0 -g --coverage $(QUIET_NULL)
 LINK_asan   := $(SANITIZE_asan)
 LINK_tsan   := $(SANITIZE_tsan)
@@ -73,7 +74,7 @@ LINK_cov    := --coverage
 FP := -ffp-contract=off
 # The same objects make the archive and the shared library; only shardlab.h is seen from outside.
 PIC := -fPIC -fvisibility=hidden
-CFLAGS_ALL := -std=c11 $(OPT_$(PROFILE)) $(FP) $(PIC) -fopenmp $(WARN) $(CFLAGS)
+CFLAGS_ALL := -std=c11 $(OPT_$(PROFILE)) $(FP) $(PIC) -fopenmp $(if $(SANITIZE_$(PROFILE)),,$(WARN)) $(CFLAGS)
 LDFLAGS_ALL := -fopenmp $(LINK_$(PROFILE)) $(LDFLAGS)
 
 # kernels/cpu/*_k.c are compiled once for each instruction set; SHL_ISA suffixes their symbols.
@@ -210,11 +211,12 @@ $(OUT)/shardlab: $(MAIN_OBJ) $(LIB)
 $(SUPPORT): $(SUPPORT_OBJ) $(OUT)/members
 	$(Q)rm -f $@ && $(AR) rcs $@ $(SUPPORT_OBJ)
 
+# Only the tests of bench link it: a run of chosen tests of what lies below does not build it.
 define TEST_RULE
-$$(OUT)/tests/$$(notdir $$(basename $1)): $$(OUT)/$$(basename $1).o $$(SUPPORT) $$(LIB)
+$$(OUT)/tests/$$(notdir $$(basename $1)): $$(OUT)/$$(basename $1).o $$(SUPPORT) $(if $(filter tests/bench/%,$1),$(LIB),$(API_LIB))
 	$$(SAY) LINK $$@
 	@mkdir -p $$(@D)
-	$$(Q)$$(CC) $$(LDFLAGS_ALL) $$< $$(SUPPORT) $$(LIB) -lcmocka $$(LIBS) -o $$@
+	$$(Q)$$(CC) $$(LDFLAGS_ALL) $$(filter %.o %.a,$$^) -lcmocka $$(LIBS) -o $$@
 endef
 $(foreach t,$(TEST_SRC),$(eval $(call TEST_RULE,$t)))
 
@@ -365,7 +367,10 @@ CHOSEN_TESTS := $(filter-out $(call named,$(SKIP),$(TESTS)),$(if \
 # Programs that are scripts: in the release profile only.
 SCRIPT_TESTS := $(addprefix $(OUT)/tests/,mutations readme cuda_bundle)
 CHOSEN_SCRIPTS := $(if $(filter release,$(PROFILE)),$(if $(TEST),$(call named,$(TEST),$(SCRIPT_TESTS)),$(SCRIPT_TESTS)))
-run-tests: $(PROG) $(CHOSEN_TESTS) $(CHOSEN_SCRIPTS)
+# Tests that run the program, or may: what lies below bench mostly does without.
+PROGRAM_TESTS := $(OUT)/tests/test_install $(addprefix $(OUT)/tests/,$(notdir $(basename $(filter tests/bench/%,$(TEST_SRC)) \
+  $(shell grep -l -r --include='test_*.c' -e SHL_PROGRAM -e support/program.h tests))))
+run-tests: $(if $(CHOSEN_SCRIPTS)$(filter $(PROGRAM_TESTS),$(CHOSEN_TESTS)),$(PROG)) $(CHOSEN_TESTS) $(CHOSEN_SCRIPTS)
 	@$(RUN_TESTS) $(CHOSEN_TESTS) $(CHOSEN_SCRIPTS)
 
 # Faults planted in copies of sources: the tests must turn red.

@@ -1,12 +1,12 @@
 #!/bin/bash
 # Runs test programs, SHL_TEST_JOBS side by side (default: one per core, two at most), then one after
-# another those that watch the clock or need the machine for themselves (SHL_TEST_ALONE: words in their
-# names). A line with seconds for each, the output of those that fail, and a closing line alone. Exit 77
-# of a program means skipped. SHL_TEST_TIMEOUT is in seconds.
+# another those that watch the clock (SHL_TEST_ALONE: words in their names). A line with seconds for
+# each, the output of those that fail, and a closing line alone. Exit 77 of a program means skipped.
+# SHL_TEST_TIMEOUT is in seconds.
 out=${SHL_TEST_OUT:-build/test-out}
 cores=$(nproc 2>/dev/null || echo 1)
 jobs=${SHL_TEST_JOBS:-$((cores < 2 ? 1 : 2))}
-alone=${SHL_TEST_ALONE-overlap comm_processes comm_faults failures honest speed ckpt_crash mutations}
+alone=${SHL_TEST_ALONE-overlap comm_processes comm_faults failures speed ckpt_crash}
 mkdir -p "$out"
 export OMP_WAIT_POLICY=passive CMOCKA_MESSAGE_OUTPUT=stdout
 

@@ -18,6 +18,7 @@
 #include "kernels/base/rng.h"
 #include "kernels/base/str.h"
 #include "kernels/device/sanitize.h"
+#include "tests/engines/api/api_runs.h"
 
 #define WORLDS 4
 #define PLACES (SHL_STRATEGY_COUNT * WORLDS)
@@ -313,6 +314,56 @@ test_ckpt_any_save_is_a_phase_of_the_ledger(void **state)
     }
 }
 
+/* The program's session with the model and optimizer of api_run_init. */
+static void
+session_of(const api_run *r, shl_session_config *c)
+{
+    shl_session_config_init(c);
+    (void)snprintf(c->model, sizeof(c->model), "%s", r->o.model);
+    c->shape = (shl_model_config){.vocab = r->o.vocab,
+                                  .context = r->o.context,
+                                  .layers = r->o.layers,
+                                  .width = r->o.width,
+                                  .heads = r->o.heads,
+                                  .tied = true};
+    c->engine.seq = r->o.seq;
+    c->engine.batch = r->o.batch;
+    c->engine.seed = r->o.seed;
+    c->data = "synthetic";
+}
+
+static void
+test_ckpt_any_is_shared_with_the_api(void **state)
+{
+    SHL_UNUSED(state);
+    shl_session_config c;
+    shl_session_result first, second;
+    api_run r;
+    char dir[300];
+    (void)snprintf(dir, sizeof(dir), "%s/shared", folder);
+    api_run_init(&r, "fsdp", 2);
+    session_of(&r, &c);
+    c.ckpt_dir = dir;
+    c.steps = 4;
+    assert_int_equal(shl_session_run(&c, NULL, &first), SHL_OK);
+    /* The program's checkpoint, two steps here, and the program again. */
+    r.load_dir = r.save_dir = dir;
+    r.steps = 2;
+    assert_int_equal(api_run_told(&r), SHL_LAB_OK);
+    assert_true(r.hash_at_start == first.param_hash && r.hash != first.param_hash);
+    assert_int_equal(r.cursor, 4);
+    assert_true(r.report.step == 6 && r.report.save_ns > 0);
+    assert_true(r.report.save_bytes >= 12 * r.report.params);
+    c.resume = true;
+    c.steps = 7;
+    assert_int_equal(shl_session_run(&c, NULL, &second), SHL_OK);
+    assert_int_equal(second.first_step, 6);
+    assert_int_equal(second.n_steps, 1);
+    shl_session_result_fini(&first);
+    shl_session_result_fini(&second);
+    assert_int_equal(shl_heap_live_blocks(), 0);
+}
+
 static int
 make_folder(void **state)
 {
@@ -337,6 +388,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ckpt_any_strategy_and_world_to_any),
         cmocka_unit_test(test_ckpt_any_save_is_a_phase_of_the_ledger),
+        cmocka_unit_test(test_ckpt_any_is_shared_with_the_api),
     };
     seed = (uint64_t)time(NULL);
     print_message("seed %llu\n", (unsigned long long)seed);

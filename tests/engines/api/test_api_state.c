@@ -9,7 +9,6 @@
 
 #include <cmocka.h>
 
-#include "bench/session.h"
 #include "checkpoints/ckpt.h"
 #include "checkpoints/safetensors.h"
 #include "kernels/base/half.h"
@@ -180,56 +179,6 @@ test_api_state_failed_save_leaves_the_handle_usable(void **state)
     assert_int_equal(api_run_step(&r, lab, 0, 1, true), SHL_LAB_OK);
     assert_true(r.losses[1] != r.losses[0]);
     assert_int_equal(shl_lab_close(&lab), SHL_LAB_OK);
-}
-
-/* The program's session with the model and optimizer of api_run_init. */
-static void
-session_of(const api_run *r, shl_session_config *c)
-{
-    shl_session_config_init(c);
-    (void)snprintf(c->model, sizeof(c->model), "%s", r->o.model);
-    c->shape = (shl_model_config){.vocab = r->o.vocab,
-                                  .context = r->o.context,
-                                  .layers = r->o.layers,
-                                  .width = r->o.width,
-                                  .heads = r->o.heads,
-                                  .tied = true};
-    c->engine.seq = r->o.seq;
-    c->engine.batch = r->o.batch;
-    c->engine.seed = r->o.seed;
-    c->data = "synthetic";
-}
-
-static void
-test_api_state_shares_checkpoints_with_the_program(void **state)
-{
-    SHL_UNUSED(state);
-    shl_session_config c;
-    shl_session_result first, second;
-    api_run r;
-    char dir[300];
-    (void)snprintf(dir, sizeof(dir), "%s", sub_folder("shared"));
-    api_run_init(&r, "fsdp", 2);
-    session_of(&r, &c);
-    c.ckpt_dir = dir;
-    c.steps = 4;
-    assert_int_equal(shl_session_run(&c, NULL, &first), SHL_OK);
-    /* The program's checkpoint, two steps here, and the program again. */
-    r.load_dir = r.save_dir = dir;
-    r.steps = 2;
-    assert_int_equal(api_run_told(&r), SHL_LAB_OK);
-    assert_true(r.hash_at_start == first.param_hash && r.hash != first.param_hash);
-    assert_int_equal(r.cursor, 4);
-    assert_true(r.report.step == 6 && r.report.save_ns > 0);
-    assert_true(r.report.save_bytes >= 12 * r.report.params);
-    c.resume = true;
-    c.steps = 7;
-    assert_int_equal(shl_session_run(&c, NULL, &second), SHL_OK);
-    assert_int_equal(second.first_step, 6);
-    assert_int_equal(second.n_steps, 1);
-    shl_session_result_fini(&first);
-    shl_session_result_fini(&second);
-    assert_int_equal(shl_heap_live_blocks(), 0);
 }
 
 /* --- pieces ------------------------------------------------------------------------------ */
@@ -418,7 +367,6 @@ main(void)
         cmocka_unit_test(test_api_state_saves_whole_weights),
         cmocka_unit_test(test_api_state_refuses_another_run),
         cmocka_unit_test(test_api_state_failed_save_leaves_the_handle_usable),
-        cmocka_unit_test(test_api_state_shares_checkpoints_with_the_program),
         cmocka_unit_test(test_api_state_pieces_cover_every_element_once),
         cmocka_unit_test(test_api_state_visitor_can_stop),
         cmocka_unit_test(test_api_state_report_adds_up),
