@@ -16,6 +16,7 @@
 
 #define KEEP_BYTES ((size_t)1 << 16)
 #define POLL_MS 20
+#define GRACE_MS 2000 /* between the request to end and the end by force */
 
 /* The caller's environment with c->env over it. Owner: caller (the array, not the texts). */
 static shl_code
@@ -104,7 +105,7 @@ keep(shl_str *output, const char *data, size_t len)
 typedef enum found { FOUND_NOTHING = 0, FOUND_DATA, FOUND_END } found;
 
 static found
-drain(int fd, shl_str *output)
+drain(int fd, shl_child *c)
 {
     char block[4096];
     struct pollfd ready = {.fd = fd, .events = POLLIN};
@@ -115,7 +116,10 @@ drain(int fd, shl_str *output)
     if (n <= 0) {
         return n < 0 && errno == EINTR ? FOUND_NOTHING : FOUND_END;
     }
-    keep(output, block, (size_t)n);
+    keep(&c->output, block, (size_t)n);
+    if (c->on_data) {
+        c->on_data(c->ctx, block, (size_t)n);
+    }
     return FOUND_DATA;
 }
 
@@ -132,29 +136,46 @@ shl_child_run(shl_child *c)
     int64_t deadline_ns = shl_clock_ns() + c->timeout_ms * INT64_C(1000000);
     while (!ended) {
         if (last != FOUND_END) {
-            last = drain(fd, &c->output);
+            last = drain(fd, c);
         } else {
             shl_clock_sleep_ns(POLL_MS * INT64_C(1000000) / 4);
         }
         ended = waitpid(pid, &status, WNOHANG) == pid;
         bool late = shl_clock_ns() > deadline_ns;
-        bool asked = c->stop && atomic_load(c->stop);
-        if (!ended && (late || asked)) {
-            c->timed_out = late && !asked;
-            c->stopped = asked;
-            (void)kill(-pid, SIGKILL);
-            while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-            }
-            ended = true;
+        bool asked = c->stop && atomic_load(c->stop) && !c->stopped && !c->timed_out;
+        if (ended || !(late || asked)) {
+            continue;
         }
+        if (c->stopped || c->timed_out) {
+            (void)kill(-pid, SIGKILL);
+            /* One that hangs inside a driver does not even end then: it is left behind. */
+            ended = shl_clock_ns() > deadline_ns + GRACE_MS * INT64_C(5000000);
+            status = ended ? SIGKILL : status;
+            continue;
+        }
+        /* First a word, so that it ends its own children. */
+        c->stopped = asked;
+        c->timed_out = !asked;
+        (void)kill(-pid, SIGINT);
+        deadline_ns = shl_clock_ns() + GRACE_MS * INT64_C(1000000);
     }
     (void)kill(-pid, SIGKILL); /* whatever it left running */
     do {
-        last = last == FOUND_END ? last : drain(fd, &c->output);
+        last = last == FOUND_END ? last : drain(fd, c);
     } while (last == FOUND_DATA);
     (void)close(fd);
     c->status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     return SHL_OK;
+}
+
+void
+shl_child_last_words(const shl_child *c, char *dst, size_t dst_bytes)
+{
+    const char *error = strstr(shl_str_get(&c->output), "error: ");
+    shl_strf(dst, dst_bytes, "%s", error ? error : shl_child_last_line(c));
+    for (char *p = dst; *p; p++) {
+        *p = *p == '\n' ? ' ' : *p;
+    }
 }
 
 void

@@ -12,10 +12,12 @@
 typedef struct shl_child {
     const char *const *argv; /* path first (looked for in PATH without a slash), NULL at the end */
     const char *const *env;  /* NAME=VALUE over the caller's own, NULL at the end; or NULL */
-    int64_t timeout_ms;      /* then the whole process group is killed */
+    int64_t timeout_ms;      /* then its process group is asked to end, two seconds later killed */
     atomic_int *stop;        /* the same when it is set; or NULL */
-    shl_str output;          /* the last of stdout and stderr together; owned: shl_child_fini */
-    int status;              /* exit code; 128 + signal */
+    void (*on_data)(void *ctx, const char *data, size_t len); /* as it is written; or NULL */
+    void *ctx;                                                /* of on_data */
+    shl_str output; /* the last of stdout and stderr together; owned: shl_child_fini */
+    int status;     /* exit code; 128 + signal */
     bool timed_out, stopped;
 } shl_child;
 
@@ -25,5 +27,8 @@ void shl_child_fini(shl_child *c);
 
 /* The last line that is not empty, "" without one; borrowed from c. */
 const char *shl_child_last_line(const shl_child *c);
+
+/* What a failed child says of itself: an error's lines, else its last one. Without line ends. */
+void shl_child_last_words(const shl_child *c, char *dst, size_t dst_bytes);
 
 #endif

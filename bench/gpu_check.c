@@ -21,17 +21,17 @@ const shl_gpu_part *
 shl_gpu_parts(int *n)
 {
     static const shl_gpu_part parts[] = {
-        {"facts", "card, driver, libraries", check_facts},
-        {"ops", "kernels against double references", shl_gpu_check_ops},
+        {"facts", "card, driver, libraries", check_facts, 30, NULL},
+        {"ops", "kernels against double references", shl_gpu_check_ops, 90, shl_gpu_check_ops_step},
         {"gradients", "a step of descent lowers the loss as its gradient says",
-         shl_gpu_check_gradients},
-        {"golden", "values of PyTorch", shl_gpu_check_golden},
-        {"follow", "losses against the cpu's", shl_gpu_check_follow},
-        {"strategies", "six strategies, ranks on one card", shl_gpu_check_strategies},
-        {"twin", "peaks of the virtual device", shl_gpu_check_twin},
-        {"memory", "the driver's count, and runs that do not fit", shl_gpu_check_memory},
-        {"ranks", "ranks by the cards' library", shl_gpu_check_ranks},
-        {"sanitizer", "memcheck and racecheck", shl_gpu_check_sanitizer},
+         shl_gpu_check_gradients, 40, NULL},
+        {"golden", "values of PyTorch", shl_gpu_check_golden, 100, NULL},
+        {"follow", "losses against the cpu's", shl_gpu_check_follow, 60, NULL},
+        {"strategies", "six strategies, ranks on one card", shl_gpu_check_strategies, 60, NULL},
+        {"twin", "peaks of the virtual device", shl_gpu_check_twin, 60, NULL},
+        {"memory", "the driver's count, and runs that do not fit", shl_gpu_check_memory, 60, NULL},
+        {"ranks", "ranks by the cards' library", shl_gpu_check_ranks, 100, NULL},
+        {"sanitizer", "memcheck and racecheck", shl_gpu_check_sanitizer, 150, NULL},
     };
     *n = (int)SHL_ARRAY_LEN(parts);
     return parts;

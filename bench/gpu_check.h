@@ -11,6 +11,7 @@ typedef struct shl_gpu_check {
     const char *device; /* that is checked */
     bool quick;         /* smaller sizes, for a device that is emulated */
     const char *tests;  /* folder of the test programs; NULL: none was found */
+    int first_step;     /* of the part that is run; those before it are left out */
     shl_gpu_report report;
 } shl_gpu_check;
 
@@ -19,14 +20,20 @@ typedef struct shl_gpu_check {
 typedef struct shl_gpu_part {
     const char *name, *summary;
     shl_code (*run)(shl_gpu_check *);
+    double limit_s; /* of its process */
+    const char *(*step)(
+        int step); /* names of its checks in order, NULL behind the last, where it can begin
+                                      at any of them (first_step); or NULL */
 } shl_gpu_part;
 
 /* All parts in their order. */
 const shl_gpu_part *shl_gpu_parts(int *n);
 
 /* bench/gpu_check_ops.c: every op case against its double reference, fp32, bf16, fp16, each at two
- * alignments, and twice for the same bits. quick: one case of each op and type. */
+ * alignments, and twice for the same bits. quick: one case of each op and type. Errors besides: SHL_E_SYSTEM, told
+ * already, when the device is lost to this process. */
 shl_code shl_gpu_check_ops(shl_gpu_check *k) SHL_MUST_USE;
+const char *shl_gpu_check_ops_step(int step);
 
 /* bench/gpu_check_runs.c: whole runs. gradients: a step of plain descent lowers the loss by lr |g|^2.
  * follow: the losses of many steps against those of the cpu. strategies: six of them bit-equal over 2 and

@@ -8,6 +8,7 @@
 #include "kernels/ops/op_cases.h"
 
 #define SEED 20240917u
+#define BY_LIBRARY "attention_by_library"
 
 typedef enum type_of { TYPE_F32 = 0, TYPE_BF16, TYPE_F16, TYPE_COUNT } type_of;
 
@@ -75,15 +76,18 @@ typedef struct tally {
     int cases[TYPE_COUNT], failed;
     double worst;
     bool missing; /* the device has no such kernel */
+    bool lost;    /* it took the device away from this process */
     char why[512];
 } tally;
 
-/* The thread's error: a device without the kernel says so with SHL_E_USAGE. */
+/* The thread's error. A device without the kernel says so with SHL_E_USAGE, and a library that is not there has
+ * its name in the reason; after an error of the driver the process gets nothing else from the device. */
 static void
 note_failure(tally *t)
 {
     const shl_err *e = shl_err_get();
-    t->missing = e->code == SHL_E_USAGE;
+    t->missing = e->code == SHL_E_USAGE || strstr(e->because, "libcudnn.so");
+    t->lost = e->code == SHL_E_SYSTEM;
     t->failed++;
     if (t->why[0] == '\0') {
         shl_strf(t->why, sizeof(t->why), "%s; %s", e->what, e->because);
@@ -101,7 +105,7 @@ run_op(const shl_gpu_check *k, shl_device *d, shl_op op, tally *t)
         const shl_op_case *c = &cases[i];
         type_of type = case_type(c);
         bool seen = k->quick && t->cases[type] > 0;
-        if (c->op != op || (c->flags & SHL_CASE_SPEED) != 0 || seen || t->missing) {
+        if (c->op != op || (c->flags & SHL_CASE_SPEED) != 0 || seen || t->missing || t->lost) {
             continue;
         }
         shl_code code = run_case(d, c, 0, &t->worst);
@@ -142,17 +146,53 @@ check_fused(shl_gpu_check *k)
     shl_device *d = NULL;
     tally t = {.failed = 0};
     if (shl_device_open(&config, &d) != SHL_OK) {
-        return shl_gpu_tell_error(&k->report, "attention_by_library");
+        return shl_gpu_tell_error(&k->report, BY_LIBRARY);
     }
-    for (size_t i = 0; i < SHL_ARRAY_LEN(cases) && (i == 0 || !k->quick); i++) {
+    for (size_t i = 0; i < SHL_ARRAY_LEN(cases) && (i == 0 || !k->quick) && !t.lost; i++) {
         t.cases[TYPE_BF16]++;
         if (run_case(d, &cases[i], 0, &t.worst) != SHL_OK) {
             note_failure(&t);
         }
     }
-    shl_code code = tell_op(k, "attention_by_library", &t);
+    shl_code code = tell_op(k, BY_LIBRARY, &t);
     shl_code closed = shl_device_close(&d);
     return code != SHL_OK ? code : closed;
+}
+
+const char *
+shl_gpu_check_ops_step(int step)
+{
+    if (step < SHL_OP_COUNT) {
+        return shl_op_name((shl_op)step);
+    }
+    return step == SHL_OP_COUNT ? BY_LIBRARY : NULL;
+}
+
+static shl_code
+lost_at(const char *name)
+{
+    SHL_RAISE(SHL_E_SYSTEM, "the device is lost to this process");
+    return shl_err_because("%s ended with an error of the driver", name);
+}
+
+static shl_code
+check_own(shl_gpu_check *k, shl_device *d)
+{
+    for (int op = k->first_step; op < SHL_OP_COUNT; op++) {
+        const char *name = shl_op_name((shl_op)op);
+        tally t = {.failed = 0};
+        SHL_TRY(shl_gpu_begin(&k->report));
+        if (shl_gpu_is_late(&k->report)) {
+            return shl_gpu_tell(&k->report, name, SHL_GPU_NOT_REACHED,
+                                "nor those behind it: the %.0f s are over", k->report.budget_s);
+        }
+        run_op(k, d, (shl_op)op, &t);
+        SHL_TRY(tell_op(k, name, &t));
+        if (t.lost) {
+            return lost_at(name);
+        }
+    }
+    return SHL_OK;
 }
 
 shl_code
@@ -163,14 +203,12 @@ shl_gpu_check_ops(shl_gpu_check *k)
     if (shl_device_open(&config, &d) != SHL_OK) {
         return shl_gpu_tell_error(&k->report, "");
     }
-    shl_code code = SHL_OK;
-    for (int op = 0; op < SHL_OP_COUNT && code == SHL_OK; op++) {
-        tally t = {.failed = 0};
-        run_op(k, d, (shl_op)op, &t);
-        code = tell_op(k, shl_op_name((shl_op)op), &t);
-    }
+    shl_code code = check_own(k, d);
+    shl_err failure = *shl_err_get();
     if (shl_device_close(&d) != SHL_OK && code == SHL_OK) {
         code = shl_gpu_tell_error(&k->report, "close");
+    } else if (code != SHL_OK) {
+        return shl_err_put(&failure);
     }
     bool is_card = strcmp(k->device, "cpu") != 0;
     return code == SHL_OK && is_card ? check_fused(k) : code;

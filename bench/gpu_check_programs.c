@@ -10,28 +10,29 @@
 #include "kernels/base/types.h"
 
 #define MAX_WORDS 40
+#define SANITIZER_MS 75000 /* of one tool */
 
-/* The program's own file, which starts it again. */
-static const char *
-own_path(char *dst, size_t dst_bytes)
-{
-    ssize_t n = readlink("/proc/self/exe", dst, dst_bytes - 1);
-    dst[n > 0 ? n : 0] = '\0';
-    return dst;
-}
-
-/* What a failed child says of itself: an error's lines, else its last one. Without line ends. */
+/* What a failed child says of itself; of a watching tool the lines of its first finding. */
 static void
-why_of(const shl_child *c, char *dst, size_t dst_bytes)
+words_of(const shl_child *c, char *dst, size_t dst_bytes)
 {
-    const char *error = strstr(shl_str_get(&c->output), "error: ");
-    shl_strf(dst, dst_bytes, "%s", error ? error : shl_child_last_line(c));
+    static const char *const findings[] = {"========= Invalid", "========= Error: Race",
+                                           "========= Error", "========= Program hit"};
+    const char *text = shl_str_get(&c->output), *found = NULL;
+    for (size_t i = 0; i < SHL_ARRAY_LEN(findings) && !found; i++) {
+        found = strstr(text, findings[i]);
+    }
+    if (!found) {
+        shl_child_last_words(c, dst, dst_bytes);
+        return;
+    }
+    shl_strf(dst, dst_bytes, "%.300s", found);
     for (char *p = dst; *p; p++) {
-        *p = *p == '\n' ? ' ' : *p;
+        *p = *p == '\n' || *p == '=' ? ' ' : *p;
     }
 }
 
-/* Runs and tells. A child whose last words hold `no` (NULL: nothing) met what the machine cannot do. */
+/* Runs and tells. A child whose output holds `no` (NULL: nothing) met what the machine cannot do. */
 static shl_code
 tell_child(shl_gpu_check *k, const char *name, shl_child *c, const char *no, const char *good)
 {
@@ -45,7 +46,10 @@ tell_child(shl_gpu_check *k, const char *name, shl_child *c, const char *no, con
         shl_child_fini(c);
         return shl_gpu_tell_error(r, name);
     }
-    why_of(c, why, sizeof(why));
+    words_of(c, why, sizeof(why));
+    if (!c->stopped && (c->timed_out || c->status != 0)) {
+        shl_gpu_keep_output(r, name, shl_str_get(&c->output));
+    }
     shl_code code;
     if (c->stopped) {
         code = SHL_RAISE(SHL_E_INTERRUPTED, "interrupted");
@@ -55,7 +59,7 @@ tell_child(shl_gpu_check *k, const char *name, shl_child *c, const char *no, con
     } else if (c->status == 0) {
         code = shl_gpu_tell(r, name, SHL_GPU_PASSED, "%s", good);
     } else {
-        bool cannot = no && strstr(why, no);
+        bool cannot = no && strstr(shl_str_get(&c->output), no);
         code = shl_gpu_tell(r, name, cannot ? SHL_GPU_NOT_POSSIBLE : SHL_GPU_FAILED,
                             "exit code %d: %s", c->status, why);
     }
@@ -112,7 +116,7 @@ check_ranks(shl_gpu_check *k, const char *name, const char *ranks, const char *s
 {
     char program[PATH_MAX];
     bool several = strcmp(ranks, "1") != 0;
-    const char *const words[MAX_WORDS] = {own_path(program, sizeof(program)),
+    const char *const words[MAX_WORDS] = {shl_locate_program(program, sizeof(program)),
                                           "train",
                                           "--device",
                                           k->device,
@@ -145,7 +149,8 @@ check_ranks(shl_gpu_check *k, const char *name, const char *ranks, const char *s
                                           several ? "--share-gpu" : NULL,
                                           NULL};
     shl_child c = {.argv = words, .timeout_ms = timeout_ms};
-    return tell_child(k, name, &c, "NCCL",
+    /* Two ranks on one card are more than NCCL promises; one rank is not. */
+    return tell_child(k, name, &c, several ? "NCCL" : "NCCL cannot be loaded",
                       several ? "two steps on one card" : "two steps of one rank");
 }
 
@@ -201,14 +206,16 @@ shl_gpu_check_sanitizer(shl_gpu_check *k)
     for (size_t i = 0; i < SHL_ARRAY_LEN(tools); i++) {
         const char *const words[] = {tool,        "--tool",
                                      tools[i],    "--error-exitcode",
-                                     "77",        own_path(program, sizeof(program)),
-                                     "gpu-check", "--part",
-                                     "ops",       "--quick",
-                                     "--out",     "",
-                                     "--device",  k->device,
-                                     NULL};
-        shl_child c = {.argv = words, .env = env, .timeout_ms = 60000};
-        SHL_TRY(tell_child(k, tools[i], &c, NULL, "nothing found in small op cases"));
+                                     "77",        "--print-limit",
+                                     "20",        shl_locate_program(program, sizeof(program)),
+                                     "gpu-check", "--relay",
+                                     "--part",    "ops",
+                                     "--quick",   "--out",
+                                     "none",      "--device",
+                                     k->device,   NULL};
+        shl_child c = {.argv = words, .env = env, .timeout_ms = SANITIZER_MS};
+        SHL_TRY(
+            tell_child(k, tools[i], &c, "Device not supported", "nothing found in small op cases"));
     }
     return SHL_OK;
 }

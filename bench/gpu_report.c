@@ -12,10 +12,12 @@
 #include "bench/host.h"
 #include "kernels/base/clock.h"
 
+#define VERDICT_WIDTH 17 /* of the longest name */
+
 const char *
 shl_gpu_verdict_name(shl_gpu_verdict v)
 {
-    static const char *const names[] = {"passed", "failed", "not possible here"};
+    static const char *const names[] = {"passed", "failed", "not possible here", "not reached"};
     return names[v];
 }
 
@@ -109,6 +111,49 @@ shl_gpu_write(shl_gpu_report *r, json_t *row)
     return SHL_OK;
 }
 
+static void
+count_verdict(shl_gpu_report *r, shl_gpu_verdict v, const char *label, const char *detail)
+{
+    if (v == SHL_GPU_FAILED && r->count[v] == 0) {
+        shl_strf(r->first_failure, sizeof(r->first_failure), "%s: %s", label, detail);
+    }
+    r->count[v]++;
+}
+
+bool
+shl_gpu_adopt(shl_gpu_report *r, const char *line, char *label, size_t label_bytes)
+{
+    for (int v = 0; v < SHL_GPU_VERDICT_COUNT; v++) {
+        const char *name = shl_gpu_verdict_name((shl_gpu_verdict)v);
+        size_t len = strlen(name);
+        if (strncmp(line, name, len) != 0 || strlen(line) < VERDICT_WIDTH + 2 ||
+            line[len + strspn(line + len, " ")] == '\0' || line[len] != ' ') {
+            continue;
+        }
+        const char *at = line + VERDICT_WIDTH + 2, *detail = strstr(at, " s  ");
+        shl_strf(label, label_bytes, "%.*s", (int)strcspn(at, " "), at);
+        count_verdict(r, (shl_gpu_verdict)v, label, detail ? detail + 4 : "");
+        return true;
+    }
+    return false;
+}
+
+void
+shl_gpu_keep_output(shl_gpu_report *r, const char *title, const char *text)
+{
+    char path[sizeof(r->path) + 8];
+    char *dot = strrchr(r->path, '.');
+    if (!r->file || !dot) {
+        return;
+    }
+    shl_strf(path, sizeof(path), "%.*s.log", (int)(dot - r->path), r->path);
+    FILE *log = fopen(path, "ae");
+    if (log) {
+        (void)fprintf(log, "---- %s.%s\n%s\n", r->part, title, text);
+        (void)fclose(log);
+    }
+}
+
 shl_code
 shl_gpu_tell(shl_gpu_report *r, const char *name, shl_gpu_verdict v, const char *fmt, ...)
 {
@@ -120,12 +165,9 @@ shl_gpu_tell(shl_gpu_report *r, const char *name, shl_gpu_verdict v, const char 
     va_end(args);
     double seconds = (double)(shl_clock_ns() - r->check_ns) * 1e-9;
     shl_strf(label, sizeof(label), "%s%s%s", r->part, name[0] ? "." : "", name);
-    shl_str_add(&line, "%-17s  %-32s  %6.2f s  %s\n", shl_gpu_verdict_name(v), label, seconds,
-                detail);
-    if (v == SHL_GPU_FAILED && r->count[v] == 0) {
-        shl_strf(r->first_failure, sizeof(r->first_failure), "%s: %s", label, detail);
-    }
-    r->count[v]++;
+    shl_str_add(&line, "%-*s  %-32s  %6.2f s  %s\n", VERDICT_WIDTH, shl_gpu_verdict_name(v), label,
+                seconds, detail);
+    count_verdict(r, v, label, detail);
     shl_code code = shl_cli_print(&line);
     shl_str_fini(&line);
     SHL_TRY(code);

@@ -12,6 +12,7 @@ typedef enum shl_gpu_verdict {
     SHL_GPU_PASSED = 0,
     SHL_GPU_FAILED,
     SHL_GPU_NOT_POSSIBLE, /* this machine has not what the check needs; the line says what */
+    SHL_GPU_NOT_REACHED,  /* the time was over */
     SHL_GPU_VERDICT_COUNT
 } shl_gpu_verdict;
 const char *shl_gpu_verdict_name(shl_gpu_verdict v);
@@ -39,6 +40,13 @@ shl_code shl_gpu_begin(shl_gpu_report *r) SHL_MUST_USE;
  * SHL_E_INTERRUPTED. */
 shl_code shl_gpu_tell(shl_gpu_report *r, const char *name, shl_gpu_verdict v, const char *fmt,
                       ...) SHL_MUST_USE SHL_PRINTF(4, 5);
+
+/* The line of a check that another process told on its stdout is counted as if it was told here. Result: whether
+ * it is one; label is then "part.name" of it. */
+bool shl_gpu_adopt(shl_gpu_report *r, const char *line, char *label, size_t label_bytes);
+
+/* What a child wrote goes to the end of NAME.log beside the file, so that a failure can be read later. */
+void shl_gpu_keep_output(shl_gpu_report *r, const char *title, const char *text);
 
 /* A check that ended with the thread's error: not possible when the error says that the machine lacks
  * something (SHL_E_USAGE names what), else failed. Clears the error. SHL_E_INTERRUPTED goes through. */

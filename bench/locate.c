@@ -8,14 +8,20 @@
 
 #include "kernels/base/str.h"
 
+const char *
+shl_locate_program(char *path, size_t path_bytes)
+{
+    ssize_t len = readlink("/proc/self/exe", path, path_bytes - 1);
+    path[len > 0 ? len : 0] = '\0';
+    return path;
+}
+
 shl_code
 shl_locate(const char *name, char *path, size_t path_bytes)
 {
     char folder[PATH_MAX];
-    ssize_t len = readlink("/proc/self/exe", folder, sizeof folder - 1);
-    folder[len > 0 ? len : 0] = '\0';
     char program[256];
-    shl_strf(program, sizeof program, "%s", folder);
+    shl_strf(program, sizeof program, "%s", shl_locate_program(folder, sizeof folder));
     for (char *cut = strrchr(folder, '/'); cut; cut = strrchr(folder, '/')) {
         *cut = '\0';
         static const char *const below[] = {"", "share/shardlab/"};

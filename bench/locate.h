@@ -11,4 +11,7 @@
  * Errors: SHL_E_IO with what was searched. Local. */
 shl_code shl_locate(const char *name, char *path, size_t path_bytes) SHL_MUST_USE;
 
+/* This program's own file, which starts it again; "" when the system does not tell. Returns path. */
+const char *shl_locate_program(char *path, size_t path_bytes);
+
 #endif

@@ -123,6 +123,24 @@ test_cuda_commands_check_tells_failures(void **state)
     expect(1, "because: golden.ops_golden: exit code 1");
 }
 
+/* A kernel that takes the card away, or ends the process, costs its own check: what comes behind it is begun in a
+ * new process. */
+static void
+test_cuda_commands_check_goes_on_behind_a_lost_card(void **state)
+{
+    SHL_UNUSED(state);
+    RUN("SHL_EMULATED_LOST=cross_entropy", "gpu-check", "--quick", "--part", "ops", "--out",
+        "none");
+    expect(1, "failed             ops.cross_entropy");
+    expect(1, "status 700: cudaErrorIllegalAddress");
+    expect(1, "27 passed, 1 failed, 0 not possible here");
+    RUN("SHL_EMULATED_LOST=!cross_entropy", "gpu-check", "--quick", "--part", "ops", "--out",
+        "none");
+    expect(1, "failed             ops.cross_entropy");
+    expect(1, "killed by signal 6");
+    expect(1, "27 passed, 1 failed, 0 not possible here");
+}
+
 /* What was told before the interrupt stays, line by line. */
 static void
 test_cuda_commands_check_ends_cleanly(void **state)
@@ -246,6 +264,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cuda_commands_check_runs_every_part),
         cmocka_unit_test(test_cuda_commands_check_tells_failures),
+        cmocka_unit_test(test_cuda_commands_check_goes_on_behind_a_lost_card),
         cmocka_unit_test(test_cuda_commands_check_ends_cleanly),
         cmocka_unit_test(test_cuda_commands_bench_measures),
         cmocka_unit_test(test_cuda_commands_missing_parts_are_named),
