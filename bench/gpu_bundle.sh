@@ -30,15 +30,20 @@ for binary in "$root"/bin/shardlab "$root"/bin/tests/*; do ldd "$binary"; done |
     while IFS= read -r library; do
         cp -L "$library" "$root/lib/"
     done
-# What a machine with a GPU has and the loader must find; cuDNN and NCCL are asked for when they are used.
-printf '%s\n' libcuda.so.1 libcudnn.so.9 libnccl.so.2 >"$root/lib/needs"
-if [ -n "$object" ] && [ -f "$object" ]; then
-    cp "$object" "$root/lib/"
-    objdump -p "$object" | awk '$1 == "NEEDED" && $2 ~ /^lib(cu|nv|nccl)/ { print $2 }' >>"$root/lib/needs"
-    sort -u -o "$root/lib/needs" "$root/lib/needs"
-else
+# What a machine with a GPU has and the loader must find, with what it is for.
+{
+    echo 'libcuda.so.1 the driver'
+    if [ -n "$object" ] && [ -f "$object" ]; then
+        cp "$object" "$root/lib/"
+        objdump -p "$object" | awk '$1 == "NEEDED" && $2 ~ /^libcublas/ { print $2, "everything on a GPU" }'
+    fi
+    echo 'libcudnn.so.9 --attention cudnn'
+    echo "libnvrtc.so.$(objdump -p "$object" 2>/dev/null |
+        sed -n 's/.*NEEDED.*libcublasLt\.so\.\([0-9]*\).*/\1/p' | grep . || echo 13) --attention cudnn"
+    echo 'libnccl.so.2 --comm nccl'
+} >"$root/lib/needs"
+[ -n "$object" ] && [ -f "$object" ] ||
     echo "note: the CUDA half is not built here (nvcc); SHL_CUDA_OBJECT must name one" >&2
-fi
 find "$root/bin" "$root/lib" -type f ! -name needs -exec strip -g {} + 2>/dev/null
 
 tar -C "$stage" --owner=0 --group=0 --sort=name -cf - "$name" | $compress >"$archive.new"

@@ -16,7 +16,28 @@ if ldd "$folder/b/bin/shardlab" | awk '$2 == "=>" { print $3 }' | grep -v "^$fol
 fi
 clean() { env -i PATH=/usr/bin:/bin "$@"; }
 clean "$folder/b/run" shardlab info 2>&1 | grep -q '^version'
-clean "$folder/b/run" libs | grep -q libnccl
+# Libraries are found in the wheels of a Python environment, whose own process gets none of the folders.
+wheels=$folder/env/lib/python3/site-packages/nvidia
+mkdir -p "$wheels/cu13/lib" "$wheels/cudnn/lib" "$wheels/nccl/lib"
+touch "$wheels/cu13/lib/libcublasLt.so.13" "$wheels/cu13/lib/libnvrtc.so.13" "$wheels/cudnn/lib/libcudnn.so.9" \
+    "$wheels/nccl/lib/libnccl.so.2" "$wheels/nccl/lib/libcuda.so.1.old"
+cat >"$folder/python" <<PYTHON
+#!/bin/sh
+if [ "\$1" = -c ]; then
+    printf '%s\n' "$wheels/cu13/lib" "$wheels/cudnn/lib" "$wheels/nccl/lib"
+else
+    echo "peers with \$* and LD_LIBRARY_PATH=\$LD_LIBRARY_PATH"
+fi
+PYTHON
+chmod +x "$folder/python"
+clean GPU_PYTHON="$folder/python" "$folder/b/run" libs >"$folder/libs"
+for library in cudnn/lib/libcudnn.so.9 cu13/lib/libnvrtc.so.13 nccl/lib/libnccl.so.2; do
+    grep -q "^${library##*/}: $wheels/${library%/*} (" "$folder/libs" || { cat "$folder/libs"; exit 1; }
+done
+grep -q '^libcuda.so.1: .*nccl' "$folder/libs" && exit 1
+clean GPU_PYTHON="$folder/python" "$folder/b/run" gpu-peers --rounds 1 |
+    grep -q "peers with $folder/b/bench/peers/gpu_peers.py --program $folder/b/run --rounds 1 and LD_LIBRARY_PATH=\$"
+clean "$folder/b/run" info 2>&1 | grep -q '^version'
 mv "$folder/b/lib/$(basename "$object")" "$folder/b/lib/libshardlab-cuda.so"
 cd "$folder"
 for part in golden gradients memory; do
