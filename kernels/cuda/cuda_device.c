@@ -85,91 +85,10 @@ out:
 }
 
 static shl_code
-cuda_copy(shl_device *d, void *dst, const void *src, size_t bytes, shl_stream *s)
+cuda_enter(shl_device *d)
 {
-    const shl_cuda_backend *table = cuda_of(d)->table;
-    void *stream = NULL;
-    if (dst == src) {
-        return SHL_OK;
-    }
-    SHL_TRY(shl_cuda_begin(s, &stream));
-    return shl_cuda_check(table, table->copy(dst, src, bytes, stream), "a copy was not queued");
-}
-
-typedef struct host_fill {
-    void *dst;
-    int byte;
-    size_t bytes;
-} host_fill;
-
-static shl_code
-run_host_fill(void *arg)
-{
-    const host_fill *f = arg;
-    memset(f->dst, f->byte, f->bytes);
-    return SHL_OK;
-}
-
-static shl_code
-cuda_fill(shl_device *d, void *dst, int byte, size_t bytes, shl_stream *s)
-{
-    const shl_cuda_backend *table = cuda_of(d)->table;
-    void *stream = NULL;
-    if (shl_cuda_is_host(d, dst)) {
-        host_fill f = {dst, byte, bytes};
-        return shl_cuda_submit(d, s, run_host_fill, &f, sizeof(f), 0);
-    }
-    SHL_TRY(shl_cuda_begin(s, &stream));
-    return shl_cuda_check(table, table->fill(dst, byte, bytes, stream), "a fill was not queued");
-}
-
-/* The next page-locked buffer, free again. */
-static shl_code
-next_slot(shl_device *d, unsigned *out)
-{
-    cuda_impl *c = cuda_of(d);
-    unsigned i = c->next_slot;
-    c->next_slot = (i + 1) % CUDA_SLOTS;
-    *out = i;
-    shl_event read = {&d->streams[SHL_STREAM_COMPUTE], c->slot_seq[i]};
-    return c->slot_seq[i] == 0 ? SHL_OK : shl_cuda_sync(d, read);
-}
-
-/* Through page-locked buffers: the caller's bytes are free again at once, and nobody waits for the
- * device. In the order of compute; every other stream's next work is behind it. */
-static shl_code
-cuda_upload(shl_device *d, void *dst, const void *host, size_t bytes)
-{
-    cuda_impl *c = cuda_of(d);
-    shl_stream *s = &d->streams[SHL_STREAM_COMPUTE];
-    for (size_t at = 0; at < bytes; at += CUDA_SLOT_BYTES) {
-        size_t n = bytes - at < CUDA_SLOT_BYTES ? bytes - at : CUDA_SLOT_BYTES;
-        unsigned i = 0;
-        SHL_TRY(next_slot(d, &i));
-        memcpy(c->slots[i], (const char *)host + at, n);
-        SHL_TRY(cuda_copy(d, (char *)dst + at, c->slots[i], n, s));
-        c->slot_seq[i] = c->streams[SHL_STREAM_COMPUTE].queued;
-    }
-    c->need[SHL_STREAM_COMPUTE] = c->streams[SHL_STREAM_COMPUTE].queued;
-    return SHL_OK;
-}
-
-static shl_code
-cuda_download(shl_device *d, void *host, const void *src, size_t bytes)
-{
-    cuda_impl *c = cuda_of(d);
-    shl_stream *s = &d->streams[SHL_STREAM_COMPUTE];
-    for (size_t at = 0; at < bytes; at += CUDA_SLOT_BYTES) {
-        size_t n = bytes - at < CUDA_SLOT_BYTES ? bytes - at : CUDA_SLOT_BYTES;
-        shl_event done;
-        unsigned i = 0;
-        SHL_TRY(next_slot(d, &i));
-        SHL_TRY(cuda_copy(d, c->slots[i], (const char *)src + at, n, s));
-        SHL_TRY(shl_cuda_record(d, s, &done));
-        SHL_TRY(shl_cuda_sync(d, done));
-        memcpy((char *)host + at, c->slots[i], n);
-    }
-    return SHL_OK;
+    const cuda_impl *c = cuda_of(d);
+    return shl_cuda_check(c->table, c->table->use(c->index), "the CUDA device cannot be used");
 }
 
 static void
@@ -252,10 +171,10 @@ const shl_device_ops shl_cuda_device_ops = {
     .pin = shl_cuda_pin,
     .unpin = NULL,
     .move = NULL,
-    .copy = cuda_copy,
-    .fill = cuda_fill,
-    .upload = cuda_upload,
-    .download = cuda_download,
+    .copy = shl_cuda_copy,
+    .fill = shl_cuda_fill,
+    .upload = shl_cuda_upload,
+    .download = shl_cuda_download,
     .stream_open = shl_cuda_stream_open,
     .stream_close = shl_cuda_stream_close,
     .submit = shl_cuda_submit,
@@ -273,4 +192,5 @@ const shl_device_ops shl_cuda_device_ops = {
     .survey = cuda_survey,
     .card = cuda_card,
     .memory = cuda_memory,
+    .enter = cuda_enter,
 };

@@ -47,6 +47,7 @@ typedef struct cuda_stream {
     unsigned newest; /* its place in the ring */
     cuda_call *calls;
     uint64_t n_calls;
+    void *bounce;          /* page-locked, of copies with host memory that is not; NULL: none yet */
     pthread_mutex_t mutex; /* of the two below: written by the driver's thread */
     uint64_t failed_seq;   /* 0: no failure yet */
     shl_err failure;
@@ -91,7 +92,8 @@ cuda_of(const shl_device *d)
     return d->impl;
 }
 
-/* SHL_OK for status 0; else SHL_E_SYSTEM "what: text of the status". */
+/* SHL_OK for status 0; SHL_E_OOM where the card has no memory for what the driver loads or keeps; else
+ * SHL_E_SYSTEM; "what: text of the status". */
 shl_code shl_cuda_check(const shl_cuda_backend *table, int status, const char *what) SHL_MUST_USE;
 
 /* cuda_stream.c: slots of the device's table. */
@@ -125,6 +127,16 @@ size_t shl_cuda_reserved_comm_bytes(const shl_device *d);
 shl_code shl_cuda_pin(shl_device *d, void *data, size_t bytes) SHL_MUST_USE;
 /* Whether an address is host memory of this device. */
 bool shl_cuda_is_host(const shl_device *d, const void *data);
+/* Of `bytes` of host memory, how many from the first on lie in one lock, or in none. */
+size_t shl_cuda_locked_run(const shl_device *d, const void *data, size_t bytes, bool *locked);
+
+/* cuda_copy.c: slots of the device's table. */
+shl_code shl_cuda_copy(shl_device *d, void *dst, const void *src, size_t bytes,
+                       shl_stream *s) SHL_MUST_USE;
+shl_code shl_cuda_fill(shl_device *d, void *dst, int byte, size_t bytes,
+                       shl_stream *s) SHL_MUST_USE;
+shl_code shl_cuda_upload(shl_device *d, void *dst, const void *host, size_t bytes) SHL_MUST_USE;
+shl_code shl_cuda_download(shl_device *d, void *host, const void *src, size_t bytes) SHL_MUST_USE;
 
 /* cuda_host_ops.c: whether an op's tensors lie in host memory. Errors: SHL_E_BUG when only some do. */
 shl_code shl_cuda_side(const shl_device *d, shl_op op, const void *args,

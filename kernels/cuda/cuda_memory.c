@@ -74,6 +74,7 @@ open_host_range(shl_device *d, cuda_range *r)
 {
     r->device = d;
     SHL_TRY(shl_arena_reserve(HOST_RANGE_BYTES, MIN_RANGE_BYTES, &r->base, &r->range_bytes));
+    (void)madvise(r->base, r->range_bytes, MADV_HUGEPAGE); /* advice: fewer pages to lock */
     return shl_arena_open(r->base, r->range_bytes, SHL_PIN_PAGE_BYTES, SHL_CUDA_STEP_BYTES,
                           grow_host, r, &r->arena);
 }
@@ -287,6 +288,20 @@ shl_cuda_is_host(const shl_device *d, const void *data)
 {
     const cuda_impl *c = d->impl;
     return shl_arena_owns(c->ranges[CUDA_HOST].arena, data);
+}
+
+size_t
+shl_cuda_locked_run(const shl_device *d, const void *data, size_t bytes, bool *locked)
+{
+    const cuda_impl *c = d->impl;
+    size_t at = (size_t)((const char *)data - (const char *)c->ranges[CUDA_HOST].base);
+    size_t i = at / SHL_CUDA_STEP_BYTES, run = (i + 1) * SHL_CUDA_STEP_BYTES - at;
+    *locked = c->locked != NULL && c->locked[i] != LOCK_NONE;
+    unsigned char same = *locked ? LOCK_GOES_ON : LOCK_NONE;
+    while (run < bytes && (c->locked == NULL || c->locked[++i] == same)) {
+        run += SHL_CUDA_STEP_BYTES;
+    }
+    return run < bytes ? run : bytes;
 }
 
 /* Pages are locked in whole steps and stay so until the device is closed: locking is slow, and a copy

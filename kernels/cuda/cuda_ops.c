@@ -22,7 +22,9 @@ launch(shl_op op, shl_stream *s, const void *args, void *work)
     SHL_TRY(shl_cuda_begin(s, &l.stream));
     int status = fn(&l, args, work);
     if (status != 0) {
-        SHL_RAISE(status == SHL_CUDA_UNSUPPORTED ? SHL_E_USAGE : SHL_E_SYSTEM,
+        SHL_RAISE(status == SHL_CUDA_UNSUPPORTED     ? SHL_E_USAGE
+                  : status == SHL_CUDA_OUT_OF_MEMORY ? SHL_E_OOM
+                                                     : SHL_E_SYSTEM,
                   "%s was not launched on the device", shl_op_name(op));
         return shl_err_because("status %d: %s", status, c->table->error_text(status));
     }

@@ -17,7 +17,7 @@ shl_cuda_check(const shl_cuda_backend *table, int status, const char *what)
     if (status == 0) {
         return SHL_OK;
     }
-    SHL_RAISE(SHL_E_SYSTEM, "%s", what);
+    SHL_RAISE(status == SHL_CUDA_OUT_OF_MEMORY ? SHL_E_OOM : SHL_E_SYSTEM, "%s", what);
     return shl_err_because("status %d: %s", status, table->error_text(status));
 }
 
@@ -36,6 +36,9 @@ shl_cuda_stream_close(shl_device *d, shl_stream *s)
     }
     if (at->stream != NULL) {
         (void)c->table->stream_close(at->stream);
+    }
+    if (at->bounce != NULL) {
+        (void)c->table->host_give(at->bounce);
     }
     pthread_mutex_destroy(&at->mutex);
     shl_heap_free(&at->calls);

@@ -88,6 +88,12 @@ shl_device_close(shl_device **d_ptr)
     return code;
 }
 
+shl_code
+shl_device_enter(shl_device *d)
+{
+    return d->ops->enter == NULL ? SHL_OK : d->ops->enter(d);
+}
+
 /* The system refused what the limit allows: say so in the words of the ledger. */
 static shl_code
 explain_oom(const shl_device *d, size_t bytes, shl_tier tier, shl_tag tag, const char *owner)

@@ -147,6 +147,7 @@ typedef struct shl_device_ops {
     shl_code (*survey)(shl_device_survey *out);                /* *: no cards */
     shl_code (*card)(int index, shl_device_card *out);         /* *: there are no cards */
     shl_code (*memory)(shl_device *d, shl_device_memory *out); /* *: zeros */
+    shl_code (*enter)(shl_device *d);                          /* *: nothing to do */
 } shl_device_ops;
 
 struct shl_stream {
@@ -170,6 +171,11 @@ struct shl_device {
     size_t pinned_bytes, pinned_peak_bytes; /* in whole pages */
     void *impl;
 };
+
+/* Makes d the card of the calling thread, which did not open it: before its first call that asks the
+ * card anything. Without it a card's library would take the first card, and memory of it for a context.
+ * Errors: SHL_E_SYSTEM. Local. */
+shl_code shl_device_enter(shl_device *d) SHL_MUST_USE;
 
 /* Opens the device named in cfg->kind. Owner: caller, shl_device_close. Errors: SHL_E_USAGE for an
  * unknown kind (lists the known ones and says what is missing for one that is known but not
@@ -253,7 +259,8 @@ shl_code shl_gate_record(shl_gate *g, shl_stream *s) SHL_MUST_USE;
 /* Work queued from now on on s, a stream of any device of the kind, starts behind the gate's point.
  * Never recorded: has passed. */
 shl_code shl_gate_wait(const shl_gate *g, shl_stream *s) SHL_MUST_USE;
-/* Whether its point has passed; blocks nobody. Any thread, but not beside a record. */
+/* Whether its point has passed; blocks nobody. Any thread that has entered its device, but not beside a
+ * record. */
 shl_code shl_gate_passed(const shl_gate *g, bool *out) SHL_MUST_USE;
 
 /* The handle that libraries for this device take (cudaStream_t), for ONE piece of work that the caller

@@ -235,8 +235,8 @@ event_sync(void *event)
 static int
 event_query(void *event)
 {
-    cudaError_t error = cudaEventQuery(event);
-    return error == cudaErrorNotReady ? SHL_CUDA_NOT_READY : status_of(error);
+    int status = status_of(cudaEventQuery(event));
+    return status == (int)cudaErrorNotReady ? SHL_CUDA_NOT_READY : status;
 }
 
 static int

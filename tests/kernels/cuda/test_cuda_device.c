@@ -265,6 +265,55 @@ test_cuda_works_on_host_memory(void **state)
     assert_int_equal(shl_device_close(&d), SHL_OK);
 }
 
+/* Host memory that is locked, by several calls, in part or not at all: written by calls on a stream, sent
+ * and brought back behind them. */
+static void
+test_cuda_copies_host_memory_of_any_kind(void **state)
+{
+    static const size_t sizes[] = {3 << 20, 5 << 20, (5 << 20) + 100, 1000, (2 << 20) + 1};
+    static const bool pinned[] = {true, true, false, false, true};
+    shl_device *d = open_device();
+    shl_stream *to = shl_device_move_stream(d, SHL_MOVE_TO_DEVICE);
+    shl_stream *back = shl_device_move_stream(d, SHL_MOVE_TO_HOST);
+    shl_buf far[5], near, got;
+    (void)state;
+    take(d, sizes[2], SHL_TIER_DEVICE, &near);
+    take(d, sizes[2], SHL_TIER_HOST, &got);
+    for (int i = 0; i < 5; i++) {
+        unsigned flags = pinned[i] ? SHL_MEM_PIN : 0;
+        assert_int_equal(
+            shl_device_alloc(d, sizes[i], SHL_TIER_HOST, SHL_TAG_OPTIM, flags, "test", &far[i]),
+            SHL_OK);
+        memset(far[i].data, 0, sizes[i]);
+    }
+    for (int i = 0; i < 5; i++) {
+        shl_event ev;
+        assert_int_equal(shl_device_fill(d, far[i].data, 17 + i, sizes[i], NULL), SHL_OK);
+        assert_int_equal(shl_stream_record(shl_device_stream(d, SHL_STREAM_COMPUTE), &ev), SHL_OK);
+        assert_int_equal(shl_stream_wait(to, ev), SHL_OK);
+        assert_int_equal(shl_device_move(d, near.data, far[i].data, sizes[i], SHL_MOVE_TO_DEVICE),
+                         SHL_OK);
+        assert_int_equal(shl_stream_record(to, &ev), SHL_OK);
+        assert_int_equal(shl_stream_wait(back, ev), SHL_OK);
+        assert_int_equal(shl_device_move(d, got.data, near.data, sizes[i], SHL_MOVE_TO_HOST),
+                         SHL_OK);
+        assert_int_equal(shl_device_copy(d, far[i].data, got.data, sizes[i], back), SHL_OK);
+        assert_int_equal(shl_device_fill(d, got.data, 0, sizes[i], back), SHL_OK);
+        assert_int_equal(shl_device_sync(d), SHL_OK);
+        const unsigned char *bytes = far[i].data;
+        for (size_t at = 0; at < sizes[i]; at += 4093) {
+            assert_int_equal(bytes[at], 17 + i);
+        }
+        assert_int_equal(bytes[sizes[i] - 1], 17 + i);
+    }
+    for (int i = 0; i < 5; i++) {
+        shl_device_free(d, &far[i]);
+    }
+    shl_device_free(d, &near);
+    shl_device_free(d, &got);
+    assert_int_equal(shl_device_close(&d), SHL_OK);
+}
+
 static void
 test_cuda_refuses_with_reasons(void **state)
 {
@@ -322,6 +371,7 @@ main(void)
         cmocka_unit_test(test_cuda_failed_calls_stick_and_cross_streams),
         cmocka_unit_test(test_cuda_runs_out_of_memory_as_an_error),
         cmocka_unit_test(test_cuda_works_on_host_memory),
+        cmocka_unit_test(test_cuda_copies_host_memory_of_any_kind),
         cmocka_unit_test(test_cuda_refuses_with_reasons),
         cmocka_unit_test(test_cuda_survives_a_full_heap),
     };

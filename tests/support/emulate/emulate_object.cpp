@@ -3,9 +3,11 @@
 // when it is needed, and values go wrong, always and on every machine.
 #include "emulate_stream.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <sys/mman.h>
 
 extern "C" {
@@ -21,7 +23,8 @@ using emulate::stream;
 const int DEVICES = 1;
 const size_t GRANULE_BYTES = 2 << 20;
 const size_t TOTAL_BYTES = size_t(64) << 30;
-const int E_INVALID = 1, E_MEMORY = 2, E_DRIVER = 35, E_DEVICE = 101, E_LOST = 700;
+const int E_INVALID = 1, E_MEMORY = 2, E_DRIVER = 35, E_DEVICE = 101, E_CONTEXT = 201, E_LOST = 700,
+          E_LOCKED = 712, E_NOT_LOCKED = 713;
 
 std::recursive_mutex lock;
 size_t mapped_bytes;
@@ -32,6 +35,9 @@ struct range {
     size_t mapped;
 };
 std::vector<range> ranges;
+// Host memory that the driver knows, by its begin.
+std::map<const char *, size_t> locks;
+thread_local int current = -1; // device of this thread; the runtime would take, and open, the first
 int running; // depth of run_until
 
 bool
@@ -73,6 +79,9 @@ error_text(int status)
     case E_INVALID: return "cudaErrorInvalidValue: invalid argument";
     case E_MEMORY: return "cudaErrorMemoryAllocation: out of memory";
     case E_LOST: return "cudaErrorIllegalAddress: an illegal memory access was encountered";
+    case E_CONTEXT: return "cudaErrorDeviceUninitialized: this thread has chosen no device";
+    case E_LOCKED: return "cudaErrorHostMemoryAlreadyRegistered: part or all of it is locked";
+    case E_NOT_LOCKED: return "cudaErrorHostMemoryNotRegistered: no lock begins there";
     case E_DEVICE: return "cudaErrorInvalidDevice: invalid device ordinal";
     case E_DRIVER:
         return "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime "
@@ -85,6 +94,14 @@ error_text(int status)
         return status >= SHL_CUDA_STATUS_BLAS && status < SHL_CUDA_STATUS_DNN ? shl_cuda_blas_text(status)
                                                                               : "unknown status";
     }
+}
+
+// SHL_EMULATED_FIRST: number of the first of the cards that this process sees.
+int
+first_card()
+{
+    const char *first = std::getenv("SHL_EMULATED_FIRST");
+    return first == nullptr ? 0 : std::atoi(first);
 }
 
 // SHL_EMULATED_DEVICES: how many cards; below 0: a driver that is too old.
@@ -106,8 +123,8 @@ info(int device, shl_cuda_info *out)
     }
     *out = shl_cuda_info();
     std::snprintf(out->name, sizeof(out->name), "emulated on the CPU");
-    std::snprintf(out->uuid, sizeof(out->uuid), "GPU-00000000-0000-0000-0000-%012d", device);
-    std::snprintf(out->pci, sizeof(out->pci), "00000000:%02d:00.0", device);
+    std::snprintf(out->uuid, sizeof(out->uuid), "GPU-00000000-0000-0000-0000-%012d", device + first_card());
+    std::snprintf(out->pci, sizeof(out->pci), "00000000:%02d:00.0", device + first_card());
     out->major = 9;
     out->multiprocessors = 4;
     if (device > 0 && std::getenv("SHL_EMULATED_MIXED") != nullptr) { // another type of card
@@ -125,7 +142,9 @@ int
 use(int device)
 {
     shl_cuda_info unused;
-    return info(device, &unused);
+    int status = info(device, &unused);
+    current = status == 0 ? device : current;
+    return status;
 }
 
 // SHL_EMULATED_MEMORY: bytes of the card.
@@ -140,6 +159,9 @@ int
 memory(size_t *free_bytes, size_t *total_bytes)
 {
     std::lock_guard<std::recursive_mutex> hold(lock);
+    if (current < 0) {
+        return E_CONTEXT;
+    }
     *total_bytes = card_bytes();
     *free_bytes = *total_bytes > mapped_bytes ? *total_bytes - mapped_bytes : 0;
     return 0;
@@ -177,6 +199,8 @@ map(int, void *base, size_t from, size_t to)
     if (mprotect(static_cast<char *>(base) + from, to - from, PROT_READ | PROT_WRITE) != 0) {
         return E_MEMORY;
     }
+    // New memory holds anything. More than this is not written: tests would take the time.
+    std::memset(static_cast<char *>(base) + from, 0xff, std::min(to - from, size_t(4) << 20));
     mapped_bytes += to - from;
     for (range &r : ranges) {
         if (r.base == base) {
@@ -201,37 +225,90 @@ unreserve(void *base, size_t bytes, size_t mapped)
     return munmap(base, bytes) == 0 ? 0 : E_INVALID;
 }
 
+// The lock that holds an address; locks.end(): none.
+std::map<const char *, size_t>::iterator
+lock_of(const char *at)
+{
+    auto next = locks.upper_bound(at);
+    if (next == locks.begin()) {
+        return locks.end();
+    }
+    --next;
+    return at < next->first + next->second ? next : locks.end();
+}
+
+enum side { DEVICE, LOCKED, PAGEABLE, NEITHER };
+
+// What a copy meets: the driver refuses what is locked in part, or by two calls.
+side
+side_of(const void *data, size_t bytes)
+{
+    const char *at = static_cast<const char *>(data);
+    for (const range &r : ranges) {
+        if (at >= r.base && at < r.base + r.mapped) {
+            return at + bytes <= r.base + r.mapped ? DEVICE : NEITHER;
+        }
+    }
+    auto from = lock_of(at);
+    if (from != locks.end()) {
+        return at + bytes <= from->first + from->second ? LOCKED : NEITHER;
+    }
+    auto next = locks.upper_bound(at);
+    return next == locks.end() || at + bytes <= next->first ? PAGEABLE : NEITHER;
+}
+
+// With what was there before in it.
 int
 host_take(size_t bytes, void **out)
 {
-    *out = std::calloc(1, bytes);
-    return *out == nullptr ? E_MEMORY : 0;
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    *out = std::malloc(bytes);
+    if (current < 0 || *out == nullptr) {
+        return current < 0 ? E_CONTEXT : E_MEMORY;
+    }
+    std::memset(*out, 0xa5, bytes);
+    locks[static_cast<char *>(*out)] = bytes;
+    return 0;
 }
 
 int
 host_give(void *data)
 {
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    if (locks.erase(static_cast<char *>(data)) == 0) {
+        return E_INVALID;
+    }
     std::free(data);
     return 0;
 }
 
 int
-host_lock(void *, size_t)
+host_lock(void *data, size_t bytes)
 {
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    if (current < 0) {
+        return E_CONTEXT;
+    }
+    side at = side_of(data, bytes);
+    if (at != PAGEABLE) {
+        return at == DEVICE ? E_INVALID : E_LOCKED;
+    }
+    locks[static_cast<char *>(data)] = bytes;
     return 0;
 }
 
 int
-host_unlock(void *)
+host_unlock(void *data)
 {
-    return 0;
+    std::lock_guard<std::recursive_mutex> hold(lock);
+    return locks.erase(static_cast<char *>(data)) == 0 ? E_NOT_LOCKED : 0;
 }
 
 int
 stream_open(int, void **out)
 {
     *out = new stream;
-    return 0;
+    return current < 0 ? E_CONTEXT : 0;
 }
 
 int
@@ -270,6 +347,9 @@ event_record(void *e, void *s)
 {
     std::lock_guard<std::recursive_mutex> hold(lock);
     event *at = static_cast<event *>(e);
+    if (current < 0) {
+        return E_CONTEXT;
+    }
     std::shared_ptr<int64_t> passed(new int64_t(0));
     at->passed_ns = passed;
     emulate::enqueue(static_cast<stream *>(s), [passed]() { *passed = now_ns(); });
@@ -308,6 +388,9 @@ event_sync(void *e)
 int
 event_query(void *e)
 {
+    if (current < 0) {
+        return E_CONTEXT;
+    }
     std::unique_lock<std::recursive_mutex> hold(lock, std::try_to_lock);
     if (!hold.owns_lock()) {
         return SHL_CUDA_NOT_READY;
@@ -323,12 +406,24 @@ event_elapsed_ns(void *from, void *to, int64_t *ns)
     return 0;
 }
 
+// Pageable memory is read when the copy is queued, and written before the call returns.
 int
 copy(void *dst, const void *src, size_t bytes, void *s)
 {
     std::lock_guard<std::recursive_mutex> hold(lock);
-    emulate::enqueue(static_cast<stream *>(s), [=]() { std::memcpy(dst, src, bytes); });
-    return 0;
+    side to = side_of(dst, bytes), from = side_of(src, bytes);
+    if (to == NEITHER || from == NEITHER || current < 0) {
+        return current < 0 ? E_CONTEXT : E_INVALID;
+    }
+    if (from == PAGEABLE) {
+        const char *at = static_cast<const char *>(src);
+        std::shared_ptr<std::vector<char>> now(new std::vector<char>(at, at + bytes));
+        emulate::enqueue(static_cast<stream *>(s),
+                         [=]() { std::memcpy(dst, now->data(), bytes); });
+    } else {
+        emulate::enqueue(static_cast<stream *>(s), [=]() { std::memcpy(dst, src, bytes); });
+    }
+    return to == PAGEABLE ? stream_sync(s) : 0;
 }
 
 int
