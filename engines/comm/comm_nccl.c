@@ -189,6 +189,7 @@ open_family(shl_comm *c)
     int version = 0;
     SHL_TRY(shl_heap_alloc(1, sizeof *f, &f));
     f->world = m->world;
+    f->device = c->device;
     f->timeout_ms = c->config.timeout_ms;
     (void)pthread_mutex_init(&f->lock, NULL);
     (void)pthread_cond_init(&f->bell, NULL);
@@ -380,16 +381,17 @@ split_handle(shl_comm *c, int color, int key, shl_comm *child)
     nccl_state *n = state_of(c), *born = child->impl != NULL ? state_of(child) : NULL;
     nccl_family *f = n->family;
     nccl_config config = plain_config();
-    nccl_handle *h = NULL;
     (void)pthread_mutex_lock(&f->lock);
+    n->part = NULL;
     int result = f->given_up ? NCCL_OK
-                             : f->table.split(n->handle, color < 0 ? NCCL_NO_COLOR : color, key, &h,
-                                              &config);
+                             : f->table.split(n->handle, color < 0 ? NCCL_NO_COLOR : color, key,
+                                              &n->part, &config);
     (void)pthread_mutex_unlock(&f->lock);
     if (result != NCCL_IN_PROGRESS) {
         SHL_TRY(shl_nccl_check(f, n->handle, result, "a split"));
     }
     SHL_TRY(shl_nccl_settle(f, n->handle, "a split"));
+    nccl_handle *h = n->part;
     if (born == NULL) {
         return SHL_OK;
     }

@@ -83,6 +83,7 @@ typedef struct nccl_state {
     struct nccl_family *family;
     shl_comm *comm;
     nccl_handle *handle; /* NULL: none yet, or aborted */
+    nccl_handle *part;   /* where the library's thread puts what it splits, late */
     uint64_t n_issued;   /* the caller's count */
     nccl_op ring[NCCL_RING];
     uint64_t n_pushed, n_finished; /* of the ring; under the lock of the family */
@@ -101,6 +102,7 @@ typedef struct nccl_family {
     bool watched, stopping;
     bool given_up; /* the library's part is aborted: no call goes there any more */
     shl_world *world;
+    shl_device *device;
     nccl_state *states;
     int users;
     nccl_state *last; /* who launched last: another's next launch is behind it */

@@ -1,11 +1,15 @@
 /* engines/comm: nccl, the collective: the library's calls in one group, or gathers and a sum in rank order
  * (nccl-ordered), whose bits are those of local and shm. */
+#include <sched.h>
+
 #include "engines/comm/comm_nccl.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/types.h"
 #include "kernels/ops/ops.h"
 
 #define SETTLE_NS 20000
+/* The library's thread launches within this; a sleep would take as long again, for every collective. */
+#define SETTLE_SPIN_NS 200000
 
 /* What the library sums, or moves as bytes. */
 static int
@@ -25,7 +29,7 @@ type_of(shl_dtype dtype, size_t *scale)
 shl_code
 shl_nccl_settle(nccl_family *f, nccl_handle *h, const char *what)
 {
-    int64_t deadline_ns = shl_clock_ns() + f->timeout_ms * 1000000;
+    int64_t start_ns = shl_clock_ns(), deadline_ns = start_ns + f->timeout_ms * 1000000;
     for (;;) {
         int state = NCCL_OK;
         SHL_TRY(shl_shm_check(f->world));
@@ -41,12 +45,17 @@ shl_nccl_settle(nccl_family *f, nccl_handle *h, const char *what)
         if (result != NCCL_IN_PROGRESS) {
             return shl_nccl_check(f, h, result, what);
         }
-        if (shl_clock_ns() > deadline_ns) {
+        int64_t now_ns = shl_clock_ns();
+        if (now_ns > deadline_ns) {
             SHL_RAISE(SHL_E_PEER, "%s has not come about within %.1f s", what,
                       (double)f->timeout_ms / 1e3);
             return shl_err_advice("NCCL_DEBUG=INFO, for what NCCL waits for");
         }
-        shl_clock_sleep_ns(SETTLE_NS);
+        if (now_ns - start_ns < SETTLE_SPIN_NS) {
+            (void)sched_yield();
+        } else {
+            shl_clock_sleep_ns(SETTLE_NS);
+        }
     }
 }
 

@@ -190,6 +190,7 @@ watch(void *arg)
     nccl_family *f = arg;
     int64_t locked_ns = shl_clock_ns();
     shl_log_set_rank(f->world->rank);
+    shl_code entered = shl_device_enter(f->device);
     for (;;) {
         struct timespec limit = time_in(LOCK_NS);
         bool locked = pthread_mutex_timedlock(&f->lock, &limit) == 0;
@@ -199,7 +200,9 @@ watch(void *arg)
             return NULL;
         }
         if (!f->given_up) {
-            shl_code code = locked ? check_all(f) : check_stuck(f, locked_ns);
+            shl_code code = entered != SHL_OK ? entered
+                            : locked          ? check_all(f)
+                                              : check_stuck(f, locked_ns);
             if (code != SHL_OK) {
                 shl_shm_abort(f->world, "nccl"); /* the first to say so counts */
                 shl_nccl_abort_all(f);

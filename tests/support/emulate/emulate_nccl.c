@@ -44,7 +44,8 @@ typedef struct ncclComm {
     int rank, ranks, splits;
     uint64_t steps;
     _Atomic int aborted, refs;
-    int starting, busy, error; /* of the next answers to ncclCommGetAsyncError */
+    int starting, busy, error;        /* of the next answers to ncclCommGetAsyncError */
+    struct ncclComm *born, **born_at; /* of a split, told when that has come about */
     long groups;
     struct group *waiting;
 } ncclComm;
@@ -325,6 +326,10 @@ ncclCommGetAsyncError(ncclComm *c, int *state)
     }
     *state = c->error != OK ? c->error : c->busy ? IN_PROGRESS : OK;
     c->busy = 0;
+    if (c->born != NULL) {
+        *c->born_at = c->born;
+        c->born = NULL;
+    }
     while (c->waiting != NULL) {
         group *g = c->waiting;
         c->waiting = g->next;
@@ -362,9 +367,19 @@ ncclGroupEnd(void)
     return IN_PROGRESS;
 }
 
+/* A communicator takes nothing before its last call has come about. */
+static int
+is_ready(const ncclComm *c)
+{
+    return !c->starting && !c->busy;
+}
+
 static int
 add(ncclComm *c, void *stream, call k)
 {
+    if (!is_ready(c)) {
+        return INVALID_ARGUMENT;
+    }
     if (open_group == NULL) {
         open_group = calloc(1, sizeof *open_group);
         open_group->comm = c;
@@ -425,6 +440,9 @@ ncclCommSplit(ncclComm *c, int color, int key, ncclComm **out, const void *confi
     char name[128];
     int rank = 0, ranks = 0, first = -1, at = c->splits++;
     (void)config;
+    if (!is_ready(c)) {
+        return INVALID_ARGUMENT;
+    }
     memcpy(c->shared->data[c->rank], &mine, sizeof mine);
     if (meet(c)) {
         return SYSTEM_ERROR;
@@ -446,12 +464,16 @@ ncclCommSplit(ncclComm *c, int color, int key, ncclComm **out, const void *confi
     }
     c->busy = 1;
     *out = NULL;
-    return color < 0 ? IN_PROGRESS : join(name, ranks, rank, out);
+    c->born_at = out;
+    return color < 0 ? IN_PROGRESS : join(name, ranks, rank, &c->born);
 }
 
 API int
 ncclCommFinalize(ncclComm *c)
 {
+    if (!is_ready(c)) {
+        return INVALID_ARGUMENT;
+    }
     c->busy = 1;
     return IN_PROGRESS;
 }
