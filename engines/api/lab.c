@@ -222,7 +222,9 @@ shl_lab_abort(shl_lab *lab, int code, const char *what)
 
 /* --- open and close ---------------------------------------------------------------------- */
 
-/* Rank r has card r; ranks that share go round. A kind without cards has index 0. */
+/* Rank r has card r; ranks that share go round. So do those of a launcher, which may show each rank its own
+ * card only, as the first: ranks that meet on one card are refused by the communicator, which compares
+ * their names. A kind without cards has index 0. */
 static shl_code
 choose_card(const shl_lab *lab, int *out)
 {
@@ -246,7 +248,7 @@ choose_card(const shl_lab *lab, int *out)
         shl_err_because("the driver shows no device of kind '%s'", s->device);
         return shl_err_advice("nvidia-smi, and CUDA_VISIBLE_DEVICES; or another device");
     }
-    if (s->share_gpu) {
+    if (s->share_gpu || (lab->world && shl_world_is_launched(lab->world))) {
         *out = place % n;
         return SHL_OK;
     }

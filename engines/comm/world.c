@@ -425,6 +425,12 @@ shl_world_is_processes(const shl_world *w)
 }
 
 bool
+shl_world_is_launched(const shl_world *w)
+{
+    return w->wire != NULL;
+}
+
+bool
 shl_world_error_is_own(const shl_world *w)
 {
     return !shl_shm_is_report(shl_err_get(), w->rank);

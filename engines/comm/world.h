@@ -55,6 +55,7 @@ int shl_world_size(const shl_world *w);
 int shl_world_local_rank(const shl_world *w); /* among the ranks of this machine */
 int shl_world_threads_per_rank(const shl_world *w);
 bool shl_world_is_processes(const shl_world *w);
+bool shl_world_is_launched(const shl_world *w); /* each by a launcher, by itself */
 
 /* Whether this thread's current error began on this rank; false when it tells of another rank's (so
  * that a rank process prints its own failure only). */

@@ -461,7 +461,8 @@ take_hash(FILE *f, char *out, size_t cap)
     }
 }
 
-/* Two processes of the program, started as torchrun does, end with the parameters of two threads. */
+/* Two processes of the program, started as torchrun does, end with the parameters of two threads; each
+ * sees its own card only, as some launchers have it. */
 static void
 test_comm_launch_trains_as_threads_do(void **state)
 {
@@ -483,11 +484,15 @@ test_comm_launch_trains_as_threads_do(void **state)
     assert_int_equal(pclose(f[0]), 0);
     assert_int_equal(strlen(local), 16);
     shl_strf(command, sizeof command, "%s %s nccl-ordered 2>&1", program, words);
+    setenv("SHL_EMULATED_DEVICES", "1", 1);
     for (int r = 0; r < 2; r++) {
         put_place(TORCHRUN, r, 2, port);
+        put("SHL_EMULATED_FIRST", r);
         f[r] = popen(command, "r");
     }
     clear_names();
+    setenv("SHL_EMULATED_DEVICES", "4", 1);
+    unsetenv("SHL_EMULATED_FIRST");
     take_hash(f[0], launched, sizeof launched);
     assert_string_equal(launched, local);
     take_hash(f[1], launched, sizeof launched);
