@@ -7,7 +7,6 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <sys/mman.h>
 
 extern "C" {
@@ -23,10 +22,10 @@ using emulate::stream;
 const int DEVICES = 1;
 const size_t GRANULE_BYTES = 2 << 20;
 const size_t TOTAL_BYTES = size_t(64) << 30;
-const int E_INVALID = 1, E_MEMORY = 2, E_DRIVER = 35, E_DEVICE = 101, E_CONTEXT = 201, E_LOST = 700,
-          E_LOCKED = 712, E_NOT_LOCKED = 713;
+using namespace emulate::status;
 
-std::recursive_mutex lock;
+using emulate::current;
+using emulate::lock;
 size_t mapped_bytes;
 
 // Ranges of device memory. With SHL_EMULATED_STRICT the host reaches none of it: only queued work does.
@@ -35,9 +34,6 @@ struct range {
     size_t mapped;
 };
 std::vector<range> ranges;
-// Host memory that the driver knows, by its begin.
-std::map<const char *, size_t> locks;
-thread_local int current = -1; // device of this thread; the runtime would take, and open, the first
 int running; // depth of run_until
 
 bool
@@ -225,85 +221,6 @@ unreserve(void *base, size_t bytes, size_t mapped)
     return munmap(base, bytes) == 0 ? 0 : E_INVALID;
 }
 
-// The lock that holds an address; locks.end(): none.
-std::map<const char *, size_t>::iterator
-lock_of(const char *at)
-{
-    auto next = locks.upper_bound(at);
-    if (next == locks.begin()) {
-        return locks.end();
-    }
-    --next;
-    return at < next->first + next->second ? next : locks.end();
-}
-
-enum side { DEVICE, LOCKED, PAGEABLE, NEITHER };
-
-// What a copy meets: the driver refuses what is locked in part, or by two calls.
-side
-side_of(const void *data, size_t bytes)
-{
-    const char *at = static_cast<const char *>(data);
-    for (const range &r : ranges) {
-        if (at >= r.base && at < r.base + r.mapped) {
-            return at + bytes <= r.base + r.mapped ? DEVICE : NEITHER;
-        }
-    }
-    auto from = lock_of(at);
-    if (from != locks.end()) {
-        return at + bytes <= from->first + from->second ? LOCKED : NEITHER;
-    }
-    auto next = locks.upper_bound(at);
-    return next == locks.end() || at + bytes <= next->first ? PAGEABLE : NEITHER;
-}
-
-// With what was there before in it.
-int
-host_take(size_t bytes, void **out)
-{
-    std::lock_guard<std::recursive_mutex> hold(lock);
-    *out = std::malloc(bytes);
-    if (current < 0 || *out == nullptr) {
-        return current < 0 ? E_CONTEXT : E_MEMORY;
-    }
-    std::memset(*out, 0xa5, bytes);
-    locks[static_cast<char *>(*out)] = bytes;
-    return 0;
-}
-
-int
-host_give(void *data)
-{
-    std::lock_guard<std::recursive_mutex> hold(lock);
-    if (locks.erase(static_cast<char *>(data)) == 0) {
-        return E_INVALID;
-    }
-    std::free(data);
-    return 0;
-}
-
-int
-host_lock(void *data, size_t bytes)
-{
-    std::lock_guard<std::recursive_mutex> hold(lock);
-    if (current < 0) {
-        return E_CONTEXT;
-    }
-    side at = side_of(data, bytes);
-    if (at != PAGEABLE) {
-        return at == DEVICE ? E_INVALID : E_LOCKED;
-    }
-    locks[static_cast<char *>(data)] = bytes;
-    return 0;
-}
-
-int
-host_unlock(void *data)
-{
-    std::lock_guard<std::recursive_mutex> hold(lock);
-    return locks.erase(static_cast<char *>(data)) == 0 ? E_NOT_LOCKED : 0;
-}
-
 int
 stream_open(int, void **out)
 {
@@ -411,6 +328,7 @@ int
 copy(void *dst, const void *src, size_t bytes, void *s)
 {
     std::lock_guard<std::recursive_mutex> hold(lock);
+    using namespace emulate;
     side to = side_of(dst, bytes), from = side_of(src, bytes);
     if (to == NEITHER || from == NEITHER || current < 0) {
         return current < 0 ? E_CONTEXT : E_INVALID;
@@ -533,6 +451,22 @@ const shl_cuda_op_fn guarded_table[] = {
 
 namespace emulate {
 
+std::recursive_mutex lock;
+thread_local int current = -1;
+
+bool
+is_device(const void *data, size_t bytes, bool *whole)
+{
+    const char *at = static_cast<const char *>(data);
+    for (const range &r : ranges) {
+        if (at >= r.base && at < r.base + r.mapped) {
+            *whole = at + bytes <= r.base + r.mapped;
+            return true;
+        }
+    }
+    return false;
+}
+
 void
 enqueue(stream *s, std::function<void()> work)
 {
@@ -591,10 +525,10 @@ shl_cuda_backend_entry(uint32_t abi)
     table.reserve = reserve;
     table.map = map;
     table.unreserve = unreserve;
-    table.host_take = host_take;
-    table.host_give = host_give;
-    table.host_lock = host_lock;
-    table.host_unlock = host_unlock;
+    table.host_take = emulate::host_take;
+    table.host_give = emulate::host_give;
+    table.host_lock = emulate::host_lock;
+    table.host_unlock = emulate::host_unlock;
     table.stream_open = stream_open;
     table.stream_close = stream_close;
     table.stream_sync = stream_sync;
