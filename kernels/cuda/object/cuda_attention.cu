@@ -124,7 +124,10 @@ __launch_bounds__(THREADS, DP > 128 ? 1 : 2) forward_kernel(attention a)
     float *q = shared, *k = q + QUERIES * (DP + 4), *v = k + tile<DP>::KEYS * (DP + 4);
     float *weights = v + tile<DP>::KEYS * (DP + 4);
     int t = static_cast<int>(threadIdx.x), x = t % 16, row0 = t / 16 * ROWS;
-    int bh = static_cast<int>(blockIdx.x);
+    int bh = attention_head_here();
+    if (bh >= a.batch * a.heads) {
+        return;
+    }
     int i0 = static_cast<int>(gridDim.y - 1 - blockIdx.y) * QUERIES;
     attention_head head = attention_head_of(a, bh / a.heads, bh % a.heads);
     weights += row0 * tile<DP>::WIDTH;
@@ -169,12 +172,12 @@ forward(const shl_cuda_launch *l, const shl_attention_args *a)
 {
     static_assert(tile<DP>::BYTES <= ATTENTION_SHARED_BYTES, "a block has no more");
     attention args = attention_from(a, nullptr, 4);
-    int status = attention_allow(forward_kernel<DP>, tile<DP>::BYTES);
+    int status = allow_shared(l, forward_kernel<DP>, tile<DP>::BYTES);
     if (status != 0) {
         return status;
     }
-    SHL_LAUNCH((forward_kernel<DP>), attention_grid(a, a->heads, QUERIES), THREADS, tile<DP>::BYTES,
-               l->stream, args);
+    SHL_LAUNCH((forward_kernel<DP>), attention_grid(l, a, a->heads, QUERIES), THREADS,
+               tile<DP>::BYTES, l->stream, args);
     return launch_status();
 }
 

@@ -19,7 +19,8 @@
 #define ATTENTION_LOG2E 1.4426950408889634f
 #define ATTENTION_LN2 0.6931471805599453f
 #define ATTENTION_MAX_DIM 256
-#define ATTENTION_SHARED_BYTES (163u << 10) /* that a block of sm_80 may have; sm_90 has 227 KiB */
+/* What a block of sm_80 may have; sm_90 has 227 KiB. */
+#define ATTENTION_SHARED_BYTES ((163u << 10) - SHL_SHARED_STATIC)
 
 /* shl_attention_args in what a kernel wants. */
 struct attention {
@@ -27,7 +28,7 @@ struct attention {
     void *y, *dq, *dk, *dv;
     float *lse, *delta;
     int64_t q_stride, kv_stride, y_stride;
-    int seq, heads, kv_heads, group, dim;
+    int batch, seq, heads, kv_heads, group, dim;
     float scale, scale2; /* scale2: times log2(e), for weights by exp2 */
     shl_dtype dtype;
     bool vectors; /* every row of every tensor starts where a vector load may */
@@ -219,15 +220,6 @@ attention_own(const float *from, int x, float row[DP / 16])
     }
 }
 
-/* Where a kernel may ask for more than 48 KiB of shared memory it must say so first. */
-template <typename F>
-static inline int
-attention_allow(F *kernel, size_t shared_bytes)
-{
-    return static_cast<int>(cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
-}
-
 static inline bool
 attention_aligned(const void *data, int64_t stride, int elem, int vector)
 {
@@ -254,6 +246,7 @@ attention_from(const shl_attention_args *a, void *work, int vector)
     o.q_stride = a->q_stride;
     o.kv_stride = a->kv_stride;
     o.y_stride = a->heads * a->head_dim;
+    o.batch = static_cast<int>(a->batch);
     o.seq = static_cast<int>(a->seq);
     o.heads = static_cast<int>(a->heads);
     o.kv_heads = static_cast<int>(a->kv_heads);
@@ -278,12 +271,28 @@ attention_from(const shl_attention_args *a, void *work, int vector)
     return o;
 }
 
-/* Blocks of a launch: heads of all sequences side by side, row blocks from the longest to the shortest. */
+/* Blocks of a launch in the order in which the device starts them: some heads (x), as many as have what
+ * streams past them in half of the L2, their row blocks (y) from the longest to the shortest, then the
+ * next heads (z). `heads` of a sequence; the last heads of the last z may be none. */
 static inline dim3
-attention_grid(const shl_attention_args *a, int64_t heads, int rows)
+attention_grid(const shl_cuda_launch *l, const shl_attention_args *a, int64_t heads, int rows)
 {
-    return dim3(static_cast<unsigned>(a->batch * heads),
-                static_cast<unsigned>((a->seq + rows - 1) / rows));
+    int64_t elem = a->dtype == SHL_F32 ? 4 : 2, all = a->batch * heads;
+    int64_t streamed = 2 * a->seq * a->head_dim * elem * (a->heads / heads);
+    int64_t most = static_cast<int64_t>(l->info->l2_bytes / 2) / streamed;
+    most = most < 1 ? 1 : most;
+    int64_t turns = shl_ceil_div(all, most);
+    turns = turns < 65535 ? turns : 65535;
+    int64_t x = shl_ceil_div(all, turns);
+    return dim3(static_cast<unsigned>(x), static_cast<unsigned>(shl_ceil_div(a->seq, rows)),
+                static_cast<unsigned>(shl_ceil_div(all, x)));
+}
+
+/* The head of this block, of all sequences' heads. */
+static __device__ __forceinline__ int
+attention_head_here()
+{
+    return static_cast<int>(blockIdx.z * gridDim.x + blockIdx.x);
 }
 
 /* Calls with DP a constant: head_dim rounded up to a width that has kernels. */

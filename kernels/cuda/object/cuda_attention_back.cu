@@ -15,25 +15,47 @@ template <int DP> struct tile {
                                 sizeof(float);
 };
 
-/* delta[b,h,i] = dy_i . y_i. Floor: reads y and dy once, one launch; a warp per row of a head. */
+/* delta[b,h,i] = dy_i . y_i. Floor: reads y and dy once, one launch. 2^k lanes share a row of a head, 16
+ * bytes of either tensor each, so that a warp of 64-wide bf16 heads has 1 KiB on its way. */
+template <typename T>
 static __global__ void
-delta_kernel(attention a, int64_t rows)
+__launch_bounds__(THREADS) delta_kernel(attention a, int64_t rows, int lanes_log2, bool chunks)
 {
-    int lane = static_cast<int>(threadIdx.x) % SHL_WARP;
-    int64_t n = static_cast<int64_t>(blockIdx.x) * (blockDim.x / SHL_WARP) + threadIdx.x / SHL_WARP;
-    if (n >= rows) {
-        return;
-    }
-    int h = static_cast<int>(n % a.heads);
-    int64_t token = n / a.heads, b = token / a.seq, i = token % a.seq;
+    constexpr int N = chunk_of<T>::N;
+    const int lanes = 1 << lanes_log2;
+    int64_t at = (static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x) >> lanes_log2;
+    int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
+    int64_t n = at < rows ? at : rows - 1; /* all lanes stay for the sums */
+    const T *y = static_cast<const T *>(a.y) + n * a.dim,
+            *dy = static_cast<const T *>(a.dy) + n * a.dim;
     float sum = 0.0f;
-    for (int d = 4 * lane; d < a.dim; d += 4 * SHL_WARP) {
-        float4 y = attention_get(a, a.y, n * a.dim + d, a.dim - d);
-        sum = attention_dot(sum, y, attention_get(a, a.dy, n * a.dim + d, a.dim - d));
+    for (int d = N * lane; d < a.dim; d += N * lanes) {
+        float u[N], v[N];
+        if (chunks) {
+            chunk<T, N> of_y, of_dy;
+            load_chunk(&of_y, y + d);
+            load_chunk(&of_dy, dy + d);
+            widen(of_y, u);
+            widen(of_dy, v);
+        } else {
+            SHL_UNROLL
+            for (int e = 0; e < N; e++) {
+                u[e] = d + e < a.dim ? widen(y[d + e]) : 0.0f;
+                v[e] = d + e < a.dim ? widen(dy[d + e]) : 0.0f;
+            }
+        }
+        SHL_UNROLL
+        for (int e = 0; e < N; e++) {
+            sum = fmaf(u[e], v[e], sum);
+        }
     }
-    sum = warp_sum(sum);
-    if (lane == 0) {
-        a.delta[(b * a.heads + h) * a.seq + i] = sum;
+    for (int step = lanes / 2; step > 0; step /= 2) {
+        sum += __shfl_xor_sync(SHL_FULL_MASK, sum, step);
+    }
+    if (lane == 0 && at < rows) {
+        int64_t token = quotient(n, a.heads), h = n - token * a.heads;
+        int64_t b = quotient(token, a.seq);
+        a.delta[(b * a.heads + h) * a.seq + token - b * a.seq] = sum;
     }
 }
 
@@ -149,8 +171,10 @@ __launch_bounds__(THREADS, DP > 64 ? 1 : 2) backward_kernel(attention a)
     int x = static_cast<int>(threadIdx.x) % 16, row0 = static_cast<int>(threadIdx.x) / 16 * t::ROWS;
     int own0 = static_cast<int>(KEYS ? blockIdx.y : gridDim.y - 1 - blockIdx.y) * t::OWN;
     int heads = KEYS ? a.kv_heads : a.heads, group = KEYS ? a.group : 1;
-    int b = static_cast<int>(blockIdx.x) / heads;
-    int h0 = static_cast<int>(blockIdx.x) % heads * group;
+    int bh = attention_head_here(), b = bh / heads, h0 = bh % heads * group;
+    if (b >= a.batch) {
+        return;
+    }
     int begin = KEYS ? own0 : 0, end = KEYS ? a.seq : min(own0 + t::OWN, a.seq);
     attention_head head = attention_head_of(a, b, h0);
     const rows_of q = {a.q, head.q, a.q_stride}, dy = {a.dy, head.y, a.y_stride};
@@ -189,13 +213,26 @@ __launch_bounds__(THREADS, DP > 64 ? 1 : 2) backward_kernel(attention a)
     }
 }
 
+template <typename T>
+static int
+delta_as(const shl_cuda_launch *l, const shl_attention_args *a, void *work)
+{
+    constexpr int N = chunk_of<T>::N;
+    attention args = attention_from(a, work, N);
+    int64_t rows = a->batch * a->seq * a->heads;
+    int lanes_log2 = 0;
+    while (1 << lanes_log2 < SHL_WARP && (N << lanes_log2) < a->head_dim) {
+        lanes_log2++;
+    }
+    SHL_LAUNCH(delta_kernel<T>, static_cast<unsigned>(shl_ceil_div(rows << lanes_log2, THREADS)),
+               THREADS, 0, l->stream, args, rows, lanes_log2, args.vectors);
+    return launch_status();
+}
+
 int
 shl_cuda_attention_delta(const shl_cuda_launch *l, const shl_attention_args *a, void *work)
 {
-    int64_t rows = a->batch * a->seq * a->heads, warps = THREADS / SHL_WARP;
-    SHL_LAUNCH(delta_kernel, static_cast<unsigned>((rows + warps - 1) / warps), THREADS, 0,
-               l->stream, attention_from(a, work, 4), rows);
-    return launch_status();
+    SHL_FOR_FLOAT(a->dtype, T, return (delta_as<T>(l, a, work)));
 }
 
 template <int DP>
@@ -204,16 +241,16 @@ backward(const shl_cuda_launch *l, const shl_attention_args *a, void *work)
 {
     static_assert(tile<DP>::BYTES <= ATTENTION_SHARED_BYTES, "a block has no more");
     attention args = attention_from(a, work, 4);
-    int status = attention_allow(backward_kernel<DP, true>, tile<DP>::BYTES);
+    int status = allow_shared(l, backward_kernel<DP, true>, tile<DP>::BYTES);
     if (status == 0) {
-        status = attention_allow(backward_kernel<DP, false>, tile<DP>::BYTES);
+        status = allow_shared(l, backward_kernel<DP, false>, tile<DP>::BYTES);
     }
     if (status != 0) {
         return status;
     }
-    SHL_LAUNCH((backward_kernel<DP, true>), attention_grid(a, a->kv_heads, tile<DP>::OWN), THREADS,
-               tile<DP>::BYTES, l->stream, args);
-    SHL_LAUNCH((backward_kernel<DP, false>), attention_grid(a, a->heads, tile<DP>::OWN), THREADS,
+    SHL_LAUNCH((backward_kernel<DP, true>), attention_grid(l, a, a->kv_heads, tile<DP>::OWN),
+               THREADS, tile<DP>::BYTES, l->stream, args);
+    SHL_LAUNCH((backward_kernel<DP, false>), attention_grid(l, a, a->heads, tile<DP>::OWN), THREADS,
                tile<DP>::BYTES, l->stream, args);
     return launch_status();
 }

@@ -31,24 +31,6 @@ row_sum(float x)
     return x + __shfl_xor_sync(SHL_FULL_MASK, x, 2);
 }
 
-/* Keys behind the query: element (m, n, e) is query i + 16 m + e / 2 * 8, key j + 8 n + e % 2. */
-template <int DP>
-static __device__ __forceinline__ void
-mask(float s[tile<DP>::MT][tile<DP>::KEYS / 8][4], int i, int j)
-{
-    SHL_UNROLL
-    for (int m = 0; m < tile<DP>::MT; m++) {
-        SHL_UNROLL
-        for (int n = 0; n < tile<DP>::KEYS / 8; n++) {
-            SHL_UNROLL
-            for (int e = 0; e < 4; e++) {
-                bool seen = j + 8 * n + e % 2 <= i + 16 * m + e / 2 * 8;
-                s[m][n][e] = seen ? s[m][n][e] : -INFINITY;
-            }
-        }
-    }
-}
-
 /* Scores become weights against the running maximum. */
 template <int DP>
 static __device__ __forceinline__ void
@@ -65,14 +47,14 @@ soften(const attention &a, float s[tile<DP>::MT][tile<DP>::KEYS / 8][4], state<D
                 top = fmaxf(top, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
             }
             top = row_max(top);
-            float keep = exp2_fast((at->top[m][half] - top) * a.scale2), less = -top * a.scale2;
+            float keep = fast_exp2((at->top[m][half] - top) * a.scale2), less = -top * a.scale2;
             float sum = at->sum[m][half] * keep;
             at->top[m][half] = top;
             SHL_UNROLL
             for (int n = 0; n < t::KEYS / 8; n++) {
                 SHL_UNROLL
                 for (int e = 2 * half; e < 2 * half + 2; e++) {
-                    s[m][n][e] = exp2_fast(fmaf(s[m][n][e], a.scale2, less));
+                    s[m][n][e] = fast_exp2(fmaf(s[m][n][e], a.scale2, less));
                     sum += s[m][n][e];
                 }
             }
@@ -107,7 +89,7 @@ drop(const attention &a, const attention_head &head, float s[tile<DP>::MT][tile<
     }
 }
 
-template <int DP>
+template <int DP, bool ANY>
 static __device__ __forceinline__ void
 finish(const attention &a, const attention_head &head, const state<DP> &at, bf16 *tile_rows,
        int row0)
@@ -126,31 +108,34 @@ finish(const attention &a, const attention_head &head, const state<DP> &at, bf16
             }
         }
     }
-    half_store<DP, tile<DP>::MT>(a, at.y, scale, tile_rows, a.y, head.y, a.y_stride, row0);
+    half_store<DP, tile<DP>::MT, ANY>(a, at.y, scale, tile_rows, a.y, head.y, a.y_stride, row0);
 }
 
 /* Floor: 2 B NH T^2 D FLOPs of bf16 (the lower half of 4 B NH T^2 D) on tensor cores, and B NH T^2 / 2
  * exponentials, 16 a clock of a multiprocessor: for D = 64 on sm_90 they take as long as the products
  * at their peak. q, k, v in, y and lse out; one launch. A tile of keys feeds 2 MT products per load of
  * its fragment. */
-template <int DP, bool DROP>
+template <int DP, bool ANY>
 static __global__ void
-__launch_bounds__(HALF_THREADS) half_forward_kernel(attention a)
+__launch_bounds__(HALF_THREADS, 2) half_forward_kernel(attention a)
 {
     typedef tile<DP> t;
     SHL_DYNAMIC_SHARED(bf16, shared);
     int lane = static_cast<int>(threadIdx.x) % SHL_WARP;
     int warp_row = static_cast<int>(threadIdx.x) / SHL_WARP * 16 * t::MT;
     int i0 = static_cast<int>(gridDim.y - 1 - blockIdx.y) * t::QUERIES, row0 = i0 + warp_row;
-    int b = static_cast<int>(blockIdx.x) / a.heads, h = static_cast<int>(blockIdx.x) % a.heads;
+    int b = attention_head_here() / a.heads, h = attention_head_here() % a.heads;
+    if (b >= a.batch) {
+        return;
+    }
     attention_head head = attention_head_of(a, b, h);
     half_rows k = half_rows_of(a.k, head.kv, a.kv_stride),
               v = half_rows_of(a.v, head.kv, a.kv_stride);
     bf16 *own = shared + warp_row * HALF_PITCH(DP), *stream = shared + t::QUERIES * HALF_PITCH(DP);
     async_copies copies;
-    half_load<t::QUERIES, DP>(a, &copies, shared, half_rows_of(a.q, head.q, a.q_stride), i0);
-    half_load<t::KEYS, DP>(a, &copies, stream, k, 0);
-    half_load<t::KEYS, DP>(a, &copies, stream + t::TILE, v, 0);
+    half_load<t::QUERIES, DP, ANY>(a, &copies, shared, half_rows_of(a.q, head.q, a.q_stride), i0);
+    half_load<t::KEYS, DP, ANY>(a, &copies, stream, k, 0);
+    half_load<t::KEYS, DP, ANY>(a, &copies, stream + t::TILE, v, 0);
     copies.commit();
     state<DP> at;
     SHL_UNROLL
@@ -169,8 +154,8 @@ __launch_bounds__(HALF_THREADS) half_forward_kernel(attention a)
         copies.wait();
         __syncthreads();
         if (j0 + t::KEYS < end) {
-            half_load<t::KEYS, DP>(a, &copies, next, k, j0 + t::KEYS);
-            half_load<t::KEYS, DP>(a, &copies, next + t::TILE, v, j0 + t::KEYS);
+            half_load<t::KEYS, DP, ANY>(a, &copies, next, k, j0 + t::KEYS);
+            half_load<t::KEYS, DP, ANY>(a, &copies, next + t::TILE, v, j0 + t::KEYS);
             copies.commit();
         }
         if (j0 >= row0 + 16 * t::MT) { /* behind all of the warp's queries */
@@ -180,28 +165,28 @@ __launch_bounds__(HALF_THREADS) half_forward_kernel(attention a)
         int i = row0 + lane / 4, j = j0 + lane % 4 * 2;
         half_scores<DP, t::MT, t::KEYS, DP / 16>(own, keys, lane, s);
         if (j0 + t::KEYS - 1 > row0) {
-            mask<DP>(s, i, j);
+            half_mask<false, t::MT, t::KEYS>(s, i, j);
         }
         soften<DP>(a, s, &at);
-        if (DROP) {
+        if (ANY && a.keep > 0.0f) {
             drop<DP>(a, head, s, i, j);
         }
         half_add<DP, t::MT, t::KEYS>(s, keys + t::TILE, lane, at.y);
     }
-    finish<DP>(a, head, at, own, row0);
+    finish<DP, ANY>(a, head, at, own, row0);
 }
 
-template <int DP, bool DROP>
+template <int DP, bool ANY>
 static int
 half_forward(const shl_cuda_launch *l, const shl_attention_args *a)
 {
     static_assert(tile<DP>::BYTES <= ATTENTION_SHARED_BYTES, "a block has no more");
     attention args = attention_from(a, nullptr, 8);
-    int status = attention_allow(half_forward_kernel<DP, DROP>, tile<DP>::BYTES);
+    int status = allow_shared(l, half_forward_kernel<DP, ANY>, tile<DP>::BYTES);
     if (status != 0) {
         return status;
     }
-    SHL_LAUNCH((half_forward_kernel<DP, DROP>), attention_grid(a, a->heads, tile<DP>::QUERIES),
+    SHL_LAUNCH((half_forward_kernel<DP, ANY>), attention_grid(l, a, a->heads, tile<DP>::QUERIES),
                HALF_THREADS, tile<DP>::BYTES, l->stream, args);
     return launch_status();
 }
@@ -209,5 +194,5 @@ half_forward(const shl_cuda_launch *l, const shl_attention_args *a)
 int
 shl_cuda_attention_half_forward(const shl_cuda_launch *l, const shl_attention_args *a)
 {
-    HALF_FOR_SHAPE(a, DP, DROP, return (half_forward<DP, DROP>(l, a)));
+    HALF_FOR_SHAPE(a, DP, ANY, return (half_forward<DP, ANY>(l, a)));
 }

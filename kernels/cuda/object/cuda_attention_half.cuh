@@ -27,24 +27,26 @@ half_rows_of(const void *data, int64_t first, int64_t stride)
     return rows;
 }
 
-/* Starts the copy of rows [row0, row0 + ROWS), zeros behind the last token and behind the head. Tensors at
- * odd addresses are copied at once, an element at a time: the same bits, slower. */
-template <int ROWS, int DP>
+/* Starts the copy of rows [row0, row0 + ROWS), zeros behind the last token and behind the head. With ANY,
+ * tensors at odd addresses are copied at once, an element at a time: the same bits, slower. */
+template <int ROWS, int DP, bool ANY>
 static __device__ __forceinline__ void
 half_load(const attention &a, async_copies *copies, bf16 *to, const half_rows &from, int row0)
 {
-    const int chunks = DP / 8;
-    SHL_UNROLL_FEW
-    for (int e = static_cast<int>(threadIdx.x); e < ROWS * chunks; e += HALF_THREADS) {
-        int r = e / chunks, d = e % chunks * 8;
-        bool real = row0 + r < a.seq && d < a.dim;
-        const bf16 *at = real ? from.data + from.first + (row0 + r) * from.stride + d : from.data;
-        bf16 *place = to + r * HALF_PITCH(DP) + d;
-        if (a.vectors) {
-            copies->copy(place, at, real);
+    const int chunks = DP / 8, step = HALF_THREADS / chunks; /* rows of all threads at once */
+    int r0 = static_cast<int>(threadIdx.x) / chunks, d = static_cast<int>(threadIdx.x) % chunks * 8;
+    int left = d < a.dim ? a.seq - row0 - r0 : 0;
+    const bf16 *at = from.data + from.first + (row0 + r0) * from.stride + d;
+    bf16 *place = to + r0 * HALF_PITCH(DP) + d;
+    SHL_UNROLL
+    for (int i = 0; i < ROWS / step; i++) {
+        bool real = i * step < left; /* else nothing is read at that address */
+        if (!ANY || a.vectors) {
+            copies->copy(place + i * step * HALF_PITCH(DP), at + i * (step * from.stride), real);
         } else {
-            for (int i = 0; i < 8; i++) {
-                place[i].bits = real ? at[i].bits : static_cast<uint16_t>(0);
+            for (int k = 0; k < 8; k++) {
+                place[i * step * HALF_PITCH(DP) + k].bits =
+                    real ? at[i * (step * from.stride) + k].bits : static_cast<uint16_t>(0);
             }
         }
     }
@@ -109,7 +111,7 @@ half_add(const float s[MT][DEPTH / 8][4], const bf16 *y, int lane, float sum[MT]
             SHL_UNROLL
             for (int e = 0; e < 4; e++) {
                 const float *pair = s[m][k / 8 + e / 2] + e % 2 * 2;
-                own[m][e] = pack_bf16(pair[0], pair[1]);
+                own[m][e] = narrow_two(pair[0], pair[1], bf16());
             }
         }
         SHL_UNROLL
@@ -125,9 +127,29 @@ half_add(const float s[MT][DEPTH / 8][4], const bf16 *y, int lane, float sum[MT]
     }
 }
 
+/* Weights of keys behind their query: element (m, n, e) is row i + 16 m + e / 2 * 8, column j + 8 n + e % 2;
+ * rows are queries, or keys. */
+template <bool KEYS, int MT, int COLUMNS>
+static __device__ __forceinline__ void
+half_mask(float s[MT][COLUMNS / 8][4], int i, int j)
+{
+    SHL_UNROLL
+    for (int m = 0; m < MT; m++) {
+        SHL_UNROLL
+        for (int n = 0; n < COLUMNS / 8; n++) {
+            SHL_UNROLL
+            for (int e = 0; e < 4; e++) {
+                int ahead = j + 8 * n + e % 2 - (i + 16 * m + e / 2 * 8);
+                bool seen = KEYS ? ahead >= 0 : ahead <= 0;
+                s[m][n][e] = seen ? s[m][n][e] : -INFINITY;
+            }
+        }
+    }
+}
+
 /* The warp's rows of a sum, times scale[m][half] (of rows g and g + 8), through its own rows of a tile
  * that nobody else reads, to tokens row0 on of `to`. */
-template <int DP, int MT>
+template <int DP, int MT, bool ANY>
 static __device__ __forceinline__ void
 half_store(const attention &a, const float sum[MT][DP / 8][4], const float scale[MT][2], bf16 *tile,
            void *to, int64_t first, int64_t stride, int row0)
@@ -142,8 +164,7 @@ half_store(const attention &a, const float sum[MT][DP / 8][4], const float scale
             for (int e = 0; e < 2; e++) {
                 float x = sum[m][n][2 * e] * scale[m][e], y = sum[m][n][2 * e + 1] * scale[m][e];
                 bf16 *at = tile + (16 * m + g + 8 * e) * HALF_PITCH(DP) + 8 * n + 2 * c;
-                narrow(x, at);
-                narrow(y, at + 1);
+                store_word(at, narrow_two(x, y, bf16()));
             }
         }
     }
@@ -157,7 +178,7 @@ half_store(const attention &a, const float sum[MT][DP / 8][4], const float scale
         }
         const bf16 *from = tile + r * HALF_PITCH(DP) + d;
         bf16 *at = static_cast<bf16 *>(to) + first + (row0 + r) * stride + d;
-        if (a.vectors) {
+        if (!ANY || a.vectors) {
             uint32_t words[4];
             load_wide<16>(words, from);
             store_wide<16>(at, words);
@@ -175,23 +196,27 @@ static __device__ SHL_OUT_OF_LINE unsigned
 half_kept(uint64_t seed, uint64_t stream, uint64_t index, uint64_t step, uint32_t bound)
 {
     unsigned kept = 0;
+    uint32_t word[4] = {0, 0, 0, 0};
     for (unsigned bit = 0; bit < 2; bit++, index += step) {
-        uint32_t word[4], at = static_cast<uint32_t>(index % 4);
-        philox_block(seed, stream, index / 4, word);
+        uint32_t at = static_cast<uint32_t>(index % 4);
+        if (bit == 0 || step != 1 || at == 0) { /* else the block before has it */
+            philox_block(seed, stream, index / 4, word);
+        }
         uint32_t low = at == 0 ? word[0] : word[1], high = at == 2 ? word[2] : word[3];
         kept |= ((at < 2 ? low : high) >= bound ? 1u : 0u) << bit;
     }
     return kept;
 }
 
-/* Calls with DP and DROP constants. */
-#define HALF_FOR_SHAPE(a, DP, DROP, ...)                                                           \
+/* Calls with DP and ANY constants: ANY kernels take tensors anywhere and drop weights, the others are as
+ * fast as they can be. Their bits are the same. */
+#define HALF_FOR_SHAPE(a, DP, ANY, ...)                                                            \
     do {                                                                                           \
-        if ((a)->dropout_p > 0.0) {                                                                \
-            constexpr bool DROP = true;                                                            \
+        if ((a)->dropout_p > 0.0 || !attention_from((a), nullptr, 8).vectors) {                    \
+            constexpr bool ANY = true;                                                             \
             HALF_FOR_WIDTH((a)->head_dim, DP, __VA_ARGS__);                                        \
         } else {                                                                                   \
-            constexpr bool DROP = false;                                                           \
+            constexpr bool ANY = false;                                                            \
             HALF_FOR_WIDTH((a)->head_dim, DP, __VA_ARGS__);                                        \
         }                                                                                          \
     } while (0)

@@ -184,9 +184,20 @@ fast_exp2(float x)
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+#elif defined SHL_EMULATED
+    return emulate_ex2(x, true);
 #else
     return exp2f(x);
 #endif
+}
+
+/* n / d of what is not negative: in 32 bits, a third of the instructions, where both fit. */
+static __device__ __forceinline__ int64_t
+quotient(int64_t n, int64_t d)
+{
+    return n <= 0xffffffff && d <= 0xffffffff
+               ? static_cast<int64_t>(static_cast<uint32_t>(n) / static_cast<uint32_t>(d))
+               : n / d;
 }
 
 /* Calls fn.template operator()<T>() for the C++ type of a float dtype. */
@@ -255,6 +266,28 @@ block_max(float x, float *room)
     }
     __syncthreads();
     return warp_max(lane < warps ? room[lane] : -INFINITY);
+}
+
+/* Shared memory that a block gets unasked, and what is left for a kernel's own static arrays. */
+#define SHL_SHARED_UNASKED (48u << 10)
+#define SHL_SHARED_STATIC 1024u
+
+/* Before each launch with `bytes` of dynamic shared memory. All who ask for more than the rest ask for the
+ * most that the device has: ranks that are threads share a kernel's limit, and a lower one would fail
+ * another's launch. A device that has less (sm_86 has 99 KiB) is SHL_CUDA_UNSUPPORTED. */
+template <typename F>
+static inline int
+allow_shared(const shl_cuda_launch *l, F *kernel, size_t bytes)
+{
+    size_t most = l->info->block_shared_bytes - SHL_SHARED_STATIC;
+    if (bytes + SHL_SHARED_STATIC <= SHL_SHARED_UNASKED) {
+        return 0;
+    }
+    if (bytes > most) {
+        return SHL_CUDA_UNSUPPORTED;
+    }
+    return static_cast<int>(cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)));
 }
 
 /* Elements of a view, as shl_tensor_elems. */

@@ -66,8 +66,9 @@ shl_cuda_embedding_forward(const shl_cuda_launch *l, const void *args, void *wor
     return launch_status();
 }
 
-/* Four rows are under way at once; they are added in their order. */
-#define AHEAD 4
+/* Rows under way at once; they are added in their order. A frequent token is a chain of its rows, each a
+ * latency of memory divided by these. */
+#define AHEAD 8
 
 template <int N, typename G>
 static __device__ __forceinline__ void

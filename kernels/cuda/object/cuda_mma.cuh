@@ -51,8 +51,8 @@ load_matrices(uint32_t *to, const bf16 *row)
 #endif
 }
 
-/* A thread's copies of 16 bytes from global to shared memory, zeros where not `real`: they have arrived,
- * for this thread, when their group is waited for. */
+/* A thread's copies of 16 bytes, or of a word, from global to shared memory, zeros where not `real`
+ * (nothing is read there): they have arrived, for this thread, when their group is waited for. */
 struct async_copies {
 #ifdef SHL_EMULATED
     emulate::copies queue;
@@ -61,11 +61,23 @@ struct async_copies {
     copy(void *to, const void *from, bool real)
     {
 #ifdef SHL_EMULATED
-        queue.copy(to, from, real);
+        queue.copy<16>(to, from, real);
 #else
         uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from),
                      "r"(real ? 16 : 0)
+                     : "memory");
+#endif
+    }
+    __device__ __forceinline__ void
+    copy_word(float *to, const float *from, bool real)
+    {
+#ifdef SHL_EMULATED
+        queue.copy<4>(to, from, real);
+#else
+        uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(from),
+                     "r"(real ? 4 : 0)
                      : "memory");
 #endif
     }
@@ -89,32 +101,5 @@ struct async_copies {
 #endif
     }
 };
-
-/* Two floats rounded to bf16, to nearest even: x in the low half. */
-static __device__ __forceinline__ uint32_t
-pack_bf16(float x, float y)
-{
-#ifdef SHL_EMULATED
-    bf16 low = narrowed<bf16>(x), high = narrowed<bf16>(y);
-    return low.bits | static_cast<uint32_t>(high.bits) << 16;
-#else
-    uint32_t pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
-    return pair;
-#endif
-}
-
-/* 2^x within 2 ulp, results below 2^-126 are 0: one instruction. */
-static __device__ __forceinline__ float
-exp2_fast(float x)
-{
-#ifdef SHL_EMULATED
-    return exp2f(x);
-#else
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#endif
-}
 
 #endif

@@ -523,8 +523,8 @@ norm_backward_launch(const shl_cuda_launch *l, const norm_backward<T> &a, int ru
     int rows = THREADS == SHL_WARP ? NORM_ROWS : 1;
     bool in_shared = norm_sums<K, THREADS>::in_shared && a.partial != nullptr;
     int bytes = in_shared ? rows * (CENTRED ? 2 : 1) * a.cols * 4 : 0;
-    int status = cudaFuncSetAttribute(norm_backward_kernel<T, N, K, THREADS, CENTRED>,
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    int status = allow_shared(l, norm_backward_kernel<T, N, K, THREADS, CENTRED>,
+                              static_cast<size_t>(bytes));
     if (status != 0) {
         return status;
     }

@@ -6,7 +6,7 @@
 #include <cmath>
 
 #define BLOCK 256
-#define WAVES 8
+#define WAVES 64 /* blocks per multiprocessor: many, so that the last ones cost little */
 #define PACK 4
 
 /* AdamW beside the rules of shl_optim_rule. */

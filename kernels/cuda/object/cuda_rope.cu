@@ -87,10 +87,11 @@ __launch_bounds__(ROPE_BLOCK) rope_kernel(rope_heads<T> a)
     const int64_t per_row = static_cast<int64_t>(chunks) * groups;
     SHL_GRID_LOOP(item, a.rows * per_row)
     {
-        int64_t row = item / per_row;
+        int64_t row = quotient(item, per_row);
         int in_row = static_cast<int>(item - row * per_row);
         int group = in_row / chunks, i = (in_row - group * chunks) * N;
-        const float *angle = a.table + row % a.seq * (2 * a.half) + i;
+        int64_t position = row - quotient(row, a.seq) * a.seq;
+        const float *angle = a.table + position * (2 * a.half) + i;
         chunk<float, N> of_c, of_s;
         chunk<T, N> first[ROPE_HEADS], second[ROPE_HEADS];
         T *at[ROPE_HEADS];

@@ -10,11 +10,7 @@ struct strided {
         if (cols == stride) {
             return at;
         }
-        int64_t row =
-            at <= 0xffffffff && cols <= 0xffffffff /* a division of 32 bits costs a third */
-                ? static_cast<uint32_t>(at) / static_cast<uint32_t>(cols)
-                : at / cols;
-        return at + row * (stride - cols);
+        return at + quotient(at, cols) * (stride - cols);
     }
 };
 

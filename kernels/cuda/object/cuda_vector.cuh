@@ -55,6 +55,17 @@ store_quad(float *p, const float *from)
 #endif
 }
 
+/* A word to any memory. */
+static __device__ __forceinline__ void
+store_word(void *p, uint32_t word)
+{
+#ifdef SHL_EMULATED
+    emulate_wide_copy<4>(p, &word, p);
+#else
+    *static_cast<uint32_t *>(p) = word;
+#endif
+}
+
 /* N elements as they lie in memory: 8, 16 or 32 bytes, or one element. */
 template <typename T, int N> struct chunk {
     uint32_t word[N * sizeof(T) / 4];

@@ -58,10 +58,17 @@ typedef void *cudaStream_t;
 typedef int cudaError_t;
 static inline int cudaGetLastError() { return 0; }
 #define cudaFuncAttributeMaxDynamicSharedMemorySize 8
+namespace emulate {
+// What a block of an H100 may have, static memory in it, and what it has unasked.
+const size_t SHARED_MOST = 227 << 10, SHARED_UNASKED = 48 << 10;
+int allow_shared(const void *kernel, int bytes);
+// Ends the program where the kernel was not allowed so much.
+void check_shared(const void *kernel, size_t bytes);
+}
 template <typename F>
-static inline int cudaFuncSetAttribute(F *, int, int)
+static inline int cudaFuncSetAttribute(F *kernel, int, int bytes)
 {
-    return 0;
+    return emulate::allow_shared(reinterpret_cast<const void *>(kernel), bytes);
 }
 
 namespace emulate {
@@ -86,6 +93,8 @@ launch_with(void (*kernel)(P...), void *stream, dim3 grid, dim3 block, size_t sh
             A... args)
 {
     std::tuple<typename std::decay<P>::type...> held(args...);
+    static_assert(sizeof(held) <= 4096, "a kernel's arguments end at 4 KiB");
+    check_shared(reinterpret_cast<const void *>(kernel), shared_bytes);
     launch_on(stream, grid, block, shared_bytes, [=]() { std::apply(kernel, held); });
 }
 void *dynamic_shared();
@@ -196,9 +205,32 @@ static inline int __clzll(long long x)
 static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-#define __expf expf
+// x as far off as an instruction may be that is within two units in the last place, by a hash of `of`.
+static inline float
+emulate_off(float x, float of)
+{
+    uint32_t u = __float_as_uint(x), e = u >> 23 & 0xff;
+    uint32_t hash = __float_as_uint(of) * 0x9e3779b1u >> 16;
+    return e > 1 && e < 254 ? __uint_as_float(u + hash % 5 - 2) : x;
+}
+// ex2.approx: 2^x, exact for whole x.
+static inline float
+emulate_ex2(float x, bool flush)
+{
+    float y = exp2f(x);
+    y = flush && y < 0x1p-126f ? 0.0f : y;
+    return x == rintf(x) ? y : emulate_off(y, x);
+}
+static inline float emulate_expf(float x) { return emulate_ex2(x * 1.44269504f, false); }
+#define __expf emulate_expf
 #define __logf logf
-static inline float __fdividef(float a, float b) { return a / b; }
+// Divisors beyond 2^126 give 0.
+static inline float
+__fdividef(float a, float b)
+{
+    float top = fabsf(b);
+    return top > 0x1p126f && top <= 3.402823466e38f ? 0.0f * a : emulate_off(a / b, a + b);
+}
 static inline float __frcp_rn(float x) { return 1.0f / x; }
 template <typename T>
 static inline T __ldg(const T *p)

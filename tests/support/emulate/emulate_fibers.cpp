@@ -5,7 +5,9 @@
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <vector>
@@ -17,7 +19,6 @@ thread_local place now;
 namespace {
 
 const size_t STACK_BYTES = 128 << 10;
-const size_t SHARED_BYTES = 228 << 10;
 const int WARP = 32;
 
 enum class waits { nothing, block, warp, over };
@@ -35,14 +36,14 @@ struct fiber {
 
 struct warp_room {
     lane_words words[2][WARP];
-    int alive = 0, arrived = 0;
+    int alive = 0, arrived = 0, all = 0;
 };
 
 // All that one calling thread needs to run kernels; kept for its life.
 struct machine {
     std::vector<std::unique_ptr<fiber>> fibers;
     std::vector<warp_room> warps;
-    std::vector<unsigned char> shared = std::vector<unsigned char>(SHARED_BYTES + 16);
+    std::vector<unsigned char> shared = std::vector<unsigned char>(SHARED_MOST + 16);
     const std::function<void()> *kernel = nullptr;
     fiber *running = nullptr;
     ucontext_t first;
@@ -193,8 +194,40 @@ warp_exchange(const lane_words &words)
     warp_room &w = mine->warps[static_cast<size_t>(f->warp)];
     unsigned side = f->exchanges++ % 2;
     w.words[side][f->lane] = words;
+    if (w.alive < w.all) { // a full mask names lanes that are gone
+        fprintf(stderr, "emulate: a warp exchanges words after some of its lanes ended\n");
+        abort();
+    }
     pause(waits::warp);
     return mine->warps[static_cast<size_t>(f->warp)].words[side];
+}
+
+namespace {
+std::mutex allowed_lock;
+std::map<const void *, size_t> allowed;
+} // namespace
+
+int
+allow_shared(const void *kernel, int bytes)
+{
+    std::lock_guard<std::mutex> hold(allowed_lock);
+    if (bytes < 0 || static_cast<size_t>(bytes) > SHARED_MOST) {
+        return 1; // cudaErrorInvalidValue
+    }
+    allowed[kernel] = static_cast<size_t>(bytes);
+    return 0;
+}
+
+void
+check_shared(const void *kernel, size_t bytes)
+{
+    std::lock_guard<std::mutex> hold(allowed_lock);
+    auto at = allowed.find(kernel);
+    if (bytes > (at == allowed.end() ? SHARED_UNASKED : at->second)) {
+        fprintf(stderr, "emulate: %zu bytes of shared memory for a kernel that may not have them\n",
+                bytes);
+        abort();
+    }
 }
 
 void
@@ -205,7 +238,7 @@ launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &
         mine.reset(new machine);
     }
     machine *m = mine.get();
-    if (n == 0 || n > 1024 || shared_bytes > SHARED_BYTES || grid.x == 0 || grid.y == 0 ||
+    if (n == 0 || n > 1024 || shared_bytes > SHARED_MOST || grid.x == 0 || grid.y == 0 ||
         grid.z == 0 || grid.y > 65535 || grid.z > 65535) {
         fprintf(stderr, "emulate: a launch of grid %u %u %u, block of %zu threads, %zu bytes shared\n",
                 grid.x, grid.y, grid.z, n, shared_bytes);
@@ -229,6 +262,7 @@ launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &
             f->wait = waits::nothing;
             f->exchanges = 0;
             m->warps[static_cast<size_t>(f->warp)].alive++;
+            m->warps[static_cast<size_t>(f->warp)].all++;
         }
         run_block(m, n);
     }
