@@ -28,7 +28,7 @@ take_outputs(const shl_op_run *run, char **all, size_t *bytes)
     *bytes = 0;
     for (int i = 0; i < run->n_operands; i++) {
         const shl_op_operand *o = &run->operands[i];
-        size_t n = shl_tensor_bytes(&o->tensor);
+        size_t n = shl_op_operand_bytes(o);
         if (o->role != SHL_ROLE_IN && o->tensor.data) {
             SHL_TRY(shl_heap_grow(all, *bytes, *bytes + n, 1));
             SHL_TRY(shl_device_download(run->device, *all + *bytes, o->tensor.data, n));

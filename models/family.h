@@ -42,6 +42,7 @@ typedef struct shl_act_spec {
     shl_dtype dtype;
     shl_recompute recompute;
     int64_t recompute_every; /* full: blocks 0, k, 2k, ...; 0: 1 */
+    size_t row_align_bytes;  /* rows of the logits start at multiples; 0: lie close together */
     bool offload;            /* inputs of recomputed blocks, but for the last one, in host memory */
 } shl_act_spec;
 /* Activation bytes (tag act) on the device held at the end of forward, and the largest moment of forward +

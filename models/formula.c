@@ -47,6 +47,13 @@ shl_model_formula_step_flops(const shl_model_config *cfg, int64_t batch, int64_t
                                            : gpt_step_flops(cfg, batch, seq);
 }
 
+size_t
+shl_formula_logits_bytes(const shl_model_config *cfg, const shl_act_spec *spec)
+{
+    size_t bytes = shl_dtype_bytes(spec->dtype) * (size_t)cfg->vocab, to = spec->row_align_bytes;
+    return to > 0 ? (bytes + to - 1) / to * to : bytes;
+}
+
 /* Per token. The attention branch keeps its input (C), the norm's output (C) and statistics (2 floats),
  * q, k and v (3C), the attention's output (C) and log-sum-exp (NH floats); the MLP its input (C), the
  * norm's output (C) and statistics, and both sides of GELU (2I). The end keeps the input of the last
@@ -56,9 +63,9 @@ shl_model_formula_step_flops(const shl_model_config *cfg, int64_t batch, int64_t
  * stream, the MLP before and behind a layer. Attention's backward has the gradients of the stream (C),
  * of its output (C) and of q, k, v (3C); that of the last norm two gradients of C beside its input. */
 static shl_act_terms
-gpt_act(const shl_model_config *cfg, shl_dtype dtype)
+gpt_act(const shl_model_config *cfg, const shl_act_spec *spec)
 {
-    size_t e = shl_dtype_bytes(dtype), f = sizeof(float);
+    size_t e = shl_dtype_bytes(spec->dtype), f = sizeof(float);
     size_t c = e * (size_t)cfg->width, i = e * (size_t)inner_width(cfg);
     size_t lse = f * (size_t)cfg->heads;
     size_t attn = 4 * c + lse, mlp = c + i + (i > c ? i : c);
@@ -68,15 +75,14 @@ gpt_act(const shl_model_config *cfg, shl_dtype dtype)
                            .refilled = c + lse,
                            .forward = attn > mlp ? attn : mlp,
                            .backward = 5 * c,
-                           .end = 2 * c + e * (size_t)cfg->vocab + 2 * f,
+                           .end = 2 * c + shl_formula_logits_bytes(cfg, spec) + 2 * f,
                            .end_backward = 3 * c + 2 * f};
 }
 
 static shl_act_terms
-act_terms(const shl_model_config *cfg, shl_dtype dtype)
+act_terms(const shl_model_config *cfg, const shl_act_spec *spec)
 {
-    return cfg->family == SHL_FAMILY_LLAMA ? shl_llama_formula_act(cfg, dtype)
-                                           : gpt_act(cfg, dtype);
+    return cfg->family == SHL_FAMILY_LLAMA ? shl_llama_formula_act(cfg, spec) : gpt_act(cfg, spec);
 }
 
 static bool
@@ -119,14 +125,14 @@ held_bytes(const shl_act_terms *t, const shl_act_spec *spec, int64_t end)
 size_t
 shl_model_formula_saved_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec)
 {
-    shl_act_terms t = act_terms(cfg, spec->dtype);
+    shl_act_terms t = act_terms(cfg, spec);
     return (size_t)(spec->batch * spec->seq) * (t.end + held_bytes(&t, spec, cfg->layers));
 }
 
 size_t
 shl_model_formula_host_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec)
 {
-    shl_act_terms t = act_terms(cfg, spec->dtype);
+    shl_act_terms t = act_terms(cfg, spec);
     size_t inputs = 0;
     for (int64_t block = 0; block < cfg->layers; block++) {
         inputs += is_recomputed(spec, block) ? t.stream : 0;
@@ -143,7 +149,7 @@ shl_model_formula_host_act_bytes(const shl_model_config *cfg, const shl_act_spec
 size_t
 shl_model_formula_peak_act_bytes(const shl_model_config *cfg, const shl_act_spec *spec)
 {
-    shl_act_terms t = act_terms(cfg, spec->dtype);
+    shl_act_terms t = act_terms(cfg, spec);
     size_t peak = 0, inputs = 0;
     for (int64_t block = 0; block < cfg->layers; block++) {
         size_t own = block_bytes(&t, spec, block), before = held_bytes(&t, spec, block);

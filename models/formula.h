@@ -17,9 +17,12 @@ typedef struct shl_act_terms {
     size_t end_backward;   /* the last norm's input and all gradients during its backward */
 } shl_act_terms;
 
+/* models/formula.c: bytes of one token's logits. */
+size_t shl_formula_logits_bytes(const shl_model_config *cfg, const shl_act_spec *spec);
+
 /* models/formula_llama.c */
 int64_t shl_llama_formula_params(const shl_model_config *cfg);
 double shl_llama_formula_step_flops(const shl_model_config *cfg, int64_t batch, int64_t seq);
-shl_act_terms shl_llama_formula_act(const shl_model_config *cfg, shl_dtype dtype);
+shl_act_terms shl_llama_formula_act(const shl_model_config *cfg, const shl_act_spec *spec);
 
 #endif

@@ -65,10 +65,10 @@ larger(size_t a, size_t b)
  * of q, k, v and two of C. Attention's own backward has those of the stream, of its output and of q,
  * k, v. */
 shl_act_terms
-shl_llama_formula_act(const shl_model_config *cfg, shl_dtype dtype)
+shl_llama_formula_act(const shl_model_config *cfg, const shl_act_spec *spec)
 {
     widths w = widths_of(cfg);
-    size_t e = shl_dtype_bytes(dtype), f = sizeof(float);
+    size_t e = shl_dtype_bytes(spec->dtype), f = sizeof(float);
     size_t c = e * (size_t)w.c, q = e * (size_t)w.q, qkv = q + 2 * e * (size_t)w.kv;
     size_t i = e * (size_t)w.inner, lse = f * (size_t)cfg->heads;
     size_t attention = 2 * c + f + qkv + q + lse, projections = 4 * c + f + qkv;
@@ -81,6 +81,6 @@ shl_llama_formula_act(const shl_model_config *cfg, shl_dtype dtype)
                                larger(larger(c + qkv, qkv + q + lse), c + 2 * i + larger(c, i)),
                            .backward = larger(c + q + qkv, beyond),
                            .mlp_backward = c > i ? c - i : 0,
-                           .end = 2 * c + e * (size_t)cfg->vocab + f,
+                           .end = 2 * c + shl_formula_logits_bytes(cfg, spec) + f,
                            .end_backward = 3 * c + f};
 }

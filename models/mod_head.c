@@ -1,5 +1,6 @@
 /* models: the head, logits[R,V] = x[R,C] W^T with W[V,C] (often the token embedding), and the
  * cross-entropy that turns them into their own gradient in place, already in forward.
+ * Rows of the logits lie as far apart as the device likes (shl_device_row_stride).
  * Tape: place 0 is x [R,C] (unless W is frozen), place 1 dlogits [R,V]. */
 #include "models/mod.h"
 
@@ -7,12 +8,20 @@ typedef struct head_impl {
     int64_t width, vocab;
 } head_impl;
 
+/* Elements between rows of the logits. */
+static int64_t
+stride_of(const shl_run *run, const shl_tensor *logits)
+{
+    return shl_device_row_stride(run->device, logits->dtype, logits->dims[1]);
+}
+
 static shl_code
 head_loss(shl_run *run, const shl_tensor *logits /* [R,V] */)
 {
     shl_cross_entropy_args args = {.logits = *logits,
                                    .targets = run->targets, /* [R] */
                                    .loss_sum = run->loss_sum,
+                                   .stride = stride_of(run, logits),
                                    .dloss = run->dloss,
                                    .want_grad = run->want_grad};
     return shl_op_cross_entropy(run->stream, &args);
@@ -27,9 +36,14 @@ head_forward(shl_module *m, shl_run *run, shl_buf *x_buf, const shl_tensor *x, /
     const head_impl *impl = m->impl;
     shl_tape_entry *e = NULL;
     SHL_TRY(shl_leaf_enter(m, run, x_buf, x, &e));
-    SHL_TRY(shl_act_alloc(m, run, x->dtype, x->dims[0], impl->vocab, &e->bufs[1], &e->saved[1]));
-    shl_linear_args args = {
-        .x = *x, .w = shl_param_view(m->params[0]), .y = e->saved[1], .order = SHL_WEIGHT_OI};
+    int64_t stride = shl_device_row_stride(run->device, x->dtype, impl->vocab);
+    SHL_TRY(shl_act_alloc(m, run, x->dtype, x->dims[0], stride, &e->bufs[1], &e->saved[1]));
+    e->saved[1].dims[1] = impl->vocab;
+    shl_linear_args args = {.x = *x,
+                            .w = shl_param_view(m->params[0]),
+                            .y = e->saved[1],
+                            .order = SHL_WEIGHT_OI,
+                            .stride = stride};
     SHL_TRY(shl_op_linear_forward(run->stream, &args));
     if (run->logits_out != NULL) {
         *run->logits_out = shl_buf_move(&e->bufs[1]);
@@ -60,6 +74,7 @@ head_backward(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *dy
                             .dy = e->saved[1],      /* [R,V] */
                             .dw = shl_param_grad_view(w),
                             .order = SHL_WEIGHT_OI,
+                            .stride = stride_of(run, &e->saved[1]),
                             .accumulate = w->grad_accumulate};
     if (args.dw.data != NULL) {
         SHL_TRY(shl_op_linear_backward_weight(run->stream, &args));

@@ -96,7 +96,8 @@ struct shl_run {
      * the global batch of one step, so that they depend on nothing else. */
     uint64_t dropout_seed; /* of the run and the step */
     int64_t first_row;     /* place of this micro-batch's first sequence in the global batch */
-    shl_buf *logits_out;   /* not NULL: the head leaves the logits there instead of a loss */
+    shl_buf *logits_out;   /* not NULL: the head leaves the logits there instead of a loss, rows
+                              shl_device_row_stride apart */
     bool offload;          /* modules with `offload` keep their input in host memory */
     bool far_pin;          /* in locked pages */
     /* Set while modules run: */
@@ -120,7 +121,8 @@ typedef struct shl_module_ops {
      * wanted param->grad and marks it grad_accumulate, so that a further use adds. */
     shl_code (*backward)(shl_module *m, shl_run *run, shl_buf *dy_buf, const shl_tensor *dy,
                          shl_buf *dx_buf, shl_tensor *dx);
-    /* Bytes that one forward leaves on the tape for B x T, own ones only (children not counted). */
+    /* Bytes that one forward leaves on the tape for B x T, own ones only (children not counted), where rows
+     * lie close together (shl_device_row_stride). */
     size_t (*saved_bytes)(const shl_module *m, int64_t batch, int64_t seq);
     /* Attention only: makes the output again that m->recompute dropped from its entry, for the
      * projection behind it, which borrows it. No hooks, no parameters. NULL: keeps its output. */

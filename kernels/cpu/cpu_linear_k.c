@@ -7,12 +7,12 @@
 #include "kernels/ops/work.h"
 
 static void
-add_bias(const shl_stream *s, float *y, const float *b, int64_t rows, int64_t cols)
+add_bias(const shl_stream *s, float *y, const float *b, int64_t rows, int64_t cols, int64_t ld)
 {
     int threads = cpu_threads(s, rows * cols);
     SHL_PARALLEL_FOR(threads)
     for (int64_t r = 0; r < rows; r++) {
-        float *row = y + r * cols;
+        float *row = y + r * ld;
         for (int64_t c = 0; c < cols; c++) {
             row[c] += b[c];
         }
@@ -24,7 +24,7 @@ enum { SUM_VECS = 4, SUM_WIDTH = SUM_VECS * VL, SUM_RUN = 64 };
 /* total[c] = sum over rows of SUM_WIDTH or (n) fewer columns: runs of 64 rows, then the runs in
  * order. Both shapes add the same numbers in the same order. */
 static inline CPU_ALWAYS void
-sum_wide(shl_dtype dt, const void *dy, int64_t c0, int64_t rows, int64_t cols, float *total)
+sum_wide(shl_dtype dt, const void *dy, int64_t c0, int64_t rows, int64_t ld, float *total)
 {
     vf sum[SUM_VECS] = {{0}};
     for (int64_t r0 = 0; r0 < rows; r0 += SUM_RUN) {
@@ -32,7 +32,7 @@ sum_wide(shl_dtype dt, const void *dy, int64_t c0, int64_t rows, int64_t cols, f
         vf run[SUM_VECS] = {{0}};
         for (int64_t r = r0; r < r1; r++) {
             for (int j = 0; j < SUM_VECS; j++) {
-                run[j] += vload_as(dt, dy, r * cols + c0 + j * VL);
+                run[j] += vload_as(dt, dy, r * ld + c0 + j * VL);
             }
         }
         for (int j = 0; j < SUM_VECS; j++) {
@@ -45,7 +45,7 @@ sum_wide(shl_dtype dt, const void *dy, int64_t c0, int64_t rows, int64_t cols, f
 }
 
 static void
-sum_narrow(const shl_tensor *dy, int64_t c0, int64_t rows, int64_t cols, int64_t n, float *total)
+sum_narrow(const shl_tensor *dy, int64_t c0, int64_t rows, int64_t ld, int64_t n, float *total)
 {
     for (int64_t c = 0; c < n; c++) {
         total[c] = 0.0f;
@@ -53,16 +53,16 @@ sum_narrow(const shl_tensor *dy, int64_t c0, int64_t rows, int64_t cols, int64_t
             int64_t r1 = r0 + SUM_RUN < rows ? r0 + SUM_RUN : rows;
             float run = 0.0f;
             for (int64_t r = r0; r < r1; r++) {
-                run += shl_float_at(dy->dtype, dy->data, r * cols + c0 + c);
+                run += shl_float_at(dy->dtype, dy->data, r * ld + c0 + c);
             }
             total[c] += run;
         }
     }
 }
 
-/* db (+)= column sums of dy; a thread owns columns. */
+/* db (+)= column sums of dy, ld elements between rows; a thread owns columns. */
 static void
-sum_columns(const shl_stream *s, const shl_tensor *dy, const shl_tensor *db, bool add)
+sum_columns(const shl_stream *s, const shl_tensor *dy, int64_t ld, const shl_tensor *db, bool add)
 {
     int64_t rows = dy->dims[0], cols = dy->dims[1];
     int threads = cpu_threads(s, rows * cols);
@@ -71,9 +71,9 @@ sum_columns(const shl_stream *s, const shl_tensor *dy, const shl_tensor *db, boo
         int64_t n = cols - c0 < SUM_WIDTH ? cols - c0 : SUM_WIDTH;
         float total[SUM_WIDTH];
         if (n == SUM_WIDTH) {
-            CPU_BY_DTYPE(dy->dtype, sum_wide(DT, dy->data, c0, rows, cols, total));
+            CPU_BY_DTYPE(dy->dtype, sum_wide(DT, dy->data, c0, rows, ld, total));
         } else {
-            sum_narrow(dy, c0, rows, cols, n, total);
+            sum_narrow(dy, c0, rows, ld, n, total);
         }
         for (int64_t c = 0; c < n; c++) {
             float old = add ? shl_float_at(db->dtype, db->data, c0 + c) : 0.0f;
@@ -87,6 +87,7 @@ SHL_K(shl_cpu_linear_forward)(shl_stream *s, const void *args, void *work)
 {
     const shl_linear_args *a = args;
     int64_t rows = a->x.dims[0], in = a->x.dims[1], out = a->y.dims[1];
+    int64_t ld = shl_row_stride(a->stride, out);
     bool io = a->order == SHL_WEIGHT_IO;
     if (a->x.dtype != SHL_F32) {
         shl_work_panels z = shl_work_linear(SHL_OP_LINEAR_FORWARD, a);
@@ -101,14 +102,14 @@ SHL_K(shl_cpu_linear_forward)(shl_stream *s, const void *args, void *work)
                             .c = a->y.data,
                             .lda = in,
                             .ldb = io ? out : in,
-                            .ldc = out,
+                            .ldc = ld,
                             .tb = !io};
         return SHL_K(shl_cpu_linear_half)(s, &p, &z, work);
     }
     SHL_TRY(gemm(s, 'N', io ? 'N' : 'T', rows, out, in, a->x.data, in, a->w.data, io ? out : in,
-                 false, a->y.data, out));
+                 false, a->y.data, ld));
     if (a->b.data != NULL) {
-        add_bias(s, a->y.data, a->b.data, rows, out);
+        add_bias(s, a->y.data, a->b.data, rows, out, ld);
     }
     return SHL_OK;
 }
@@ -118,6 +119,7 @@ SHL_K(shl_cpu_linear_backward_input)(shl_stream *s, const void *args, void *work
 {
     const shl_linear_args *a = args;
     int64_t rows = a->dy.dims[0], out = a->dy.dims[1], in = a->dx.dims[1];
+    int64_t ld = shl_row_stride(a->stride, out);
     bool io = a->order == SHL_WEIGHT_IO;
     if (a->dy.dtype != SHL_F32) {
         shl_work_panels z = shl_work_linear(SHL_OP_LINEAR_BACKWARD_INPUT, a);
@@ -129,14 +131,14 @@ SHL_K(shl_cpu_linear_backward_input)(shl_stream *s, const void *args, void *work
                             .a = a->dy.data,
                             .b = a->w.data,
                             .c = a->dx.data,
-                            .lda = out,
+                            .lda = ld,
                             .ldb = io ? out : in,
                             .ldc = in,
                             .tb = io,
                             .add = a->accumulate_dx};
         return SHL_K(shl_cpu_linear_half)(s, &p, &z, work);
     }
-    return gemm(s, 'N', io ? 'T' : 'N', rows, in, out, a->dy.data, out, a->w.data, io ? out : in,
+    return gemm(s, 'N', io ? 'T' : 'N', rows, in, out, a->dy.data, ld, a->w.data, io ? out : in,
                 a->accumulate_dx, a->dx.data, in);
 }
 
@@ -147,7 +149,8 @@ weight_product(shl_stream *s, const shl_linear_args *a, void *work)
     bool io = a->order == SHL_WEIGHT_IO;
     const void *left = io ? a->x.data : a->dy.data;
     const void *right = io ? a->dy.data : a->x.data;
-    int64_t m = io ? in : out, n = io ? out : in;
+    int64_t m = io ? in : out, n = io ? out : in, ld = shl_row_stride(a->stride, out);
+    int64_t lda = io ? in : ld, ldb = io ? ld : in;
     if (a->dy.dtype != SHL_F32) {
         shl_work_panels z = shl_work_linear(SHL_OP_LINEAR_BACKWARD_WEIGHT, a);
         shl_cpu_matmul p = {.dtype = a->dy.dtype,
@@ -158,14 +161,14 @@ weight_product(shl_stream *s, const shl_linear_args *a, void *work)
                             .a = left,
                             .b = right,
                             .c = a->dw.data,
-                            .lda = m,
-                            .ldb = n,
+                            .lda = lda,
+                            .ldb = ldb,
                             .ldc = n,
                             .ta = true,
                             .add = a->accumulate};
         return SHL_K(shl_cpu_linear_half)(s, &p, &z, work);
     }
-    return gemm(s, 'T', 'N', m, n, rows, left, m, right, n, a->accumulate, a->dw.data, n);
+    return gemm(s, 'T', 'N', m, n, rows, left, lda, right, ldb, a->accumulate, a->dw.data, n);
 }
 
 shl_code
@@ -176,7 +179,7 @@ SHL_K(shl_cpu_linear_backward_weight)(shl_stream *s, const void *args, void *wor
         SHL_TRY(weight_product(s, a, work));
     }
     if (a->db.data != NULL) {
-        sum_columns(s, &a->dy, &a->db, a->accumulate);
+        sum_columns(s, &a->dy, shl_row_stride(a->stride, a->dy.dims[1]), &a->db, a->accumulate);
     }
     return SHL_OK;
 }

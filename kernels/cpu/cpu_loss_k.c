@@ -87,7 +87,7 @@ static inline CPU_ALWAYS double
 loss_row(shl_dtype dt, const shl_cross_entropy_args *a, int64_t row)
 {
     int64_t n = a->logits.dims[1];
-    void *x = shl_elem_ptr(a->logits.data, dt, row * n);
+    void *x = shl_elem_ptr(a->logits.data, dt, row * shl_row_stride(a->stride, n));
     int32_t target = ((const int32_t *)a->targets.data)[row];
     if (target == SHL_IGNORE_INDEX) {
         if (a->want_grad) {

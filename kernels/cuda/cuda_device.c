@@ -75,8 +75,10 @@ cuda_open(shl_device *d, const shl_device_config *cfg)
     SHL_TRY_TO(code, out,
                shl_cuda_check(table, table->libs_open(c->index, &c->libs),
                               "the libraries of CUDA do not start"));
-    d->caps =
-        (shl_device_caps){.has_bytes = true, .async = true, .align_bytes = SHL_CUDA_ALIGN_BYTES};
+    d->caps = (shl_device_caps){.has_bytes = true,
+                                .async = true,
+                                .align_bytes = SHL_CUDA_ALIGN_BYTES,
+                                .row_align_bytes = SHL_CUDA_ROW_ALIGN_BYTES};
     d->op_table = &shl_cuda_op_table;
     return SHL_OK;
 out:

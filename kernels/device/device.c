@@ -94,6 +94,13 @@ shl_device_enter(shl_device *d)
     return d->ops->enter == NULL ? SHL_OK : d->ops->enter(d);
 }
 
+int64_t
+shl_device_row_stride(const shl_device *d, shl_dtype dtype, int64_t cols)
+{
+    int64_t step = (int64_t)(d->caps.row_align_bytes / shl_dtype_bytes(dtype));
+    return step > 1 ? shl_round_up(cols, step) : cols;
+}
+
 /* The system refused what the limit allows: say so in the words of the ledger. */
 static shl_code
 explain_oom(const shl_device *d, size_t bytes, shl_tier tier, shl_tag tag, const char *owner)

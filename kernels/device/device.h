@@ -59,6 +59,8 @@ typedef struct shl_device_caps {
     bool async;         /* compute is asynchronous to the host */
     bool predicted;     /* times are predicted, not measured */
     size_t align_bytes; /* every buffer starts at a multiple */
+    size_t
+        row_align_bytes; /* at multiples of which rows of a wide matrix should start; 0: anywhere */
 } shl_device_caps;
 
 #define SHL_MEM_COMM 1u /* the communicator must reach it: flat parameters, gather slots, buckets */
@@ -204,6 +206,10 @@ void shl_device_free(shl_device *d, shl_buf *b);
  * last_use (the cpu waits here, on cuda the next owner's stream waits). Errors: what the stream of
  * last_use failed with; the buffer is released all the same. */
 shl_code shl_device_free_after(shl_device *d, shl_buf *b, shl_event last_use) SHL_MUST_USE;
+
+/* Elements from row to row of a matrix of `cols` columns that the device likes best: cols, or a few more
+ * (caps.row_align_bytes). For matrices whose ops take a stride. Pure. */
+int64_t shl_device_row_stride(const shl_device *d, shl_dtype dtype, int64_t cols);
 
 /* Bytes the backend's arena holds from the system for a tier. */
 size_t shl_device_reserved_bytes(const shl_device *d, shl_tier tier);

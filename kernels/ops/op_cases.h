@@ -19,6 +19,7 @@
                                   parameter, and moments in bf16; cast: from 16 bits */
 
 #define SHL_CASE_DROPOUT 256u /* attention: a fifth of the weights is dropped */
+#define SHL_CASE_STRIDE 512u  /* linear: rows of y and dy lie apart; loss: those of the logits */
 
 /* size by op: linear R I O; layernorm R C; gelu, add, scale, adamw, norms, init, cast N; embedding B
  * T C V; attention B T NH NK D; cross-entropy R V; sum_ranks N ranks; rmsnorm R C; rope B T NH NK D;
@@ -44,6 +45,7 @@ typedef struct shl_op_operand {
     const char *name;
     shl_op_role role;
     shl_tensor tensor; /* on the device, `offset` elements behind the start of its buffer */
+    int64_t stride;    /* elements between its rows, NaN between them; 0: none */
     shl_buf buf;
     double *value; /* f64 [elems]: the exact input */
     double *want;  /* f64 [elems]: the reference output; NULL for inputs and without a reference */
@@ -95,10 +97,13 @@ void shl_op_run_close(shl_op_run **run);
 /* Uploads the inputs again (in-place ops spoil theirs). */
 shl_code shl_op_run_reset(shl_op_run *run) SHL_MUST_USE;
 
+/* Bytes from an operand's first element to behind its last row, with what lies between rows. */
+size_t shl_op_operand_bytes(const shl_op_operand *o);
+
 /* Calls the op once on the compute stream. */
 shl_code shl_op_run_call(shl_op_run *run) SHL_MUST_USE;
 
-/* Compares every output with its reference. Errors: SHL_E_VERIFY naming case, tensor, element and
+/* Compares every output with its reference, and what lies between rows with what was put there. Errors: SHL_E_VERIFY naming case, tensor, element and
  * both values. *worst (may be NULL) is the largest difference as a part of what is allowed. */
 shl_code shl_op_run_check(const shl_op_run *run, double *worst) SHL_MUST_USE;
 

@@ -18,11 +18,13 @@ prepare_linear_forward(shl_op_run *run)
     shl_op_operand *x = shl_op_run_add(run, &code, "x", SHL_ROLE_IN, mat_as(dt, n[0], n[1]), 1.0);
     shl_op_operand *w = shl_op_run_add(run, &code, "w", SHL_ROLE_IN,
                                        oi ? mat_as(dt, n[2], n[1]) : mat_as(dt, n[1], n[2]), 0.3);
-    shl_op_operand *y = shl_op_run_add(run, &code, "y", SHL_ROLE_OUT, mat_as(dt, n[0], n[2]), 0.0);
+    shl_op_operand *y =
+        shl_op_run_add_rows(run, &code, "y", SHL_ROLE_OUT, mat_as(dt, n[0], n[2]), 0.0);
     shl_op_operand *b = shl_op_run_add(run, &code, "b", SHL_ROLE_IN, vec_as(dt, n[2]), 1.0);
     run->args.linear = (shl_linear_args){.x = x->tensor,
                                          .w = w->tensor,
                                          .y = y->tensor,
+                                         .stride = y->stride,
                                          .order = oi ? SHL_WEIGHT_OI : SHL_WEIGHT_IO};
     if (bias) {
         run->args.linear.b = b->tensor;
@@ -44,9 +46,11 @@ prepare_linear_backward(shl_op_run *run)
     shl_dtype grad = case_grad_dtype(run),
               wt = run->c->op == SHL_OP_LINEAR_BACKWARD_INPUT ? dt : grad;
     shl_tensor weight = oi ? mat_as(wt, n[2], n[1]) : mat_as(wt, n[1], n[2]);
-    shl_op_operand *dy = shl_op_run_add(run, &code, "dy", SHL_ROLE_IN, mat_as(dt, n[0], n[2]), 1.0);
+    shl_op_operand *dy =
+        shl_op_run_add_rows(run, &code, "dy", SHL_ROLE_IN, mat_as(dt, n[0], n[2]), 1.0);
     shl_linear_args *a = &run->args.linear;
     *a = (shl_linear_args){.dy = dy->tensor,
+                           .stride = dy->stride,
                            .order = oi ? SHL_WEIGHT_OI : SHL_WEIGHT_IO,
                            .accumulate = add,
                            .accumulate_dx = add};
@@ -64,12 +68,16 @@ prepare_linear_backward(shl_op_run *run)
     }
     shl_op_operand *x = shl_op_run_add(run, &code, "x", SHL_ROLE_IN, mat_as(dt, n[0], n[1]), 1.0);
     shl_op_operand *dw = shl_op_run_add(run, &code, "dw", grad_role(run), weight, 1.0);
-    shl_op_operand *db = shl_op_run_add(run, &code, "db", grad_role(run), vec_as(grad, n[2]), 1.0);
+    shl_op_operand *db = NULL;
+    if (!has(run, SHL_CASE_PLAIN)) {
+        db = shl_op_run_add(run, &code, "db", grad_role(run), vec_as(grad, n[2]), 1.0);
+        a->db = db->tensor;
+    }
     a->x = x->tensor;
     a->dw = dw->tensor;
-    a->db = db->tensor;
     if (ready(run, code)) {
-        shl_ref_linear_backward(&l, x->value, NULL, dy->value, NULL, dw->want, db->want);
+        shl_ref_linear_backward(&l, x->value, NULL, dy->value, NULL, dw->want,
+                                db != NULL ? db->want : NULL);
     }
     return code;
 }
@@ -339,8 +347,8 @@ prepare_cross_entropy(shl_op_run *run)
     shl_dtype dt = case_dtype(run);
     int64_t rows = run->c->size[0], vocab = run->c->size[1];
     bool grad = !has(run, SHL_CASE_PLAIN);
-    shl_op_operand *x = shl_op_run_add(run, &code, "logits", grad ? SHL_ROLE_INOUT : SHL_ROLE_IN,
-                                       mat_as(dt, rows, vocab), 3.0);
+    shl_op_operand *x = shl_op_run_add_rows(
+        run, &code, "logits", grad ? SHL_ROLE_INOUT : SHL_ROLE_IN, mat_as(dt, rows, vocab), 3.0);
     shl_op_operand *t =
         shl_op_run_add(run, &code, "targets", SHL_ROLE_IN, shl_tensor_1d(NULL, SHL_I32, rows), 0.0);
     shl_op_operand *loss = shl_op_run_add(run, &code, "loss_sum", SHL_ROLE_INOUT,
@@ -348,6 +356,7 @@ prepare_cross_entropy(shl_op_run *run)
     run->args.loss = (shl_cross_entropy_args){.logits = x->tensor,
                                               .targets = t->tensor,
                                               .loss_sum = loss->tensor,
+                                              .stride = x->stride,
                                               .dloss = 0.125f,
                                               .want_grad = grad};
     if (!ready(run, code)) {

@@ -9,6 +9,10 @@
 shl_op_operand *shl_op_run_add(shl_op_run *run, shl_code *code, const char *name, shl_op_role role,
                                shl_tensor t, double std);
 
+/* The same of a matrix whose rows the case has apart, or, in a case for timing, as the device likes them. */
+shl_op_operand *shl_op_run_add_rows(shl_op_run *run, shl_code *code, const char *name,
+                                    shl_op_role role, shl_tensor t, double std);
+
 /* ---- small words of the prepare functions ---- */
 
 static inline shl_tensor

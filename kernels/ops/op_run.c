@@ -21,6 +21,29 @@ shl_op_run_round(const shl_op_operand *o, double x)
     return shl_dtype_is_float(dtype) ? (double)shl_float_round(dtype, (float)x) : 0.0;
 }
 
+/* Elements that lie in memory, and the place of one among the values; -1 between rows. */
+static int64_t
+stored_elems(const shl_op_operand *o)
+{
+    return o->stride > 0 ? o->tensor.dims[0] * o->stride : shl_tensor_elems(&o->tensor);
+}
+
+static int64_t
+place_of(const shl_op_operand *o, int64_t at)
+{
+    int64_t cols = o->tensor.dims[1];
+    if (o->stride == 0) {
+        return at;
+    }
+    return at % o->stride < cols ? at / o->stride * cols + at % o->stride : -1;
+}
+
+size_t
+shl_op_operand_bytes(const shl_op_operand *o)
+{
+    return (size_t)stored_elems(o) * shl_dtype_bytes(o->tensor.dtype);
+}
+
 static void
 fill_values(const shl_op_run *run, const shl_op_operand *o, double std, double *value)
 {
@@ -33,21 +56,22 @@ fill_values(const shl_op_run *run, const shl_op_operand *o, double std, double *
     }
 }
 
-shl_op_operand *
-shl_op_run_add(shl_op_run *run, shl_code *code, const char *name, shl_op_role role, shl_tensor t,
-               double std)
+static shl_op_operand *
+add(shl_op_run *run, shl_code *code, const char *name, shl_op_role role, shl_tensor t, double std,
+    int64_t stride)
 {
     SHL_ASSERT(run->n_operands < SHL_CASE_MAX_OPERANDS);
     shl_op_operand *o = &run->operands[run->n_operands++];
     o->name = name;
     o->role = role;
     o->tensor = t;
+    o->stride = stride;
     o->abs_tol = 3e-6;
     if (*code != SHL_OK) {
         return o;
     }
     size_t elem = shl_dtype_bytes(t.dtype), n = (size_t)shl_tensor_elems(&t);
-    size_t bytes = (n + (size_t)run->offset) * elem;
+    size_t bytes = shl_op_operand_bytes(o) + (size_t)run->offset * elem;
     *code = shl_device_alloc(run->device, bytes, SHL_TIER_DEVICE, SHL_TAG_ACT, 0, name, &o->buf);
     o->tensor.data = *code == SHL_OK ? (char *)o->buf.data + (size_t)run->offset * elem : NULL;
     if (*code == SHL_OK && run->values) {
@@ -65,13 +89,34 @@ shl_op_run_add(shl_op_run *run, shl_code *code, const char *name, shl_op_role ro
     return o;
 }
 
-/* One block of o from its exact values; or, for timing, of cheap ones. */
+shl_op_operand *
+shl_op_run_add(shl_op_run *run, shl_code *code, const char *name, shl_op_role role, shl_tensor t,
+               double std)
+{
+    return add(run, code, name, role, t, std, 0);
+}
+
+shl_op_operand *
+shl_op_run_add_rows(shl_op_run *run, shl_code *code, const char *name, shl_op_role role,
+                    shl_tensor t, double std)
+{
+    int64_t cols = t.dims[1], stride = 0;
+    if (has(run, SHL_CASE_STRIDE)) {
+        stride = shl_round_up(cols, 8) + 8; /* more than what alignment would ask for */
+    } else if (has(run, SHL_CASE_SPEED)) {
+        stride = shl_device_row_stride(run->device, t.dtype, cols);
+    }
+    return add(run, code, name, role, t, std, stride);
+}
+
+/* One block of what lies in memory of o, from its exact values; or, for timing, of cheap ones. */
 static void
 make_block(const shl_op_operand *o, int64_t begin, int64_t n, void *block)
 {
     shl_dtype dtype = o->tensor.dtype;
     for (int64_t i = 0; i < n; i++) {
-        double v = o->value != NULL ? o->value[begin + i] : 0.0;
+        int64_t place = place_of(o, begin + i);
+        double v = place < 0 ? (double)NAN : o->value != NULL ? o->value[place] : 0.0;
         double cheap = shl_dtype_is_float(dtype) ? (double)((i * 7919) % 2003 - 1001) * 2e-3 : 0.0;
         v = o->value != NULL ? v : cheap;
         if (shl_dtype_is_float(dtype)) {
@@ -94,7 +139,7 @@ shl_op_run_reset(shl_op_run *run)
     SHL_TRY(shl_heap_alloc(BLOCK_ELEMS, sizeof(double), &block));
     for (int k = 0; k < run->n_operands; k++) {
         const shl_op_operand *o = &run->operands[k];
-        int64_t n = shl_tensor_elems(&o->tensor);
+        int64_t n = stored_elems(o);
         for (int64_t i = 0; i < n; i += BLOCK_ELEMS) {
             int64_t m = n - i < BLOCK_ELEMS ? n - i : BLOCK_ELEMS;
             make_block(o, i, m, block);
@@ -236,6 +281,27 @@ rounding_of(shl_dtype dtype, double x)
     return 0.0;
 }
 
+/* Whether all that lies between rows is the NaN that was put there, to the bit. */
+static shl_code
+compare_gaps(const shl_op_run *run, const shl_op_operand *o, const char *got)
+{
+    size_t elem = shl_dtype_bytes(o->tensor.dtype);
+    float poison = 0.0f; /* room for an element of any float type */
+    if (o->stride == 0) {
+        return SHL_OK;
+    }
+    shl_float_put(o->tensor.dtype, &poison, 0, NAN);
+    for (int64_t i = 0; i < stored_elems(o); i++) {
+        if (place_of(o, i) < 0 && memcmp(got + (size_t)i * elem, &poison, elem) != 0) {
+            (void)SHL_RAISE(SHL_E_VERIFY, "%s: %s was written between its rows", run->c->name,
+                            o->name);
+            return shl_err_because("element %ld, with %ld columns and %ld between rows", (long)i,
+                                   (long)o->tensor.dims[1], (long)o->stride);
+        }
+    }
+    return SHL_OK;
+}
+
 /* Compares n downloaded elements of o; raises *worst. */
 static shl_code
 compare(const shl_op_run *run, const shl_op_operand *o, const void *got, double *worst)
@@ -246,7 +312,8 @@ compare(const shl_op_run *run, const shl_op_operand *o, const void *got, double 
         largest = fmax(largest, fabs(o->want[i]));
     }
     for (int64_t i = 0; i < n; i++) {
-        double g = element(got, o->tensor.dtype, i), want = o->want[i];
+        int64_t cols = o->tensor.dims[1], at = o->stride > 0 ? i / cols * o->stride + i % cols : i;
+        double g = element(got, o->tensor.dtype, at), want = o->want[i];
         bool exact = o->abs_tol <= 0.0 && o->rel_tol <= 0.0;
         want = exact && shl_dtype_is_float(o->tensor.dtype) ? shl_op_run_round(o, want) : want;
         double allowed = o->abs_tol * largest + o->rel_tol * fabs(want);
@@ -268,14 +335,15 @@ shl_op_run_check(const shl_op_run *run, double *worst)
     double most = 0.0;
     for (int k = 0; k < run->n_operands; k++) {
         const shl_op_operand *o = &run->operands[k];
-        if (o->want == NULL) {
+        if (o->want == NULL && o->stride == 0) {
             continue;
         }
         void *got = NULL;
-        size_t bytes = shl_tensor_bytes(&o->tensor);
+        size_t bytes = shl_op_operand_bytes(o);
         SHL_TRY(shl_heap_alloc(bytes, 1, &got));
         shl_code code = shl_device_download(run->device, got, o->tensor.data, bytes);
-        code = code == SHL_OK ? compare(run, o, got, &most) : code;
+        code = code == SHL_OK ? compare_gaps(run, o, got) : code;
+        code = code == SHL_OK && o->want != NULL ? compare(run, o, got, &most) : code;
         shl_heap_free(&got);
         SHL_TRY(code);
     }

@@ -78,6 +78,13 @@ is_gradient(const shl_tensor *t, shl_dtype dtype)
     return t->dtype == SHL_F32 || t->dtype == dtype;
 }
 
+/* Elements between rows of `cols` columns; 0: dense. */
+static bool
+is_stride(int64_t stride, int64_t cols)
+{
+    return stride == 0 || stride >= cols;
+}
+
 /* W of a layer from `in` to `out` features. */
 static bool
 is_weight(const shl_tensor *t, shl_dtype dtype, shl_weight_order order, int64_t in, int64_t out)
@@ -93,7 +100,7 @@ shl_op_linear_forward(shl_stream *s, const shl_linear_args *a)
     NEED(op, shl_dtype_is_float(dt) && has_data(&a->x) && a->x.n_dims == 2 && a->y.n_dims == 2);
     int64_t rows = a->x.dims[0], in = a->x.dims[1], out = a->y.dims[1];
     NEED(op, rows > 0 && in > 0 && out > 0);
-    NEED(op, is_2d(&a->y, dt, rows, out));
+    NEED(op, is_2d(&a->y, dt, rows, out) && is_stride(a->stride, out));
     NEED(op, is_weight(&a->w, dt, a->order, in, out));
     NEED(op, !has_data(&a->b) || is_flat(&a->b, dt, out));
     return call(s, op, a);
@@ -106,7 +113,7 @@ shl_op_linear_backward_input(shl_stream *s, const shl_linear_args *a)
     shl_dtype dt = a->dy.dtype;
     NEED(op, shl_dtype_is_float(dt) && has_data(&a->dy) && a->dy.n_dims == 2 && a->dx.n_dims == 2);
     int64_t rows = a->dy.dims[0], out = a->dy.dims[1], in = a->dx.dims[1];
-    NEED(op, rows > 0 && in > 0 && out > 0);
+    NEED(op, rows > 0 && in > 0 && out > 0 && is_stride(a->stride, out));
     NEED(op, is_2d(&a->dx, dt, rows, in));
     NEED(op, is_weight(&a->w, dt, a->order, in, out));
     return call(s, op, a);
@@ -119,7 +126,7 @@ shl_op_linear_backward_weight(shl_stream *s, const shl_linear_args *a)
     shl_dtype dt = a->dy.dtype;
     NEED(op, shl_dtype_is_float(dt) && has_data(&a->dy) && a->dy.n_dims == 2 && a->x.n_dims == 2);
     int64_t rows = a->dy.dims[0], out = a->dy.dims[1], in = a->x.dims[1];
-    NEED(op, rows > 0 && in > 0 && out > 0);
+    NEED(op, rows > 0 && in > 0 && out > 0 && is_stride(a->stride, out));
     NEED(op, has_data(&a->dw) || has_data(&a->db));
     NEED(op, !has_data(&a->dw) || is_2d(&a->x, dt, rows, in));
     NEED(op, !has_data(&a->dw) || is_weight(&a->dw, a->dw.dtype, a->order, in, out));
@@ -274,6 +281,7 @@ shl_op_cross_entropy(shl_stream *s, const shl_cross_entropy_args *a)
     const shl_op op = SHL_OP_CROSS_ENTROPY;
     NEED(op, shl_dtype_is_float(a->logits.dtype) && a->logits.n_dims == 2 && has_data(&a->logits));
     NEED(op, a->logits.dims[0] > 0 && a->logits.dims[1] > 0);
+    NEED(op, is_stride(a->stride, a->logits.dims[1]));
     NEED(op, has_data(&a->targets) && is_flat(&a->targets, SHL_I32, a->logits.dims[0]));
     NEED(op, has_data(&a->loss_sum) && is_flat(&a->loss_sum, SHL_F64, 1));
     return call(s, op, a);

@@ -17,6 +17,13 @@
 
 #define SHL_IGNORE_INDEX (-100)
 
+/* Elements between rows of `cols`: what an args struct says, or the columns where it says 0. */
+static inline int64_t
+shl_row_stride(int64_t stride, int64_t cols)
+{
+    return stride > 0 ? stride : cols;
+}
+
 /* Every op once: its constant behind SHL_OP_, and its name. Enumerations and tables of devices are made
  * from it: X(OP, name). */
 #define SHL_OPS(X)                                                                                 \
@@ -61,11 +68,14 @@ typedef enum shl_weight_order { SHL_WEIGHT_IO = 0, SHL_WEIGHT_OI } shl_weight_or
 /* forward:  y[R,O] = x[R,I] W + b      (b may be NULL data)
  * input:    dx[R,I] = dy W^T           (overwrites; accumulate adds)
  * weight:   dw = x^T dy (order as W), db = column sums of dy in a fixed order; without dw only the
- *           shape of x is looked at */
+ *           shape of x is looked at
+ * Rows of y and dy may lie `stride` >= O elements apart (0: O), as wide ones do where the device asks for
+ * it (shl_device_row_stride); what lies between them is neither read nor written. */
 typedef struct shl_linear_args {
     shl_tensor x, w, b, y;     /* forward; x, w reused below */
     shl_tensor dy, dx, dw, db; /* backward; unused ones have NULL data */
     shl_weight_order order;
+    int64_t stride;     /* elements between rows of y, dy; 0: O */
     bool accumulate;    /* dw, db */
     bool accumulate_dx; /* dx */
 } shl_linear_args;
@@ -147,11 +157,13 @@ shl_code shl_op_scale(shl_stream *s, const shl_scale_args *a) SHL_MUST_USE;
 /* Fused softmax cross-entropy, in place: logits[R,V] become dlogits = (softmax - onehot) * dloss
  * (rows with target SHL_IGNORE_INDEX: zero). loss_sum: one f64 in device memory; the sum over
  * valid rows of (lse - logit[target]), rows added in order in double, is ADDED to it. Stable at
- * large logits. targets: i32 [R]. want_grad false leaves the logits unspecified. Errors:
+ * large logits. targets: i32 [R]. want_grad false leaves the logits unspecified. Rows lie `stride` >= V
+ * elements apart (0: V); what lies between them is neither read nor written. Errors:
  * SHL_E_CONFIG for a target outside the vocabulary; nothing is written then. */
 typedef struct shl_cross_entropy_args {
     shl_tensor logits, targets;
     shl_tensor loss_sum; /* f64 [1] */
+    int64_t stride;      /* elements between rows of logits; 0: V */
     float dloss;         /* 1 / number of valid targets of the whole global batch */
     bool want_grad;
 } shl_cross_entropy_args;

@@ -25,15 +25,15 @@
 
 typedef struct virtual_target {
     const char *kind;
-    size_t align_bytes;
+    size_t align_bytes, row_align_bytes;
     size_t step_bytes;
     bool async;
     bool comm_apart; /* memory that peers reach has an arena of its own */
 } virtual_target;
 
 static const virtual_target targets[] = {
-    {"cpu", 64, (size_t)2 << 20, false, false},
-    {"cuda", 512, (size_t)2 << 20, true, true},
+    {"cpu", 64, 0, (size_t)2 << 20, false, false},
+    {"cuda", 512, 128, (size_t)2 << 20, true, true},
 };
 
 typedef struct virtual_impl {
@@ -107,8 +107,10 @@ virtual_open(shl_device *d, const shl_device_config *cfg)
                                   target->step_bytes, NULL, NULL, &v->arenas[i]));
     }
     d->config.stands_for = target->kind;
-    d->caps = (shl_device_caps){
-        .async = target->async, .predicted = true, .align_bytes = target->align_bytes};
+    d->caps = (shl_device_caps){.async = target->async,
+                                .predicted = true,
+                                .align_bytes = target->align_bytes,
+                                .row_align_bytes = target->row_align_bytes};
     d->op_table = &shl_virtual_op_table;
     return SHL_OK;
 out:

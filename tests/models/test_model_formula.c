@@ -123,7 +123,9 @@ static void
 bench_open(bench *b, const shape *s, const shl_act_spec *spec)
 {
     shl_device_config cfg = {.kind = "virtual", .stands_for = "cpu", .threads = 1};
+    cfg.stands_for = spec->row_align_bytes > 0 ? "cuda" : "cpu";
     assert_int_equal(shl_device_open(&cfg, &b->device), SHL_OK);
+    assert_int_equal(b->device->caps.row_align_bytes, spec->row_align_bytes);
     model_open(s, spec, &b->model);
     assert_int_equal(shl_plain_open(b->device, b->model, 1, &b->plain), SHL_OK);
     assert_int_equal(
@@ -197,7 +199,8 @@ test_model_formula_equals_the_ledger(void **state)
                 shl_act_spec spec = {.dtype = dtypes[d],
                                      .recompute = ways[w].recompute,
                                      .recompute_every = ways[w].every,
-                                     .offload = ways[w].offload};
+                                     .offload = ways[w].offload,
+                                     .row_align_bytes = (i + w + d) % 2 == 0 ? 0 : 128};
                 if (ways[w].every <= shapes[i].cfg.layers) {
                     check_ledger(&shapes[i], &spec);
                 }

@@ -18,7 +18,7 @@
 /* All that the choice of an algorithm depends on. Tensors start at multiples of 8 elements in
  * every buffer of an engine, so `aligned` is the same wherever a tensor lies. */
 typedef struct blas_key {
-    int64_t m, n, k, kind;
+    int64_t m, n, k, lda, ldb, ldd, kind;
 } blas_key;
 
 typedef struct blas_entry {
@@ -91,6 +91,12 @@ data_type(shl_dtype dtype)
     return dtype == SHL_F32 ? CUDA_R_32F : dtype == SHL_BF16 ? CUDA_R_16BF : CUDA_R_16F;
 }
 
+static uint32_t
+bytes_of(shl_dtype dtype)
+{
+    return dtype == SHL_F32 ? 4 : 2;
+}
+
 static bool
 is_aligned(const void *p)
 {
@@ -110,7 +116,7 @@ key_of(const shl_cuda_launch *l, const shl_cuda_product *p)
     int kind = (int)p->in | (int)p->out << 4 | (p->turn_a ? 1 : 0) << 8 | (p->turn_b ? 1 : 0) << 9 |
                (p->add ? 1 : 0) << 10 | (p->bias != NULL ? 1 : 0) << 11 |
                (all_aligned(p) ? 1 : 0) << 12 | (tf32 ? 1 : 0) << 13;
-    blas_key key = {p->m, p->n, p->k, kind};
+    blas_key key = {p->m, p->n, p->k, p->lda, p->ldb, p->ldd, kind};
     return key;
 }
 
@@ -119,8 +125,8 @@ static blas_entry *
 entry_of(shl_cuda_blas *blas, const blas_key *key)
 {
     uint64_t hash = 0;
-    const int64_t word[4] = {key->m, key->n, key->k, key->kind};
-    for (int i = 0; i < 4; i++) {
+    const int64_t word[] = {key->m, key->n, key->k, key->lda, key->ldb, key->ldd, key->kind};
+    for (size_t i = 0; i < SHL_ARRAY_LEN(word); i++) {
         hash = (hash ^ (uint64_t)word[i]) * 0x9e3779b97f4a7c15u;
         hash ^= hash >> 29;
     }
@@ -157,14 +163,16 @@ describe(const shl_cuda_launch *l, const shl_cuda_product *p, blas_call *c)
     }
     uint64_t m = (uint64_t)p->m, n = (uint64_t)p->n, k = (uint64_t)p->k;
     BLAS_TRY(cublasLtMatrixLayoutInit(&c->a, data_type(p->in), p->turn_a ? k : m, p->turn_a ? m : k,
-                                      p->turn_a ? p->k : p->m));
+                                      p->lda));
     BLAS_TRY(cublasLtMatrixLayoutInit(&c->b, data_type(p->in), p->turn_b ? n : k, p->turn_b ? k : n,
-                                      p->turn_b ? p->n : p->k));
-    BLAS_TRY(cublasLtMatrixLayoutInit(&c->d, data_type(p->out), m, n, p->m));
+                                      p->ldb));
+    BLAS_TRY(cublasLtMatrixLayoutInit(&c->d, data_type(p->out), m, n, p->ldd));
     return 0;
 }
 
-/* Asks the library for its first choice that fits the pool. Parts of a sum that is cut along k
+/* Asks the library for its first choice that fits the pool. The alignment that it is told is that of
+ * the matrices' first elements ("minimum buffer alignment" in its header); where their columns lie it
+ * knows from the layouts' leading dimensions. Parts of a sum that is cut along k
  * may meet in fp32 in the workspace only: in the output they would be rounded, and by atomics
  * come in any order. */
 static int
@@ -182,8 +190,7 @@ choose(const shl_cuda_launch *l, const shl_cuda_product *p, blas_call *c, blas_e
     BLAS_TRY(cublasLtMatmulPreferenceSetAttribute(
         &c->preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &scheme, sizeof(scheme)));
     for (int i = 0; i < 4; i++) {
-        shl_dtype dtype = i < 2 ? p->in : p->out;
-        const uint32_t bytes = all_aligned(p) ? ALIGNED_BYTES : dtype == SHL_F32 ? 4u : 2u;
+        const uint32_t bytes = all_aligned(p) ? ALIGNED_BYTES : bytes_of(i < 2 ? p->in : p->out);
         BLAS_TRY(
             cublasLtMatmulPreferenceSetAttribute(&c->preference, places[i], &bytes, sizeof(bytes)));
     }
@@ -242,6 +249,9 @@ shl_cuda_linear_forward(const shl_cuda_launch *l, const void *args, void *work)
     const shl_cuda_product p = {.m = a->y.dims[1],
                                 .n = a->x.dims[0],
                                 .k = a->x.dims[1],
+                                .lda = a->w.dims[1],
+                                .ldb = a->x.dims[1],
+                                .ldd = shl_row_stride(a->stride, a->y.dims[1]),
                                 .a = a->w.data,
                                 .b = a->x.data,
                                 .bias = a->b.data,
@@ -261,6 +271,9 @@ shl_cuda_linear_backward_input(const shl_cuda_launch *l, const void *args, void 
     const shl_cuda_product p = {.m = a->dx.dims[1],
                                 .n = a->dy.dims[0],
                                 .k = a->dy.dims[1],
+                                .lda = a->w.dims[1],
+                                .ldb = shl_row_stride(a->stride, a->dy.dims[1]),
+                                .ldd = a->dx.dims[1],
                                 .a = a->w.data,
                                 .b = a->dy.data,
                                 .d = a->dx.data,
@@ -278,11 +291,15 @@ int
 shl_cuda_linear_backward_weight(const shl_cuda_launch *l, const void *args, void *work)
 {
     const shl_linear_args *a = args;
+    int64_t stride = shl_row_stride(a->stride, a->dy.dims[1]);
     if (a->dw.data != NULL) {
         bool io = a->order == SHL_WEIGHT_IO;
         const shl_cuda_product p = {.m = a->dw.dims[1],
                                     .n = a->dw.dims[0],
                                     .k = a->dy.dims[0],
+                                    .lda = io ? stride : a->x.dims[1],
+                                    .ldb = io ? a->x.dims[1] : stride,
+                                    .ldd = a->dw.dims[1],
                                     .a = io ? a->dy.data : a->x.data,
                                     .b = io ? a->x.data : a->dy.data,
                                     .d = a->dw.data,
@@ -295,5 +312,8 @@ shl_cuda_linear_backward_weight(const shl_cuda_launch *l, const void *args, void
             return status;
         }
     }
-    return a->db.data != NULL ? shl_cuda_column_sums(l, &a->dy, &a->db, a->accumulate, work) : 0;
+    if (a->db.data == NULL) {
+        return 0;
+    }
+    return shl_cuda_column_sums(l, &a->dy, stride, &a->db, a->accumulate, work);
 }

@@ -9,12 +9,12 @@ extern "C" {
 #define SUM_WARPS 8
 #define SUM_BLOCK (SUM_WARPS * SHL_WARP)
 
-/* Sums of the columns of x over a run of rows: a lane owns N columns, a warp every eighth row of
+/* Sums of the columns of x, rows `stride` apart, over a run of rows: a lane owns N columns, a warp every eighth row of
  * the run; then the eight sums of a column are added in order. The order does not depend on N. */
 template <typename T, typename G, int N>
 static __global__ void
-__launch_bounds__(SUM_BLOCK)
-    column_kernel(const T *x, int64_t rows, int64_t cols, int64_t run, G *out, bool accumulate)
+__launch_bounds__(SUM_BLOCK) column_kernel(const T *x, int64_t rows, int64_t cols, int64_t stride,
+                                           int64_t run, G *out, bool accumulate)
 {
     __shared__ float room[SUM_WARPS][SHL_WARP * N];
     int lane = static_cast<int>(threadIdx.x) % SHL_WARP,
@@ -27,7 +27,7 @@ __launch_bounds__(SUM_BLOCK)
     }
     SHL_UNROLL_BY(4)
     for (int64_t r = begin + warp; r < (c < cols ? end : begin); r += SUM_WARPS) {
-        pack<T, N> p = load_pack<N>(x + r * cols + c);
+        pack<T, N> p = load_pack<N>(x + r * stride + c);
         for (int j = 0; j < N; j++) {
             sum[j] += widen(p.at[j]);
         }
@@ -50,36 +50,36 @@ __launch_bounds__(SUM_BLOCK)
 
 template <typename T, typename G>
 static void
-sum_columns(const shl_cuda_launch *l, const T *x, int64_t rows, int64_t cols, int64_t run, G *out,
-            bool accumulate)
+sum_columns(const shl_cuda_launch *l, const T *x, int64_t rows, int64_t cols, int64_t stride,
+            int64_t run, G *out, bool accumulate)
 {
     const int per = SHL_PACK_BYTES / sizeof(T);
-    bool packs = cols % per == 0 && is_aligned(x, SHL_PACK_BYTES);
+    bool packs = cols % per == 0 && stride % per == 0 && is_aligned(x, SHL_PACK_BYTES);
     dim3 grid(static_cast<unsigned>(shl_ceil_div(cols, SHL_WARP * (packs ? per : 1))),
               static_cast<unsigned>(shl_ceil_div(rows, run)));
     if (packs) {
-        SHL_LAUNCH((column_kernel<T, G, per>), grid, SUM_BLOCK, 0, l->stream, x, rows, cols, run,
-                   out, accumulate);
+        SHL_LAUNCH((column_kernel<T, G, per>), grid, SUM_BLOCK, 0, l->stream, x, rows, cols, stride,
+                   run, out, accumulate);
     } else {
-        SHL_LAUNCH((column_kernel<T, G, 1>), grid, SUM_BLOCK, 0, l->stream, x, rows, cols, run, out,
-                   accumulate);
+        SHL_LAUNCH((column_kernel<T, G, 1>), grid, SUM_BLOCK, 0, l->stream, x, rows, cols, stride,
+                   run, out, accumulate);
     }
 }
 
 /* Floor: dy read once over the read rate; two launches. The first leaves one row of fp32 sums
  * per run, the second adds those rows and the old value. */
 extern "C" int
-shl_cuda_column_sums(const shl_cuda_launch *l, const shl_tensor *dy, const shl_tensor *db,
-                     bool accumulate, void *work)
+shl_cuda_column_sums(const shl_cuda_launch *l, const shl_tensor *dy, int64_t stride,
+                     const shl_tensor *db, bool accumulate, void *work)
 {
     int64_t rows = dy->dims[0], cols = dy->dims[1], run = shl_work_column_rows(rows);
     int64_t runs = shl_ceil_div(rows, run);
     float *partial = static_cast<float *>(work);
     SHL_FOR_FLOAT(
         dy->dtype, T,
-        sum_columns(l, static_cast<const T *>(dy->data), rows, cols, run, partial, false));
+        sum_columns(l, static_cast<const T *>(dy->data), rows, cols, stride, run, partial, false));
     SHL_FOR_FLOAT(db->dtype, G,
-                  sum_columns(l, static_cast<const float *>(partial), runs, cols, runs,
+                  sum_columns(l, static_cast<const float *>(partial), runs, cols, cols, runs,
                               static_cast<G *>(db->data), accumulate));
     return launch_status();
 }
@@ -105,10 +105,10 @@ product_kernel(shl_cuda_product p)
         int64_t col = col0 + (p.turn_b ? u : w), kb = k0 + (p.turn_b ? w : u);
         float va = 0.0f, vb = 0.0f;
         if (row < p.m && ka < p.k) {
-            va = widen(a[p.turn_a ? row * p.k + ka : ka * p.m + row]);
+            va = widen(a[p.turn_a ? row * p.lda + ka : ka * p.lda + row]);
         }
         if (col < p.n && kb < p.k) {
-            vb = widen(b[p.turn_b ? kb * p.n + col : col * p.k + kb]);
+            vb = widen(b[p.turn_b ? kb * p.ldb + col : col * p.ldb + kb]);
         }
         __syncthreads();
         ta[ka - k0][row - row0] = va;
@@ -119,7 +119,7 @@ product_kernel(shl_cuda_product p)
         }
     }
     if (row0 + u < p.m && col0 + w < p.n) {
-        G *to = static_cast<G *>(p.d) + (col0 + w) * p.m + row0 + u;
+        G *to = static_cast<G *>(p.d) + (col0 + w) * p.ldd + row0 + u;
         sum += p.add ? widen(*to) : 0.0f;
         narrow(bias != nullptr ? sum + widen(bias[row0 + u]) : sum, to);
     }

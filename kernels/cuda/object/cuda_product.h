@@ -9,11 +9,12 @@
 extern "C" {
 #endif
 
-/* D[m,n] = op(A)[m,k] op(B)[k,n] (+ D) (+ bias[m] on every column), all by columns and dense:
- * the leading dimension of each is the number of its stored rows. A and B of `in`, D and bias of
+/* D[m,n] = op(A)[m,k] op(B)[k,n] (+ D) (+ bias[m] on every column), all by columns, a column ld elements
+ * behind the one before; what lies between two is not touched. A and B of `in`, D and bias of
  * `out`; sums in fp32, rounded once. */
 typedef struct shl_cuda_product {
     int64_t m, n, k;
+    int64_t lda, ldb, ldd;
     const void *a, *b, *bias; /* bias may be NULL */
     void *d;
     shl_dtype in, out;
@@ -24,9 +25,10 @@ typedef struct shl_cuda_product {
 /* The product by a plain kernel: for shapes and addresses that the library has no algorithm for. */
 int shl_cuda_plain_product(const shl_cuda_launch *l, const shl_cuda_product *p);
 
-/* db (+)= sums of the columns of dy in a fixed order; work: shl_work_column_bytes. */
-int shl_cuda_column_sums(const shl_cuda_launch *l, const shl_tensor *dy, const shl_tensor *db,
-                         bool accumulate, void *work);
+/* db (+)= sums of the columns of dy, whose rows lie `stride` elements apart, in a fixed order; work:
+ * shl_work_column_bytes. */
+int shl_cuda_column_sums(const shl_cuda_launch *l, const shl_tensor *dy, int64_t stride,
+                         const shl_tensor *db, bool accumulate, void *work);
 
 #ifdef __cplusplus
 }

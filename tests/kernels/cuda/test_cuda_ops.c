@@ -56,7 +56,7 @@ keep_outputs(const shl_op_run *run, outcome *out)
 {
     for (int k = 0; k < run->n_operands; k++) {
         const shl_op_operand *o = &run->operands[k];
-        size_t bytes = shl_tensor_bytes(&o->tensor);
+        size_t bytes = shl_op_operand_bytes(o);
         SHL_TRY(shl_heap_alloc(bytes, 1, &out->bytes[k]));
         SHL_TRY(shl_device_download(run->device, out->bytes[k], o->tensor.data, bytes));
     }
@@ -101,7 +101,7 @@ bits_differ(shl_device *twin, const shl_op_case *c, const outcome *a, const outc
     int differ = 0;
     assert_int_equal(shl_op_run_open(twin, c, SEED, 0, &run), SHL_OK);
     for (int k = 0; k < run->n_operands && !may_differ(c); k++) {
-        size_t bytes = shl_tensor_bytes(&run->operands[k].tensor);
+        size_t bytes = shl_op_operand_bytes(&run->operands[k]);
         if (memcmp(a->bytes[k], b->bytes[k], bytes) != 0) {
             print_error("%s: other bits in %s\n", c->name, run->operands[k].name);
             differ++;
@@ -145,6 +145,7 @@ test_cuda_ops_match_the_reference(void **state)
     shl_device *d = open_device(), *twin = NULL;
     (void)state;
     assert_int_equal(shl_device_open(&cfg, &twin), SHL_OK);
+    assert_int_equal(d->caps.row_align_bytes, twin->caps.row_align_bytes);
     for (size_t i = 0; i < n; i++) {
         if (is_chosen(&c[i])) {
             failed += try_case(d, twin, &c[i], &worst[c[i].op]);

@@ -241,8 +241,20 @@ run_loss(bench *b, shl_dtype dtype, int64_t rows, int64_t vocab, int64_t offset,
     bench_clear(b);
 }
 
-/* Beyond shared memory, at three addresses: near the CPU's values, and the same bits at each
- * address. */
+/* Logits of rows; the first ones of the first row, more than the packs that all threads take first,
+ * are hidden. */
+static void *
+draw_logits(shl_dtype dtype, int64_t n)
+{
+    void *x = draw("logits", dtype, n, 0);
+    for (int64_t i = 0; i < 5000; i++) {
+        shl_float_put(dtype, x, i, -INFINITY);
+    }
+    return x;
+}
+
+/* Beyond shared memory, at two addresses, of which one row each is aligned: near the CPU's values, and
+ * the same bits at each address. */
 static void
 test_cuda_reduce_rows_beyond_shared_memory(void **state)
 {
@@ -255,17 +267,17 @@ test_cuda_reduce_rows_beyond_shared_memory(void **state)
     }
     for (int t = 0; t < 2; t++) {
         size_t bytes = (size_t)ROWS * VOCAB * shl_dtype_bytes(floats[t]);
-        void *want = draw("logits", floats[t], ROWS * VOCAB, 0), *first = NULL;
+        void *want = draw_logits(floats[t], ROWS * VOCAB), *first = NULL;
         double want_loss = 0.5, first_loss = 0.5;
         run_loss(&side[0], floats[t], ROWS, VOCAB, 0, target, want, &want_loss);
         for (int64_t offset = 0; offset < 6; offset += 5) {
-            void *x = draw("logits", floats[t], ROWS * VOCAB, 0);
+            void *x = draw_logits(floats[t], ROWS * VOCAB);
             double loss = 0.5;
             run_loss(&side[1], floats[t], ROWS, VOCAB, offset, target, x, &loss);
             for (int64_t i = 0; offset == 0 && i < ROWS * VOCAB; i++) {
                 double g = (double)shl_float_at(floats[t], x, i);
                 double w = (double)shl_float_at(floats[t], want, i);
-                assert_true(fabs(g - w) <= fabs(w) * (t == 0 ? 1e-5 : 0.008));
+                assert_true(fabs(g - w) <= fabs(w) * (t == 0 ? 1e-5 : 0.008) + 1e-30);
             }
             assert_true(fabs(loss - want_loss) < 2e-5);
             if (first == NULL) {

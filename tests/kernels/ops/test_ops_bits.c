@@ -47,7 +47,7 @@ outputs_of(shl_device *d, const shl_op_case *c, int64_t offset, size_t *bytes)
     *bytes = 0;
     for (int k = 0; k < run->n_operands; k++) {
         const shl_op_operand *o = &run->operands[k];
-        size_t n = shl_tensor_bytes(&o->tensor);
+        size_t n = shl_op_operand_bytes(o);
         if (o->role != SHL_ROLE_IN) {
             assert_int_equal(shl_heap_grow(&all, *bytes, *bytes + n, 1), SHL_OK);
             memcpy(all + *bytes, o->tensor.data, n);

@@ -19,6 +19,24 @@ spoil_update(shl_op op, shl_op_any_args *a)
     }
 }
 
+/* Rows that are said to lie apart overlap then; false: op has none that do. */
+static bool
+spoil_stride(shl_op op, shl_op_any_args *a)
+{
+    bool linear = op == SHL_OP_LINEAR_FORWARD || op == SHL_OP_LINEAR_BACKWARD_INPUT ||
+                  op == SHL_OP_LINEAR_BACKWARD_WEIGHT;
+    int64_t *stride = linear                       ? &a->linear.stride
+                      : op == SHL_OP_CROSS_ENTROPY ? &a->loss.stride
+                                                   : NULL;
+    if (stride == NULL || *stride == 0) {
+        return false;
+    }
+    *stride = (linear ? op == SHL_OP_LINEAR_FORWARD ? a->linear.y.dims[1] : a->linear.dy.dims[1]
+                      : a->loss.logits.dims[1]) -
+              1;
+    return true;
+}
+
 /* A change to sound arguments that no op may accept. */
 static void
 spoil(shl_op op, shl_op_any_args *a)
@@ -131,7 +149,9 @@ test_shapes_that_break_the_contract_are_refused(void **state)
             assert_int_equal(shl_op_run_open(d, &c[i], 1, 0, &run), SHL_OK);
             assert_int_equal(shl_op_run_call(run), SHL_OK);
             size_t held = shl_ledger_get(d->ledger, SHL_TIER_DEVICE)->now_bytes;
-            spoil(c[i].op, &run->args);
+            if (!spoil_stride(c[i].op, &run->args)) {
+                spoil(c[i].op, &run->args);
+            }
             assert_int_equal(shl_op_run_call(run), SHL_E_BUG);
             assert_non_null(strstr(shl_err_get()->what, shl_op_name(c[i].op)));
             assert_int_equal(shl_ledger_get(d->ledger, SHL_TIER_DEVICE)->now_bytes, held);
