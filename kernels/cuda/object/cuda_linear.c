@@ -14,6 +14,7 @@
 #define ENTRIES 256
 #define ENTRIES_USED (ENTRIES / 4 * 3)
 #define ALIGNED_BYTES 16u
+#define CUT_LENGTH 4096 /* shorter ones are not worth a second product */
 
 /* All that the choice of an algorithm depends on. Tensors start at multiples of 8 elements in
  * every buffer of an engine, so `aligned` is the same wherever a tensor lies. */
@@ -241,6 +242,41 @@ multiply(const shl_cuda_launch *l, const shl_cuda_product *p)
     return 0;
 }
 
+/* How much of a length is too much for whole packs of 16 bytes; 0 where none is, or nothing is gained. */
+static int64_t
+odd_end(const shl_cuda_product *p, int64_t length)
+{
+    const int64_t per = ALIGNED_BYTES / 2;
+    bool rows_fit = p->lda % per == 0 && p->ldb % per == 0 && p->ldd % per == 0 && all_aligned(p);
+    return p->in != SHL_F32 && length > CUT_LENGTH && rows_fit ? length % per : 0;
+}
+
+/* The library is fastest where addresses, leading dimensions and the lengths that lie along memory (of A m, or k
+ * where it is turned; of B k, or n; of D m) are multiples of 16 bytes ("Tensor Core Usage" in cuBLAS's
+ * manual). An odd vocabulary's m and n are cut: their last few are a product of their own, which reads
+ * the other matrix once more. k is not: two parts of a sum would be rounded apart. */
+static int
+multiply_cut(const shl_cuda_launch *l, const shl_cuda_product *p)
+{
+    const uint32_t in = bytes_of(p->in), out = bytes_of(p->out);
+    int64_t end_m = p->turn_a ? odd_end(p, p->m) : 0, end_n = p->turn_b ? odd_end(p, p->n) : 0;
+    shl_cuda_product whole = *p, end = *p;
+    if (end_m > 0) {
+        whole.m -= end_m;
+        end.m = end_m;
+        end.a = (const char *)p->a + (size_t)(whole.m * p->lda) * in;
+        end.d = (char *)p->d + (size_t)whole.m * out;
+        end.bias = p->bias != NULL ? (const char *)p->bias + (size_t)whole.m * out : NULL;
+    } else if (end_n > 0) {
+        whole.n -= end_n;
+        end.n = end_n;
+        end.b = (const char *)p->b + (size_t)whole.n * in;
+        end.d = (char *)p->d + (size_t)(whole.n * p->ldd) * out;
+    }
+    int status = multiply(l, &whole);
+    return status != 0 || end_m + end_n == 0 ? status : multiply(l, &end);
+}
+
 /* y^T[O,R] = W^T[O,I] x^T[I,R]; W in order IO is W^T by columns. */
 int
 shl_cuda_linear_forward(const shl_cuda_launch *l, const void *args, void *work)
@@ -260,7 +296,7 @@ shl_cuda_linear_forward(const shl_cuda_launch *l, const void *args, void *work)
                                 .out = a->y.dtype,
                                 .turn_a = a->order == SHL_WEIGHT_OI};
     SHL_UNUSED(work);
-    return multiply(l, &p);
+    return multiply_cut(l, &p);
 }
 
 /* dx^T[I,R] = W[I,O] dy^T[O,R]. */
@@ -282,7 +318,7 @@ shl_cuda_linear_backward_input(const shl_cuda_launch *l, const void *args, void 
                                 .turn_a = a->order == SHL_WEIGHT_IO,
                                 .add = a->accumulate_dx};
     SHL_UNUSED(work);
-    return multiply(l, &p);
+    return multiply_cut(l, &p);
 }
 
 /* Order IO: dw^T[O,I] = dy^T[O,R] x[R,I]; order OI: dw^T[I,O] = x^T[I,R] dy[R,O]. The sums of
@@ -307,7 +343,7 @@ shl_cuda_linear_backward_weight(const shl_cuda_launch *l, const void *args, void
                                     .out = a->dw.dtype,
                                     .turn_b = true,
                                     .add = a->accumulate};
-        int status = multiply(l, &p);
+        int status = multiply_cut(l, &p);
         if (status != 0) {
             return status;
         }
