@@ -196,7 +196,7 @@ map(int, void *base, size_t from, size_t to)
         return E_MEMORY;
     }
     // New memory holds anything. More than this is not written: tests would take the time.
-    std::memset(static_cast<char *>(base) + from, 0xff, std::min(to - from, size_t(4) << 20));
+    std::memset(static_cast<char *>(base) + from, 0xff, std::min(to - from, size_t(1) << 20));
     mapped_bytes += to - from;
     for (range &r : ranges) {
         if (r.base == base) {
