@@ -25,7 +25,7 @@ __launch_bounds__(SUM_BLOCK) column_kernel(const T *x, int64_t rows, int64_t col
     for (int j = 0; j < N; j++) {
         sum[j] = 0.0f;
     }
-    SHL_UNROLL_BY(4)
+    SHL_UNROLL_BY(8) /* the second pass has few blocks: it waits for rounds of loads */
     for (int64_t r = begin + warp; r < (c < cols ? end : begin); r += SUM_WARPS) {
         pack<T, N> p = load_pack<N>(x + r * stride + c);
         for (int j = 0; j < N; j++) {
