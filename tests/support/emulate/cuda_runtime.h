@@ -224,12 +224,12 @@ emulate_ex2(float x, bool flush)
 static inline float emulate_expf(float x) { return emulate_ex2(x * 1.44269504f, false); }
 #define __expf emulate_expf
 #define __logf logf
-// Divisors beyond 2^126 give 0.
+// rcp.approx.ftz: results below 2^-126 are 0.
 static inline float
-__fdividef(float a, float b)
+emulate_reciprocal(float x)
 {
-    float top = fabsf(b);
-    return top > 0x1p126f && top <= 3.402823466e38f ? 0.0f * a : emulate_off(a / b, a + b);
+    float y = emulate_off(1.0f / x, x);
+    return fabsf(y) < 0x1p-126f ? 0.0f : y;
 }
 static inline float __frcp_rn(float x) { return 1.0f / x; }
 template <typename T>
