@@ -15,6 +15,12 @@ typedef struct shl_gpu_bench {
     double flops_per_s, bytes_per_s; /* limits; 0: not measured yet */
     size_t card_bytes;               /* 0: not a card */
     int64_t threads;
+    const char *model; /* of the part models: one of shl_gpu_bench_names */
+    const char *
+        absent; /* not NULL: why nothing can be measured; rows with goals are told without a value */
+    shl_str goals; /* lines of rows with a goal, for the end */
+    int met, below, open;
+    int broken; /* processes that did not end well */
     shl_gpu_report report;
 } shl_gpu_bench;
 
@@ -25,6 +31,9 @@ typedef struct shl_gpu_row {
     double value, limit, ratio, wanted;
 } shl_gpu_row;
 
+/* The models of that part, "all", NULL. */
+extern const char *const shl_gpu_bench_names[];
+
 /* Prints and writes the row; more (may be NULL) are further keys of the JSON line and is stolen. */
 shl_code shl_gpu_bench_tell(shl_gpu_bench *b, const shl_gpu_row *row,
                             struct json_t *more) SHL_MUST_USE;
@@ -33,7 +42,8 @@ shl_code shl_gpu_bench_tell(shl_gpu_bench *b, const shl_gpu_row *row,
 shl_code shl_gpu_bench_miss(shl_gpu_bench *b, const char *name, double wanted,
                             const char *why) SHL_MUST_USE;
 
-/* bench/gpu_bench_ops.c */
+/* The parts; each heeds b->absent.
+ * bench/gpu_bench_ops.c */
 shl_code shl_gpu_bench_limits(shl_gpu_bench *b) SHL_MUST_USE;
 shl_code shl_gpu_bench_kernels(shl_gpu_bench *b) SHL_MUST_USE;
 

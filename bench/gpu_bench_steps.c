@@ -14,6 +14,11 @@
 
 #define WARM_STEPS 3
 #define STEPS 12
+#define MOST_STEPS 80
+#define WATCHED_S 4.0 /* of steps, so that the driver's samples are of them */
+
+const char *const shl_gpu_bench_names[] = {"gpt2-124m", "gpt2-355m", "gpt2-774m",
+                                           "gpt2-1.5b", "all",       NULL};
 
 static void
 configure(const shl_gpu_bench *b, const char *model, int64_t batch, shl_session_config *c)
@@ -86,9 +91,10 @@ typedef struct pace {
 static double
 median_of(const shl_session_result *r, size_t offset)
 {
-    double values[STEPS];
+    double values[MOST_STEPS];
     size_t n = 0;
-    for (int64_t i = r->n_steps > WARM_STEPS ? WARM_STEPS : 0; i < r->n_steps && n < STEPS; i++) {
+    for (int64_t i = r->n_steps > WARM_STEPS ? WARM_STEPS : 0; i < r->n_steps && n < MOST_STEPS;
+         i++) {
         int64_t ns;
         memcpy(&ns, (const char *)&r->steps[i] + offset, sizeof(ns));
         values[n++] = (double)ns;
@@ -105,13 +111,14 @@ pace_of(const shl_session_result *r)
                   median_of(r, offsetof(shl_step_report, update_ns))};
 }
 
-/* ---- how busy the card is: the driver's own samples, while a run goes on ---- */
+/* ---- how busy the card is: the driver's own samples, while steps go on ---- */
 
 typedef struct watcher {
     pthread_t thread;
     atomic_int stop;
     shl_child child;
-    bool runs;
+    bool wanted, runs;
+    int64_t first_step, last_step; /* begins behind the one, ends behind the other */
 } watcher;
 
 static const char *const smi[] = {"nvidia-smi",
@@ -132,27 +139,36 @@ watch(void *arg)
 }
 
 static void
-watch_begin(const shl_gpu_bench *b, watcher *w)
+watch_end(watcher *w)
 {
-    memset(w, 0, sizeof(*w));
-    w->child.argv = smi;
-    w->child.timeout_ms = 120000;
-    w->child.stop = &w->stop;
-    w->runs = !b->quick && b->card_bytes > 0 && pthread_create(&w->thread, NULL, watch, w) == 0;
+    if (w->runs) {
+        atomic_store(&w->stop, 1);
+        (void)pthread_join(w->thread, NULL);
+        w->runs = false;
+    }
 }
 
-/* Part of the time without a kernel: one less the median of the samples, whose first ones are of the start;
+/* Behind each step: neither the start of a run nor its end is in the samples. */
+static shl_code
+watch_step(void *ctx, const shl_step_report *report)
+{
+    watcher *w = ctx;
+    if (w->wanted && report->step == w->first_step) {
+        w->child = (shl_child){.argv = smi, .timeout_ms = 60000, .stop = &w->stop};
+        w->runs = pthread_create(&w->thread, NULL, watch, w) == 0;
+    } else if (report->step == w->last_step) {
+        watch_end(w);
+    }
+    return SHL_OK;
+}
+
+/* Part of the time without a kernel: one less the median of the samples, of which the first is of the time before;
  * NaN when nothing was sampled. */
 static double
-watch_end(watcher *w)
+idle_of(const watcher *w)
 {
     double samples[256];
     size_t n = 0;
-    if (!w->runs) {
-        return (double)NAN;
-    }
-    atomic_store(&w->stop, 1);
-    (void)pthread_join(w->thread, NULL);
     for (const char *at = shl_str_get(&w->child.output); *at && n < SHL_ARRAY_LEN(samples);) {
         char *end = NULL;
         double percent = strtod(at, &end);
@@ -162,12 +178,12 @@ watch_end(watcher *w)
         samples[n++] = percent;
         at = end + strspn(end, "\r\n ");
     }
-    shl_child_fini(&w->child);
-    size_t from = n / 2; /* the second half is steps only */
-    return n >= 4 ? 1.0 - shl_stats_median(samples + from, n - from) / 100.0 : (double)NAN;
+    return n >= 4 ? 1.0 - shl_stats_median(samples + 1, n - 1) / 100.0 : (double)NAN;
 }
 
 /* ---- models ---- */
+
+#define BUSY 0.97
 
 /* A few steps more, each phase waited for: what each takes by itself. */
 static shl_code
@@ -187,14 +203,19 @@ static shl_code
 tell_model(shl_gpu_bench *b, const shl_session_config *c, const shl_session_result *r, double idle,
            double wanted)
 {
-    char what[96];
+    char what[160], name[40];
     pace p = pace_of(r), alone = {0};
+    /* Nothing of them waits for the card: the time that the host needs to queue the work. */
+    double queue_ms = (p.forward_ns + p.backward_ns) * 1e-6;
     SHL_TRY(time_phases(c, &alone));
     double tokens = (double)(c->engine.batch * c->engine.seq);
     double flops = shl_model_formula_step_flops(&c->shape, c->engine.batch, c->engine.seq);
     double rate = flops * 1e9 / p.step_ns;
-    shl_strf(what, sizeof(what), "B %lld T %lld, useful FLOPs / large product",
-             (long long)c->engine.batch, (long long)c->engine.seq);
+    shl_strf(what, sizeof(what),
+             "B %lld T %lld, MFU: 6 P + causal attention FLOPs / large product; %.2f ms a step, "
+             "peak %.2f GiB",
+             (long long)c->engine.batch, (long long)c->engine.seq, p.step_ns * 1e-6,
+             (double)r->tiers[SHL_TIER_DEVICE].peak_bytes / 0x1p30);
     shl_gpu_row row = {.name = c->model,
                        .what = what,
                        .unit = "tokens/s",
@@ -204,31 +225,74 @@ tell_model(shl_gpu_bench *b, const shl_session_config *c, const shl_session_resu
                        .wanted = wanted};
     SHL_TRY(shl_gpu_bench_tell(
         b, &row,
-        json_pack("{sf sf sf sf sf sI sI ss so}", "mfu", rate / b->flops_per_s, "step_ms",
-                  p.step_ns * 1e-6, "forward_ms", alone.forward_ns * 1e-6, "backward_ms",
-                  alone.backward_ns * 1e-6, "update_ms", alone.update_ns * 1e-6, "peak_bytes",
+        json_pack("{ss sf sf sf sf sf sf sI sI ss so}", "model", c->model, "mfu",
+                  rate / b->flops_per_s, "step_ms", p.step_ns * 1e-6, "queue_ms", queue_ms,
+                  "forward_ms", alone.forward_ns * 1e-6, "backward_ms", alone.backward_ns * 1e-6,
+                  "update_ms", alone.update_ns * 1e-6, "peak_bytes",
                   (json_int_t)r->tiers[SHL_TIER_DEVICE].peak_bytes, "reserved_bytes",
                   (json_int_t)r->reserved_bytes, "attention", c->attention, "idle",
                   isfinite(idle) ? json_real(idle) : json_null())));
-    char text[96];
-    shl_strf(text, sizeof(text), "alone: forward %.1f, backward %.1f, update %.1f",
-             alone.forward_ns * 1e-6, alone.backward_ns * 1e-6, alone.update_ns * 1e-6);
-    shl_gpu_row phases = {.name = "phases",
-                          .what = text,
+    shl_strf(what, sizeof(what),
+             "each waited for: forward %.1f, backward %.1f, update %.1f; queueing forward and "
+             "backward takes the host %.1f",
+             alone.forward_ns * 1e-6, alone.backward_ns * 1e-6, alone.update_ns * 1e-6, queue_ms);
+    shl_strf(name, sizeof(name), "%s phases", c->model);
+    shl_gpu_row phases = {.name = name,
+                          .what = what,
                           .unit = "ms",
                           .value = (alone.forward_ns + alone.backward_ns + alone.update_ns) * 1e-6};
     SHL_TRY(shl_gpu_bench_tell(b, &phases, NULL));
+    shl_strf(name, sizeof(name), "%s busy", c->model);
     if (!isfinite(idle)) {
-        return shl_gpu_bench_miss(b, "busy", 0.97, "nvidia-smi gave no samples");
+        return shl_gpu_bench_miss(b, name, BUSY, "nvidia-smi gave no samples of the steps");
     }
-    shl_gpu_row busy = {.name = "busy",
+    shl_gpu_row busy = {.name = name,
                         .what = "time with a kernel running, as the driver samples it",
                         .unit = "of the time",
                         .value = 1.0 - idle,
                         .limit = 1.0,
                         .ratio = 1.0 - idle,
-                        .wanted = 0.97};
+                        .wanted = BUSY};
     return shl_gpu_bench_tell(b, &busy, NULL);
+}
+
+static shl_code
+miss_model(shl_gpu_bench *b, const char *model, double wanted)
+{
+    char name[40];
+    shl_strf(name, sizeof(name), "%s busy", model);
+    SHL_TRY(shl_gpu_bench_miss(b, model, wanted, b->absent));
+    return shl_gpu_bench_miss(b, name, BUSY, b->absent ? b->absent : "it did not run");
+}
+
+/* As many as take a while at two fifths of the large product. */
+static int64_t
+steps_for(const shl_gpu_bench *b, const shl_session_config *c)
+{
+    double flops = shl_model_formula_step_flops(&c->shape, c->engine.batch, c->engine.seq);
+    double steps = b->quick ? 0.0 : WATCHED_S * 0.4 * b->flops_per_s / flops;
+    steps = b->card_bytes > 0 ? fmin(fmax(steps, STEPS), MOST_STEPS) : STEPS;
+    return b->quick ? 2 : WARM_STEPS + (int64_t)steps;
+}
+
+static shl_code
+run_model(shl_gpu_bench *b, const char *model, double wanted)
+{
+    shl_session_config c;
+    shl_session_result r = {0};
+    watcher w = {.wanted = !b->quick && b->card_bytes > 0, .first_step = WARM_STEPS};
+    shl_session_sink sink = {.on_step = watch_step, .ctx = &w};
+    configure(b, model, 32, &c);
+    shl_code code = choose_batch(b, &c);
+    w.last_step = c.steps = steps_for(b, &c);
+    code = code == SHL_OK ? shl_session_run(&c, &sink, &r) : code;
+    watch_end(&w);
+    if (code == SHL_OK) {
+        code = tell_model(b, &c, &r, idle_of(&w), wanted);
+        shl_session_result_fini(&r);
+    }
+    shl_child_fini(&w.child);
+    return code;
 }
 
 shl_code
@@ -238,27 +302,19 @@ shl_gpu_bench_models(shl_gpu_bench *b)
         const char *model;
         double wanted;
     } models[] = {{"gpt2-124m", 0.50}, {"gpt2-355m", 0.0}, {"gpt2-774m", 0.0}, {"gpt2-1.5b", 0.60}};
-    for (size_t i = 0; i < SHL_ARRAY_LEN(models) && (i == 0 || !b->quick); i++) {
-        shl_session_config c;
-        shl_session_result r = {0};
-        watcher w;
-        if (shl_gpu_is_late(&b->report)) {
-            SHL_TRY(shl_gpu_bench_miss(b, models[i].model, models[i].wanted, "the time is over"));
+    for (size_t i = 0; i < SHL_ARRAY_LEN(models); i++) {
+        const char *model = models[i].model;
+        bool chosen = strcmp(b->model, "all") == 0 || strcmp(b->model, model) == 0;
+        if (!chosen) {
             continue;
         }
-        configure(b, models[i].model, 32, &c);
-        shl_code code = choose_batch(b, &c);
-        watch_begin(b, &w);
-        code = code == SHL_OK ? shl_session_run(&c, NULL, &r) : code;
-        double idle = watch_end(&w);
-        if (code != SHL_OK) {
-            SHL_TRY(shl_gpu_bench_miss(b, models[i].model, models[i].wanted, NULL));
+        if (b->absent) {
+            SHL_TRY(miss_model(b, model, models[i].wanted));
             continue;
         }
-        code = tell_model(b, &c, &r, idle, models[i].wanted);
-        shl_session_result_fini(&r);
+        shl_code code = run_model(b, model, models[i].wanted);
         if (code != SHL_OK && shl_err_get()->code == code) {
-            SHL_TRY(shl_gpu_bench_miss(b, models[i].model, models[i].wanted, NULL));
+            SHL_TRY(miss_model(b, model, models[i].wanted));
         }
     }
     return SHL_OK;
@@ -288,6 +344,10 @@ shl_gpu_bench_strategies(shl_gpu_bench *b)
     for (size_t i = 0; i < SHL_ARRAY_LEN(others); i++) {
         const char *name = shl_strategy_name(others[i]);
         double before = 0.0, ours = 0.0, after = 0.0;
+        if (b->absent || shl_gpu_is_late(&b->report)) {
+            SHL_TRY(shl_gpu_bench_miss(b, name, 0.97, b->absent ? b->absent : "not reached"));
+            continue;
+        }
         shl_code code = step_time(b, SHL_DDP, &before);
         code = code == SHL_OK ? step_time(b, others[i], &ours) : code;
         code = code == SHL_OK ? step_time(b, SHL_DDP, &after) : code;
@@ -308,6 +368,9 @@ shl_gpu_bench_strategies(shl_gpu_bench *b)
 }
 
 /* ---- the largest model ---- */
+
+#define LARGEST (1.0 / 1.02) /* ledger / reserved, at least */
+#define TRIES 4              /* smaller ones, where the driver has less than it says */
 
 /* Width and heads of GPT-2 1.5B, as many blocks as fit; doubling, then halving the step. */
 static shl_code
@@ -330,8 +393,9 @@ shl_gpu_bench_largest(shl_gpu_bench *b)
     char what[96], params[32];
     shl_session_config c;
     shl_session_result r = {0};
-    if (b->card_bytes == 0) {
-        return shl_gpu_bench_miss(b, "largest", 0.98, "this device is no card with an end");
+    if (b->absent || b->card_bytes == 0) {
+        return shl_gpu_bench_miss(b, "largest", LARGEST,
+                                  b->absent ? b->absent : "this device is no card with an end");
     }
     configure(b, "gpt2-1.5b", 1, &c);
     c.steps = 2;
@@ -339,12 +403,17 @@ shl_gpu_bench_largest(shl_gpu_bench *b)
         c.shape.layers = 2;
     }
     shl_code code = b->quick ? SHL_OK : most_layers(b, &c);
-    if (code == SHL_OK && c.shape.layers > 0) {
+    for (int i = 0; i < TRIES && code == SHL_OK && c.shape.layers > 0 && r.n_steps == 0; i++) {
         shl_shape_name(&c.shape, c.model, sizeof(c.model));
         code = shl_session_run(&c, NULL, &r);
+        if (code == SHL_E_OOM && i + 1 < TRIES) {
+            shl_err_clear();
+            c.shape.layers = c.shape.layers * 97 / 100;
+            code = SHL_OK;
+        }
     }
     if (code != SHL_OK || r.n_steps == 0) {
-        return shl_gpu_bench_miss(b, "largest", 0.98, code == SHL_OK ? "none fits" : NULL);
+        return shl_gpu_bench_miss(b, "largest", LARGEST, code == SHL_OK ? "none fits" : NULL);
     }
     double ledger = (double)r.tiers[SHL_TIER_DEVICE].peak_bytes;
     double reserved = (double)r.reserved_bytes;
@@ -358,6 +427,6 @@ shl_gpu_bench_largest(shl_gpu_bench *b)
                        .value = ledger / 0x1p30,
                        .limit = reserved / 0x1p30,
                        .ratio = ledger / reserved,
-                       .wanted = 1.0 / 1.02};
+                       .wanted = LARGEST};
     return shl_gpu_bench_tell(b, &row, NULL);
 }

@@ -142,7 +142,9 @@ shl_op_run_reset(shl_op_run *run)
         int64_t n = stored_elems(o);
         for (int64_t i = 0; i < n; i += BLOCK_ELEMS) {
             int64_t m = n - i < BLOCK_ELEMS ? n - i : BLOCK_ELEMS;
-            make_block(o, i, m, block);
+            if (o->value != NULL || i == 0) { /* cheap ones are the same in every block */
+                make_block(o, i, m, block);
+            }
             SHL_TRY_TO(code, out,
                        shl_device_upload(run->device,
                                          shl_elem_ptr(o->tensor.data, o->tensor.dtype, i), block,

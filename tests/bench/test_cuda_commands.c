@@ -179,6 +179,23 @@ test_cuda_commands_bench_measures(void **state)
     expect(0, "copy");
 }
 
+/* Without limits there is nothing to compare with; every goal is told all the same. */
+static void
+test_cuda_commands_bench_tells_what_it_did_not_measure(void **state)
+{
+    static const char *const goals[] = {"layernorm back", "residual add",   "classifier",
+                                        "adamw fp32",     "gpt2-124m busy", "gpt2-1.5b",
+                                        "zero3",          "fsdp",           "largest    largest"};
+    SHL_UNUSED(state);
+    RUN("SHL_EMULATED_LOST=!linear_forward", "gpu-bench", "--quick", "--out", "none");
+    expect(5, "limits     product and copy   not measured  (its process was killed by signal 6");
+    expect(5, "goals: 0 met, 0 below, 17 not measured");
+    expect(5, "error: 1 part did not come to the end");
+    for (size_t i = 0; i < SHL_ARRAY_LEN(goals); i++) {
+        expect(5, goals[i]);
+    }
+}
+
 static void
 test_cuda_commands_missing_parts_are_named(void **state)
 {
@@ -267,6 +284,7 @@ main(void)
         cmocka_unit_test(test_cuda_commands_check_goes_on_behind_a_lost_card),
         cmocka_unit_test(test_cuda_commands_check_ends_cleanly),
         cmocka_unit_test(test_cuda_commands_bench_measures),
+        cmocka_unit_test(test_cuda_commands_bench_tells_what_it_did_not_measure),
         cmocka_unit_test(test_cuda_commands_missing_parts_are_named),
         cmocka_unit_test(test_cuda_commands_train_and_record),
         cmocka_unit_test(test_cuda_commands_mixed_cards_are_warned_of),
