@@ -16,6 +16,7 @@ import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 
 MODELS = {  # layers, width, heads, micro-batch by card memory in GiB (largest first)
@@ -24,6 +25,7 @@ MODELS = {  # layers, width, heads, micro-batch by card memory in GiB (largest f
     "gpt2-1.5b": (48, 1600, 25, ((130, 16), (70, 8), (38, 2), (0, 1))),
 }
 LR, BETAS, EPS, DECAY, STD = 1e-4, (0.9, 0.95), 1e-8, 0.1, 0.02
+SAME_LOSS = 5e-3  # relative; both sides compute in bf16, each in its own order
 BIN_MAGIC, BIN_VERSION = 20240520, 1
 
 
@@ -68,7 +70,19 @@ def write_safetensors(path, tensors):
         f.write(struct.pack("<Q", len(text)))
         f.write(text)
         for t in tensors.values():
-            f.write(t.contiguous().numpy().tobytes())
+            f.write(memoryview(t.contiguous().numpy()).cast("B"))
+
+
+def read_safetensors(torch, path):
+    """The same tensors again, mapped: much sooner than drawn anew."""
+    import numpy
+    with open(path, "rb") as f:
+        n = struct.unpack("<Q", f.read(8))[0]
+        header = json.loads(f.read(n))
+    header.pop("__metadata__", None)
+    every = torch.from_numpy(numpy.memmap(path, dtype="float32", mode="c", offset=8 + n))
+    return {name: every[at["data_offsets"][0] // 4:at["data_offsets"][1] // 4].view(at["shape"])
+            for name, at in header.items()}
 
 
 def write_batches(torch, path, vocab, n):
@@ -198,15 +212,34 @@ def run_torch(torch, o, spec, weights, tokens, batch, compiled):
     return losses, times[o.warm:], peak
 
 
+def run_child(o, words):
+    """A process to its end or its deadline, with all that it started; its stdout."""
+    left = o.begin + o.budget + o.grace - time.monotonic()
+    deadline = max(1.0, min(o.deadline, left))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as child:
+        try:
+            out, err = child.communicate(timeout=deadline)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"ended by force after {deadline:.0f} s") from None
+        finally:
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+    if child.returncode != 0:
+        at = err.find("error: ")
+        text = " ".join(err[at:].split()) if at >= 0 else (err.strip().splitlines() or [""])[-1]
+        raise RuntimeError(text or f"exit code {child.returncode}")
+    return out
+
+
 def torch_in_child(o, model, batch, compiled, folder):
     """A process of its own, so that memory is given back whole."""
     words = [sys.executable, os.path.abspath(__file__), "--peer", "compile" if compiled else "eager", "--model",
              model, "--batch", str(batch), "--folder", folder, "--steps", str(o.steps), "--warm", str(o.warm),
              "--seq", str(o.seq), "--vocab", str(o.vocab), "--torch-device", o.torch_device]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=o.deadline)
-    if done.returncode != 0:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["no word"])[-1])
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(run_child(o, words).strip().splitlines()[-1])
 
 
 def run_ours(o, spec, batch, folder):
@@ -217,22 +250,16 @@ def run_ours(o, spec, batch, folder):
              "--seq", str(o.seq), "--steps", str(o.warm + o.steps), "--lr", str(LR), "--betas",
              f"{BETAS[0]},{BETAS[1]}", "--eps", str(EPS), "--weight-decay", str(DECAY), "--attention",
              o.attention, "--jsonl"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=o.deadline)
-    if done.returncode != 0:
-        text = " ".join(done.stderr.split())
-        raise RuntimeError(text or f"exit code {done.returncode}")
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    rows = [json.loads(line) for line in run_child(o, words).splitlines() if line.startswith("{")]
     steps = [r for r in rows if r["kind"] == "step"]
     run = [r for r in rows if r["kind"] == "run"][-1]
     return {"losses": [s["loss"] for s in steps], "times": [s["step_ns"] * 1e-9 for s in steps[o.warm:]],
             "peak": run["peak_bytes"]["device"]["total"]}
 
 
-def prepare(torch, o, model, batch):
+def prepare(torch, o, model, batch, folder):
     """Weights and batches of a model in a folder that both sides read."""
     layers, width, heads, _ = MODELS[model]
-    folder = os.path.join(o.out, "peers-" + model)
-    os.makedirs(folder, exist_ok=True)
     weights = draw(torch, shapes(layers, width, o.vocab, o.seq), 0)
     write_safetensors(os.path.join(folder, "model.safetensors"), weights)
     write_batches(torch, os.path.join(folder, "tokens.bin"), o.vocab,
@@ -241,7 +268,6 @@ def prepare(torch, o, model, batch):
         json.dump({"model_type": "gpt2", "vocab_size": o.vocab, "n_positions": o.seq, "n_layer": layers,
                    "n_embd": width, "n_head": heads, "activation_function": "gelu_new",
                    "layer_norm_epsilon": 1e-5, "architectures": ["GPT2LMHeadModel"]}, f)
-    return folder
 
 
 def tell(teller, o, model, who, at, batch, r):
@@ -254,29 +280,53 @@ def tell(teller, o, model, who, at, batch, r):
 
 def compare(teller, o, model, times, losses):
     for who in ("eager", "compile"):
+        wanted = 1.05 if who == "compile" else None
+        row = {"kind": "gpu-peers", "schema": 1, "model": model, "against": who, "ratio": None, "wanted": wanted}
+        goal = f"  wanted {wanted}" if wanted else ""
         pairs = [(a, b) for a, b in zip(times["ours"], times[who]) if a and b]
         if not pairs:
-            teller.tell({"kind": "gpu-peers", "schema": 1, "model": model, "against": who, "ratio": None,
-                         "text": f"{model:10} ours / {who}: not measured"})
+            teller.tell(row | {"verdict": "not measured", "text": f"{model:10} ours / {who:8} not measured{goal}"})
             continue
         ratio = statistics.median(b / a for a, b in pairs)
-        n = min(len(losses["ours"]), len(losses[who]))
-        off = max(abs(a - b) / abs(b) for a, b in zip(losses["ours"][:n], losses[who][:n]))
-        wanted = 1.05 if who == "compile" else None
-        teller.tell({"kind": "gpu-peers", "schema": 1, "model": model, "against": who, "ratio": ratio,
-                     "wanted": wanted, "loss_off": off,
-                     "text": f"{model:10} ours / {who}: {ratio:.3f} of its tokens/s"
-                             + (f" (wanted {wanted})" if wanted else "") + f", losses within {off:.1e}"})
+        off = max((abs(a - b) / abs(b) for a, b in zip(losses["ours"], losses[who])), default=math.inf)
+        same = off <= SAME_LOSS
+        verdict = ("" if not wanted else "PASS" if ratio >= wanted else "below") if same else "another training"
+        teller.tell(row | {"ratio": ratio, "loss_off": off, "verdict": verdict, "rounds": len(pairs), "text":
+                           f"{model:10} ours / {who:8} ratio {ratio:.3f} of its tokens/s{goal}  {verdict}  "
+                           f"({len(pairs)} rounds; losses within {off:.1e}, {SAME_LOSS:g} allowed)"})
 
 
 def child(o):
     import torch
-    layers, width, _, _ = MODELS[o.model]
     torch.backends.cuda.matmul.allow_tf32 = True
-    weights = draw(torch, shapes(layers, width, o.vocab, o.seq), 0)
+    weights = read_safetensors(torch, os.path.join(o.folder, "model.safetensors"))
     tokens = write_batches(torch, os.devnull, o.vocab, (o.warm + o.steps) * o.batch * (o.seq + 1))
     losses, times, peak = run_torch(torch, o, MODELS[o.model], weights, tokens, o.batch, o.peer == "compile")
     print(json.dumps({"losses": losses, "times": times, "peak": peak}))
+
+
+def rounds(torch, o, teller, model, batch, folder):
+    """All runs of a model in turn, then their ratios; a run that fails is told and left out."""
+    times = {"ours": [], "eager": [], "compile": []}
+    losses = {"ours": [], "eager": [], "compile": []}
+    ready = None
+    for at in range(o.rounds):
+        order = ["ours", "eager", "compile"]
+        for who in order if at % 2 == 0 else reversed(order):
+            ms = None
+            try:
+                if time.monotonic() - o.begin > o.budget:
+                    raise RuntimeError("not reached: the time is over")
+                ready = ready or prepare(torch, o, model, batch, folder) or True
+                r = (run_ours(o, MODELS[model], batch, folder) if who == "ours"
+                     else torch_in_child(o, model, batch, who == "compile", folder))
+                ms = tell(teller, o, model, who, at, batch, r)
+                losses[who] = r["losses"]
+            except (RuntimeError, OSError, ValueError, KeyError, IndexError) as e:
+                teller.tell({"kind": "gpu-peers", "schema": 1, "model": model, "who": who, "round": at,
+                             "text": f"{model:10} {who:9} round {at}: not measured: {str(e)[:400]}"})
+            times[who].append(ms)
+    compare(teller, o, model, times, losses)
 
 
 def main():
@@ -292,8 +342,10 @@ def main():
     p.add_argument("--seq", type=int, default=1024)
     p.add_argument("--vocab", type=int, default=50257)
     p.add_argument("--attention", default="own", choices=["own", "cudnn"])
-    p.add_argument("--deadline", type=float, default=150, help="seconds of one run")
-    p.add_argument("--budget", type=float, default=500, help="seconds after which no run begins")
+    p.add_argument("--deadline", type=float, default=240, help="seconds of one run")
+    p.add_argument("--budget", type=float, default=490, help="seconds after which no run begins")
+    p.add_argument("--grace", type=float, default=30, help="seconds behind them that a run in progress has left")
+    p.add_argument("--scratch", help="folder for weights, 6 GB of them for 1.5B (the system's for such files)")
     p.add_argument("--peer", help=argparse.SUPPRESS)
     p.add_argument("--model", help=argparse.SUPPRESS)
     p.add_argument("--folder", help=argparse.SUPPRESS)
@@ -309,7 +361,7 @@ def main():
     if o.torch_device == "cuda" and not torch.cuda.is_available():
         print("error: torch sees no GPU", file=sys.stderr)
         return 2
-    begin = time.monotonic()
+    o.begin = time.monotonic()
     os.makedirs(o.out, exist_ok=True)
     teller = Teller(os.path.join(o.out, "gpu-peers.jsonl"))
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if o.torch_device == "cuda" else 0
@@ -318,28 +370,8 @@ def main():
                  "card": torch.cuda.get_device_name(0) if gib else None})
     for model in o.models.split(","):
         batch = o.batch or next(b for least, b in MODELS[model][3] if gib >= least)
-        folder = prepare(torch, o, model, batch)
-        times = {"ours": [], "eager": [], "compile": []}
-        losses = {"ours": [], "eager": [], "compile": []}
-        for at in range(o.rounds):
-            order = ["ours", "eager", "compile"]
-            for who in order if at % 2 == 0 else reversed(order):
-                ms = None
-                try:
-                    if time.monotonic() - begin > o.budget:
-                        raise RuntimeError("the time is over")
-                    r = (run_ours(o, MODELS[model], batch, folder) if who == "ours"
-                         else torch_in_child(o, model, batch, who == "compile", folder))
-                    ms = tell(teller, o, model, who, at, batch, r)
-                    losses[who] = r["losses"]
-                except (RuntimeError, subprocess.TimeoutExpired, OSError) as e:
-                    teller.tell({"kind": "gpu-peers", "schema": 1, "model": model, "who": who, "round": at,
-                                 "text": f"{model:10} {who:9} round {at}: not measured: {str(e)[:300]}"})
-                times[who].append(ms)
-        compare(teller, o, model, times, losses)
-        for name in ("model.safetensors", "tokens.bin", "config.json"):
-            os.remove(os.path.join(folder, name))
-        os.rmdir(folder)
+        with tempfile.TemporaryDirectory(prefix="gpu-peers-", dir=o.scratch) as folder:
+            rounds(torch, o, teller, model, batch, folder)
     return 0
 
 
