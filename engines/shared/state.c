@@ -424,7 +424,7 @@ mix(uint64_t stream, uint64_t index, uint32_t bits)
     return x ^ (x >> 31);
 }
 
-#define HASH_CHUNK 16384
+#define HASH_CHUNK 262144 /* elements: each is waited for */
 
 /* The bits as they lie, 16 or 32 of them. */
 static uint64_t
