@@ -37,7 +37,8 @@ check_world(const shl_comm_config *cfg)
     if (w == NULL || shl_world_size(w) != cfg->world || shl_world_rank(w) != cfg->rank) {
         SHL_RAISE(SHL_E_USAGE, "communicator %s needs the running world of its %d ranks", cfg->kind,
                   cfg->world);
-        return shl_err_because("rank %d is not in it", cfg->rank);
+        shl_err_because("rank %d is not in it", cfg->rank);
+        return shl_err_advice("--launch processes, or a launcher that starts the ranks");
     }
     return SHL_OK;
 }

@@ -76,7 +76,8 @@ shl_nccl_load(nccl_table *out, int *version)
     if (handle == NULL) {
         const char *why = dlerror();
         SHL_RAISE(SHL_E_SYSTEM, "NCCL cannot be loaded: %s", path);
-        shl_err_because("%s", why != NULL ? why : "the loader does not say why");
+        shl_err_because("%s (looked for in LD_LIBRARY_PATH and the system's folders)",
+                        why != NULL ? why : "the loader does not say why");
         return shl_err_advice("its folder in LD_LIBRARY_PATH, or SHL_NCCL_LIBRARY=<path of %s>",
                               LIBRARY);
     }

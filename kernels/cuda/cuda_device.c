@@ -13,8 +13,16 @@
 static shl_code
 count_cards(const shl_cuda_backend *table, int *out)
 {
+    char built[128] = "";
     *out = 0;
-    return shl_cuda_check(table, table->count(out), "no CUDA device can be used");
+    shl_code code = shl_cuda_check(table, table->count(out), "no CUDA device can be used");
+    if (code != SHL_OK) {
+        table->versions(built, sizeof(built));
+        return shl_err_advice("nvidia-smi shows the driver and the newest CUDA that it runs; this "
+                              "build needs %s, and libcuda.so.1 where the loader looks",
+                              built);
+    }
+    return SHL_OK;
 }
 
 /* The card of a number, among those that the driver shows. */

@@ -84,8 +84,9 @@ open_first(const char *paths, void **handle)
         if (*handle == NULL) {
             const char *why = dlerror();
             SHL_RAISE(SHL_E_SYSTEM, "the CUDA half does not load: %s", path);
-            shl_err_because("%s", why == NULL ? "the loader does not say why" : why);
-            return shl_err_advice("a folder of the missing library in LD_LIBRARY_PATH");
+            shl_err_because("%s (looked for in LD_LIBRARY_PATH and the system's folders)",
+                            why == NULL ? "the loader does not say why" : why);
+            return shl_err_advice("the missing library's folder in LD_LIBRARY_PATH");
         }
         return SHL_OK;
     }

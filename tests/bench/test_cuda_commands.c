@@ -210,6 +210,12 @@ test_cuda_commands_missing_parts_are_named(void **state)
     expect(2, "error: no GPU");
     RUN("SHL_EMULATED_DEVICES=-1", "gpu-bench", "--out", "none");
     expect(5, "CUDA driver version is insufficient");
+    expect(5, "this build needs emulation, and libcuda.so.1");
+    RUN(NULL, "train", "--device", "cuda", "--comm", "nccl", SMALL);
+    expect(2, "try: --launch processes");
+    RUN("SHL_NCCL_LIBRARY=/nonexistent/nccl.so", "train", "--device", "cuda", "--comm", "nccl",
+        "--launch", "processes", SMALL);
+    expect(5, "error: NCCL cannot be loaded: /nonexistent/nccl.so");
     RUN(NULL, "train", "--device", "cuda", "--comm", "nccl", "--ranks", "2", SMALL);
     expect(2, "error: 2 ranks and 1 GPU");
     expect(2, "try: --ranks 1, --share-gpu");
