@@ -114,12 +114,6 @@ typedef struct shl_cuda_backend {
     int (*libs_open)(int device, void **libs);
     void (*libs_close)(void *libs);
 
-    /* Starts and ends the recording of a stream's work into a graph, and replays it. */
-    int (*graph_begin)(void *stream);
-    int (*graph_end)(void *stream, void **graph);
-    int (*graph_launch)(void *graph, void *stream);
-    int (*graph_close)(void *graph);
-
     const shl_cuda_op_fn *op; /* SHL_OP_COUNT of them */
 } shl_cuda_backend;
 

@@ -1,4 +1,4 @@
-/* kernels/cuda/object: the runtime half of the table: devices, streams, events, copies, graphs and host
+/* kernels/cuda/object: the runtime half of the table: devices, streams, events, copies and host
  * memory over CUDA's runtime, which is linked in, so that only the driver must be there. */
 #include "kernels/cuda/object/cuda_object.h"
 
@@ -304,39 +304,6 @@ libs_open(int device, void **out)
     return 0;
 }
 
-static int
-graph_begin(void *stream)
-{
-    return status_of(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-}
-
-static int
-graph_end(void *stream, void **graph)
-{
-    cudaGraph_t recorded = NULL;
-    *graph = NULL;
-    cudaError_t error = cudaStreamEndCapture(stream, &recorded);
-    if (error == cudaSuccess) {
-        error = cudaGraphInstantiateWithFlags((cudaGraphExec_t *)graph, recorded, 0);
-    }
-    if (recorded != NULL) {
-        (void)cudaGraphDestroy(recorded);
-    }
-    return status_of(error);
-}
-
-static int
-graph_launch(void *graph, void *stream)
-{
-    return status_of(cudaGraphLaunch(graph, stream));
-}
-
-static int
-graph_close(void *graph)
-{
-    return status_of(cudaGraphExecDestroy(graph));
-}
-
 static const shl_cuda_backend table = {
     .abi = SHL_CUDA_ABI,
     .bytes = sizeof(shl_cuda_backend),
@@ -369,10 +336,6 @@ static const shl_cuda_backend table = {
     .call = call,
     .libs_open = libs_open,
     .libs_close = libs_close,
-    .graph_begin = graph_begin,
-    .graph_end = graph_end,
-    .graph_launch = graph_launch,
-    .graph_close = graph_close,
     .op = shl_cuda_launcher_table,
 };
 

@@ -383,39 +383,6 @@ libs_close(void *at)
     }
 }
 
-int
-graph_begin(void *s)
-{
-    std::lock_guard<std::recursive_mutex> hold(lock);
-    static_cast<stream *>(s)->recording.reset(new std::vector<std::function<void()>>);
-    return 0;
-}
-
-int
-graph_end(void *s, void **graph)
-{
-    std::lock_guard<std::recursive_mutex> hold(lock);
-    *graph = static_cast<stream *>(s)->recording.release();
-    return *graph == nullptr ? E_INVALID : 0;
-}
-
-int
-graph_launch(void *graph, void *s)
-{
-    std::lock_guard<std::recursive_mutex> hold(lock);
-    for (auto &work : *static_cast<std::vector<std::function<void()>> *>(graph)) {
-        emulate::enqueue(static_cast<stream *>(s), work);
-    }
-    return 0;
-}
-
-int
-graph_close(void *graph)
-{
-    delete static_cast<std::vector<std::function<void()>> *>(graph);
-    return 0;
-}
-
 shl_cuda_backend table;
 
 // SHL_EMULATED_LOST=gelu_forward: that op's first launch takes the device away, as a wild address does: every later
@@ -470,10 +437,6 @@ is_device(const void *data, size_t bytes, bool *whole)
 void
 enqueue(stream *s, std::function<void()> work)
 {
-    if (s->recording != nullptr) {
-        s->recording->push_back(std::move(work));
-        return;
-    }
     s->queue.push_back(std::move(work));
     s->queued++;
 }
@@ -544,10 +507,6 @@ shl_cuda_backend_entry(uint32_t abi)
     table.call = call;
     table.libs_open = libs_open;
     table.libs_close = libs_close;
-    table.graph_begin = graph_begin;
-    table.graph_end = graph_end;
-    table.graph_launch = graph_launch;
-    table.graph_close = graph_close;
     lost_at = std::getenv("SHL_EMULATED_LOST");
     table.op = lost_at == nullptr ? shl_cuda_launcher_table : guarded_table;
     return &table;

@@ -16,7 +16,6 @@ namespace emulate {
 struct stream {
     std::deque<std::function<void()>> queue;
     uint64_t queued = 0, done = 0;
-    std::unique_ptr<std::vector<std::function<void()>>> recording;
 };
 
 struct event {
