@@ -11,7 +11,7 @@
 
 #include "kernels/ops/ops.h"
 
-#define SHL_CUDA_ABI 1u
+#define SHL_CUDA_ABI 2u
 #define SHL_CUDA_ENTRY "shl_cuda_backend_entry"
 
 /* The status of a request that the device has no memory for. */
@@ -20,6 +20,9 @@
 #define SHL_CUDA_NOT_READY (-1)
 /* A slot that this build of the object, or this device, does not have; error_text says what. */
 #define SHL_CUDA_UNSUPPORTED (-2)
+/* A library has nothing for what an op asks of it; the launch's `why` says what was asked. */
+#define SHL_CUDA_NO_ALGORITHM (-3)
+#define SHL_CUDA_WHY_BYTES 320
 
 /* What one device is. */
 typedef struct shl_cuda_info {
@@ -58,6 +61,7 @@ typedef struct shl_cuda_launch {
     uint32_t *faults; /* SHL_CUDA_FAULT_COUNT words that device and host reach */
     const shl_cuda_info *info;
     shl_cuda_choice choice;
+    char *why; /* SHL_CUDA_WHY_BYTES of text for what a status cannot say; "" before */
 } shl_cuda_launch;
 
 /* One op: args is the op's struct (kernels/ops/ops.h), checked already; work as shl_op_work_bytes

@@ -7,13 +7,15 @@ launch(shl_op op, shl_stream *s, const void *args, void *work)
 {
     const cuda_impl *c = cuda_of(s->device);
     shl_cuda_op_fn fn = c->table->op[op];
+    char why[SHL_CUDA_WHY_BYTES] = "";
     shl_cuda_launch l = {.libs = c->libs,
                          .pool = c->pool,
                          .pool_bytes = c->pool_bytes,
                          .faults = c->faults,
                          .info = &c->info,
                          .choice = {.tf32 = s->device->config.tf32,
-                                    .fused_attention = s->device->config.fused_attention}};
+                                    .fused_attention = s->device->config.fused_attention},
+                         .why = why};
     bool on_host = false;
     SHL_TRY(shl_cuda_side(s->device, op, args, &on_host));
     if (on_host) {
@@ -21,6 +23,12 @@ launch(shl_op op, shl_stream *s, const void *args, void *work)
     }
     SHL_TRY(shl_cuda_begin(s, &l.stream));
     int status = fn(&l, args, work);
+    if (status == SHL_CUDA_NO_ALGORITHM) {
+        SHL_RAISE(SHL_E_SYSTEM, "no library kernel for %s", shl_op_name(op));
+        shl_err_because("%s", why);
+        return shl_err_advice("widths that are multiples of 8, another dtype, or another version "
+                              "of the library (its folder in LD_LIBRARY_PATH)");
+    }
     if (status != 0) {
         SHL_RAISE(status == SHL_CUDA_UNSUPPORTED     ? SHL_E_USAGE
                   : status == SHL_CUDA_OUT_OF_MEMORY ? SHL_E_OOM

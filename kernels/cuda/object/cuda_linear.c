@@ -3,6 +3,7 @@
  * is copied. */
 #include "kernels/cuda/object/cuda_libs.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include <cublasLt.h>
@@ -90,6 +91,12 @@ static cudaDataType
 data_type(shl_dtype dtype)
 {
     return dtype == SHL_F32 ? CUDA_R_32F : dtype == SHL_BF16 ? CUDA_R_16BF : CUDA_R_16F;
+}
+
+static const char *
+type_text(shl_dtype dtype)
+{
+    return dtype == SHL_F32 ? "fp32" : dtype == SHL_BF16 ? "bf16" : "fp16";
 }
 
 static uint32_t
@@ -213,6 +220,24 @@ choose(const shl_cuda_launch *l, const shl_cuda_product *p, blas_call *c, blas_e
     return 0;
 }
 
+/* No kernel of our own stands in: it would be slow beyond use, and nobody would know. */
+static int
+refuse(const shl_cuda_launch *l, const shl_cuda_product *p)
+{
+    size_t version = shl_cuda_blas_version();
+    (void)snprintf(
+        l->why, SHL_CUDA_WHY_BYTES,
+        "cuBLASLt %zu.%zu.%zu has no algorithm for m %lld, n %lld, k %lld: %s%s by %s%s "
+        "to %s%s%s, columns %lld, %lld and %lld elements apart, addresses at multiples of "
+        "%u bytes, %zu MiB of workspace",
+        version / 10000, version / 100 % 100, version % 100, (long long)p->m, (long long)p->n,
+        (long long)p->k, type_text(p->in), p->turn_a ? " turned" : "", type_text(p->in),
+        p->turn_b ? " turned" : "", type_text(p->out), p->bias != NULL ? " with a bias" : "",
+        p->add ? ", added to what is there" : "", (long long)p->lda, (long long)p->ldb,
+        (long long)p->ldd, all_aligned(p) ? ALIGNED_BYTES : bytes_of(p->in), l->pool_bytes >> 20);
+    return SHL_CUDA_NO_ALGORITHM;
+}
+
 /* Floor: 2 m n k operations over the rate of the tensor cores (fp32 without TF32: of the
  * others), or the bytes of the three matrices where they are more; one launch, two where the
  * library cuts k. */
@@ -235,7 +260,7 @@ multiply(const shl_cuda_launch *l, const shl_cuda_product *p)
         return status;
     }
     if (!e->found) {
-        return shl_cuda_plain_product(l, p);
+        return refuse(l, p);
     }
     BLAS_TRY(cublasLtMatmul(libs->blas->handle, &c.op, &one, p->a, &c.a, p->b, &c.b, &beta, p->d,
                             &c.d, p->d, &c.d, &e->algo, l->pool, l->pool_bytes, l->stream));

@@ -21,6 +21,7 @@ error_text(int status)
     } own[] = {
         {SHL_CUDA_NOT_READY, "not ready"},
         {SHL_CUDA_UNSUPPORTED, "this device, or this build of the object, does not have it"},
+        {SHL_CUDA_NO_ALGORITHM, "a library has no algorithm for it"},
         {SHL_CUDA_OUT_OF_MEMORY, "cudaErrorMemoryAllocation: out of memory"},
         {(int)cudaErrorInsufficientDriver, "cudaErrorInsufficientDriver: the driver is older than "
                                            "this build's CUDA, or there is none"},

@@ -1,5 +1,4 @@
-/* kernels/cuda/object: column sums for the gradients of biases, and a plain product for what the
- * library does not take. */
+/* kernels/cuda/object: column sums for the gradients of biases. */
 #include "kernels/cuda/object/cuda_pack.cuh"
 
 extern "C" {
@@ -81,57 +80,5 @@ shl_cuda_column_sums(const shl_cuda_launch *l, const shl_tensor *dy, int64_t str
     SHL_FOR_FLOAT(db->dtype, G,
                   sum_columns(l, static_cast<const float *>(partial), runs, cols, cols, runs,
                               static_cast<G *>(db->data), accumulate));
-    return launch_status();
-}
-
-#define TILE 16
-
-/* A block owns a tile of D, a thread an element of it. Floor: 2 m n k operations in fp32; this
- * kernel is made to be right, not fast; one launch. */
-template <typename T, typename G>
-static __global__ void
-product_kernel(shl_cuda_product p)
-{
-    __shared__ float ta[TILE][TILE + 1], tb[TILE][TILE + 1];
-    const T *a = static_cast<const T *>(p.a), *b = static_cast<const T *>(p.b);
-    const G *bias = static_cast<const G *>(p.bias);
-    int64_t tiles = (p.m + TILE - 1) / TILE;
-    int u = static_cast<int>(threadIdx.x) % TILE, w = static_cast<int>(threadIdx.x) / TILE;
-    int64_t row0 = blockIdx.x % tiles * TILE, col0 = blockIdx.x / tiles * TILE;
-    float sum = 0.0f;
-    for (int64_t k0 = 0; k0 < p.k; k0 += TILE) {
-        /* ta[k][row], tb[k][col]; neighbours in memory by neighbouring threads. */
-        int64_t row = row0 + (p.turn_a ? w : u), ka = k0 + (p.turn_a ? u : w);
-        int64_t col = col0 + (p.turn_b ? u : w), kb = k0 + (p.turn_b ? w : u);
-        float va = 0.0f, vb = 0.0f;
-        if (row < p.m && ka < p.k) {
-            va = widen(a[p.turn_a ? row * p.lda + ka : ka * p.lda + row]);
-        }
-        if (col < p.n && kb < p.k) {
-            vb = widen(b[p.turn_b ? kb * p.ldb + col : col * p.ldb + kb]);
-        }
-        __syncthreads();
-        ta[ka - k0][row - row0] = va;
-        tb[kb - k0][col - col0] = vb;
-        __syncthreads();
-        for (int k = 0; k < TILE; k++) {
-            sum = fmaf(ta[k][u], tb[k][w], sum);
-        }
-    }
-    if (row0 + u < p.m && col0 + w < p.n) {
-        G *to = static_cast<G *>(p.d) + (col0 + w) * p.ldd + row0 + u;
-        sum += p.add ? widen(*to) : 0.0f;
-        narrow(bias != nullptr ? sum + widen(bias[row0 + u]) : sum, to);
-    }
-}
-
-extern "C" int
-shl_cuda_plain_product(const shl_cuda_launch *l, const shl_cuda_product *p)
-{
-    int64_t tiles = shl_ceil_div(p->m, TILE) * shl_ceil_div(p->n, TILE);
-    SHL_FOR_FLOAT(p->in, T,
-                  SHL_FOR_FLOAT(p->out, G,
-                                SHL_LAUNCH((product_kernel<T, G>), static_cast<unsigned>(tiles),
-                                           TILE * TILE, 0, l->stream, *p)));
     return launch_status();
 }

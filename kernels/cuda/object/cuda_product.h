@@ -1,5 +1,5 @@
-/* kernels/cuda/object: the matrix products behind the linear ops, and what the library is not
- * asked for. */
+/* kernels/cuda/object: the matrix products behind the linear ops, and the column sums that the
+ * library is not asked for. */
 #ifndef SHL_CUDA_PRODUCT_H
 #define SHL_CUDA_PRODUCT_H
 
@@ -21,9 +21,6 @@ typedef struct shl_cuda_product {
     bool turn_a, turn_b; /* op is the transpose: A is stored [k,m], B [n,k] */
     bool add;            /* to what D holds */
 } shl_cuda_product;
-
-/* The product by a plain kernel: for shapes and addresses that the library has no algorithm for. */
-int shl_cuda_plain_product(const shl_cuda_launch *l, const shl_cuda_product *p);
 
 /* db (+)= sums of the columns of dy, whose rows lie `stride` elements apart, in a fixed order; work:
  * shl_work_column_bytes. */

@@ -499,6 +499,39 @@ test_cuda_reduce_products_of_more_shapes_than_are_remembered(void **state)
     bench_close(&b);
 }
 
+/* Where the library has nothing, that is an error which says what was asked; other products go on. */
+static void
+test_cuda_reduce_product_without_an_algorithm_is_an_error(void **state)
+{
+    const unsigned short x[2 * 3] = {0}, w[3 * 4] = {0}, y[2 * 4] = {0};
+    bench b;
+    (void)state;
+    setenv("SHL_EMULATED_NO_ALGORITHM", "4 2 3", 1);
+    bench_open(&b, "cuda", false);
+    for (int64_t offset = 0; offset < 2; offset++) {
+        shl_linear_args a = {.x = put(&b, SHL_BF16, 2, 3, offset, x),
+                             .w = put(&b, SHL_BF16, 3, 4, 0, w),
+                             .y = put(&b, SHL_BF16, 2, 4, 0, y)};
+        assert_int_equal(shl_op_linear_forward(b.s, &a), SHL_E_SYSTEM);
+        const shl_err *e = shl_err_get();
+        assert_string_equal(e->what, "no library kernel for linear_forward");
+        assert_string_equal(e->because, offset == 0
+                                            ? "cuBLASLt 13.0.2 has no algorithm for m 4, n 2, k 3: "
+                                              "bf16 by bf16 to bf16, columns 4, 3 and 4 elements "
+                                              "apart, addresses at multiples of 16 "
+                                              "bytes, 32 MiB of workspace"
+                                            : "cuBLASLt 13.0.2 has no algorithm for m 4, n 2, k 3: "
+                                              "bf16 by bf16 to bf16, columns 4, 3 and 4 elements "
+                                              "apart, addresses at multiples of 2 "
+                                              "bytes, 32 MiB of workspace");
+        assert_non_null(strstr(e->advice, "multiples of 8"));
+        bench_clear(&b);
+    }
+    whole_product(&b, 2, 4, 3, 0);
+    unsetenv("SHL_EMULATED_NO_ALGORITHM");
+    bench_close(&b);
+}
+
 /* 1 + 2^-11 is a number of fp32 and not of TF32: the choice reaches the library, and only when
  * made. */
 static void
@@ -530,6 +563,7 @@ main(void)
         cmocka_unit_test(test_cuda_reduce_what_is_outside_the_vocabulary_is_told),
         cmocka_unit_test(test_cuda_reduce_updates_do_not_depend_on_the_place),
         cmocka_unit_test(test_cuda_reduce_products_of_more_shapes_than_are_remembered),
+        cmocka_unit_test(test_cuda_reduce_product_without_an_algorithm_is_an_error),
         cmocka_unit_test(test_cuda_reduce_tf32_is_a_choice),
     };
     printf("seed %u\n", SEED);

@@ -289,8 +289,18 @@ cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p,
     return CUBLAS_STATUS_SUCCESS;
 }
 
-// The emulation has nothing for a bias on one column, nor for 16-bit matrices of odd rows at
-// addresses that are not multiples of 16.
+// SHL_EMULATED_NO_ALGORITHM: "m n k" of the product that it has nothing for.
+static bool
+is_missing(const operation *o, const matrix *a, const matrix *d)
+{
+    char text[96];
+    const char *missing = std::getenv("SHL_EMULATED_NO_ALGORITHM");
+    uint64_t k = o->turn[0] == CUBLAS_OP_N ? a->cols : a->rows;
+    std::snprintf(text, sizeof(text), "%llu %llu %llu", static_cast<unsigned long long>(d->rows),
+                  static_cast<unsigned long long>(d->cols), static_cast<unsigned long long>(k));
+    return missing != nullptr && std::strcmp(missing, text) == 0;
+}
+
 extern "C" cublasStatus_t
 cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
                                cublasLtMatrixLayout_t la, cublasLtMatrixLayout_t lb,
@@ -313,8 +323,7 @@ cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t des
     if ((p->scheme & ~static_cast<uint64_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)) != 0) {
         return refuse("a reduction scheme that rounds parts or adds them in any order");
     }
-    if ((o->epilogue == CUBLASLT_EPILOGUE_BIAS && d->cols == 1) ||
-        (a->type != CUDA_R_32F && p->align[0] < 16 && d->rows % 2 != 0)) {
+    if (is_missing(o, a, d)) {
         return CUBLAS_STATUS_NOT_SUPPORTED;
     }
     algorithm chosen = {MARK_ALGO,
