@@ -35,6 +35,14 @@ static const shl_option TABLE[] = {
     /* clang-format on */
 };
 
+/* What all rows of a sweep share. */
+typedef struct row_run {
+    const shl_cli *cli;
+    const shl_launch *launch; /* launcher NULL: this process starts the ranks */
+    shl_output *output;
+    shl_progress *progress;
+} row_run;
+
 typedef struct row_context {
     shl_output *output;
     const shl_session_config *cfg;
@@ -92,46 +100,65 @@ rank_command(const shl_cli *cli, char *path, size_t path_bytes, const char *row_
     return SHL_OK;
 }
 
+/* A row in a world of its own, which one that fails takes with it. A rank that did not fail itself tells
+ * nothing: *told is false. */
 static shl_code
-run_row(const shl_cli *cli, shl_session_config *cfg, int64_t index, shl_output *output,
-        shl_progress *progress)
+run_launched(const shl_launch *launch, shl_session_config *cfg, int64_t index,
+             const shl_session_sink *sink, shl_session_result *result, bool *told)
+{
+    shl_launch place = *launch;
+    place.job += (uint64_t)index;
+    SHL_TRY(shl_world_meet(&place, cfg->timeout_ms, &cfg->world));
+    shl_code code = shl_session_run(cfg, sink, result);
+    shl_err failure = *shl_err_get();
+    *told = launch->rank == 0 || shl_world_error_is_own(cfg->world);
+    shl_world_leave(&cfg->world, code);
+    return code == SHL_OK ? SHL_OK : shl_err_put(&failure);
+}
+
+static shl_code
+run_row(const row_run *run, shl_session_config *cfg, int64_t index)
 {
     char path[4096], row_word[32];
     const char **words = NULL;
+    bool told = true;
     shl_session_result result = {0};
-    row_context row = {output, cfg, progress, index * cfg->steps};
+    row_context row = {run->output, cfg, run->progress, index * cfg->steps};
     shl_session_sink sink = {.on_step = tell_step, .on_eval = tell_eval, .ctx = &row};
-    if (cfg->processes && !cfg->world) {
+    if (cfg->processes && !run->launch->launcher) {
         shl_strf(row_word, sizeof(row_word), "--row=%lld", (long long)index);
-        SHL_TRY(rank_command(cli, path, sizeof(path), row_word, &words));
+        SHL_TRY(rank_command(run->cli, path, sizeof(path), row_word, &words));
         cfg->rank_argv = words;
     }
-    shl_code code = shl_session_run(cfg, &sink, &result);
+    shl_code code = run->launch->launcher
+                        ? run_launched(run->launch, cfg, index, &sink, &result, &told)
+                        : shl_session_run(cfg, &sink, &result);
     cfg->rank_argv = NULL;
     shl_heap_free(&words);
-    shl_progress_clear(progress);
+    shl_progress_clear(run->progress);
     if (code != SHL_OK && !(code == SHL_E_INTERRUPTED && result.n_steps > 0)) {
         return code;
     }
     shl_err interruption = *shl_err_get();
-    SHL_TRY(shl_output_run(output, cfg, &result, cfg->device_memory_bytes));
+    SHL_TRY(shl_output_run(run->output, cfg, &result, cfg->device_memory_bytes));
     return code == SHL_OK ? SHL_OK : shl_err_put(&interruption);
 }
 
 /* Rows until the first failure that is not a memory limit; what was done is shown in any case. In a sweep
  * a row that does not fit is reported at once, and the others go on. */
 static shl_code
-run_rows(const shl_cli *cli, const shl_run_points *points, shl_output *output)
+run_rows(row_run *run, const shl_run_points *points)
 {
     shl_code worst = SHL_OK;
     shl_progress progress;
+    run->progress = &progress;
     shl_progress_begin(&progress, points->n > 0 ? points->n * points->configs[0].steps : 0);
     for (int64_t i = 0; i < points->n; i++) {
         shl_session_config *cfg = &points->configs[i];
         if (atomic_load(cfg->stop)) {
             return SHL_RAISE(SHL_E_INTERRUPTED, "interrupted");
         }
-        shl_code code = run_row(cli, cfg, i, output, &progress);
+        shl_code code = run_row(run, cfg, i);
         if (code != SHL_OK && (code != SHL_E_OOM || points->n == 1)) {
             return code;
         }
@@ -141,6 +168,33 @@ run_rows(const shl_cli *cli, const shl_run_points *points, shl_output *output)
             shl_err_clear();
             worst = code;
         }
+    }
+    return worst;
+}
+
+/* The rows on a rank that a launcher started and that is not the first: the first tells what came of them, a
+ * rank that fails by itself why. */
+static shl_code
+follow_rows(const shl_launch *launch, const shl_run_points *points)
+{
+    shl_code worst = SHL_OK;
+    for (int64_t i = 0; i < points->n; i++) {
+        shl_session_config *cfg = &points->configs[i];
+        shl_session_result result = {0};
+        bool told = true;
+        if (atomic_load(cfg->stop)) {
+            return SHL_RAISE(SHL_E_INTERRUPTED, "interrupted");
+        }
+        shl_code code = run_launched(launch, cfg, i, NULL, &result, &told);
+        shl_session_result_fini(&result);
+        bool goes_on = code == SHL_E_OOM && points->n > 1;
+        if (code != SHL_OK && (goes_on || !told)) {
+            shl_err_clear();
+        }
+        if (code != SHL_OK && !goes_on) {
+            return code;
+        }
+        worst = code != SHL_OK ? code : worst;
     }
     return worst;
 }
@@ -159,12 +213,14 @@ most_ranks(const shl_run_points *points, int *threads)
 }
 
 static shl_code
-show_rows(const shl_cli *cli, const shl_run_options *o, const shl_run_points *points)
+show_rows(const shl_cli *cli, const shl_run_options *o, const shl_run_points *points,
+          const shl_launch *launch)
 {
     shl_output output;
+    row_run run = {.cli = cli, .launch = launch, .output = &output};
     shl_code code = shl_output_open(o, cli, &output);
     if (code == SHL_OK) {
-        code = run_rows(cli, points, &output);
+        code = run_rows(&run, points);
         shl_err failure = *shl_err_get();
         shl_code finished = shl_output_finish(&output);
         if (code != SHL_OK) {
@@ -194,53 +250,26 @@ find_launcher(const shl_run_options *o, const shl_run_points *points, shl_launch
         shl_err_because("the variables of torchrun, mpirun, srun and SHL_RANK are not set");
         return shl_err_advice("--launch processes, which starts the ranks itself");
     }
-    if (out->launcher && (points->n != 1 || points->configs[0].ranks != out->ranks)) {
-        SHL_RAISE(SHL_E_USAGE, "%s has started %d ranks", out->launcher, out->ranks);
-        shl_err_because("%lld row%s asked for, of %d ranks", (long long)points->n,
-                        points->n == 1 ? " is" : "s are", points->configs[0].ranks);
-        return shl_err_advice("one row with --ranks %d, or --launch processes", out->ranks);
+    for (int64_t i = 0; i < points->n && out->launcher; i++) {
+        if (points->configs[i].ranks != out->ranks) {
+            SHL_RAISE(SHL_E_USAGE, "%s has started %d ranks", out->launcher, out->ranks);
+            shl_err_because("row %lld of the sweep is of %d", (long long)i + 1,
+                            points->configs[i].ranks);
+            return shl_err_advice("--ranks %d, or --launch processes", out->ranks);
+        }
     }
     return SHL_OK;
 }
 
-/* The first rank tells what came of the run; a rank that failed tells that itself. */
+/* The cards of this machine are enough for its ranks. */
 static shl_code
-run_launched(const shl_cli *cli, const shl_run_options *o, const shl_run_points *points,
-             const shl_launch *launch)
-{
-    shl_session_config *cfg = &points->configs[0];
-    shl_session_result result = {0};
-    shl_code code;
-    SHL_TRY(shl_world_meet(launch, cfg->timeout_ms, &cfg->world));
-    if (launch->rank == 0) {
-        code = show_rows(cli, o, points);
-    } else {
-        code = shl_session_run(cfg, NULL, &result);
-        shl_session_result_fini(&result);
-    }
-    shl_err failure = *shl_err_get();
-    bool own = launch->rank == 0 || shl_world_error_is_own(cfg->world);
-    shl_world_leave(&cfg->world, code);
-    if (code != SHL_OK && own) {
-        return shl_err_put(&failure);
-    }
-    shl_err_clear();
-    return code;
-}
-
-/* The cards of this machine are enough for its ranks; mixed ones are told. */
-static shl_code
-check_cards(const shl_run_points *points, int ranks)
+check_cards(const shl_run_points *points)
 {
     for (int64_t i = 0; i < points->n; i++) {
         const shl_session_config *c = &points->configs[i];
         bool one = c->share_gpu || strcmp(c->comm, "local") == 0;
         SHL_TRY(shl_gpu_facts_enough(c->device, c->ranks, one));
     }
-    shl_str mixed = {0};
-    shl_gpu_facts_mixed(points->configs[0].device, ranks, &mixed);
-    shl_cli_note("%s", shl_str_get(&mixed));
-    shl_str_fini(&mixed);
     return SHL_OK;
 }
 
@@ -263,13 +292,14 @@ run_points(const shl_cli *cli, const shl_run_options *o, const shl_run_points *p
         SHL_TRY(shl_cli_fit_openmp(cli, ranks, threads));
     }
     if (!launch.launcher) {
-        SHL_TRY(check_cards(points, ranks));
+        SHL_TRY(check_cards(points));
     }
     /* Behind the new start of the program that the lines above may make. */
     if (points->notes.len > 0) {
         shl_cli_note("%s", shl_str_get(&points->notes));
     }
-    return launch.launcher ? run_launched(cli, o, points, &launch) : show_rows(cli, o, points);
+    return launch.launcher && launch.rank > 0 ? follow_rows(&launch, points)
+                                              : show_rows(cli, o, points, &launch);
 }
 
 /* --show-config of the first row; the rest of the run is resolved without the file. */

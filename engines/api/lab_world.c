@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "engines/api/lab.h"
+#include "engines/comm/launch.h"
 
 typedef struct rank_job {
     shl_lab_rank_fn fn;
@@ -74,6 +75,26 @@ shl_lab_world_join(shl_lab_world **out)
         return shl_lab_leave(NULL, SHL_RAISE(SHL_E_USAGE, "shl_lab_world_join: out is NULL"));
     }
     shl_code code = shl_world_join(&world);
+    *out = code == SHL_OK ? (shl_lab_world *)world : NULL;
+    return shl_lab_leave(NULL, code);
+}
+
+static shl_code
+meet(int64_t timeout_ms, shl_world **out)
+{
+    shl_launch launch;
+    SHL_TRY(shl_launch_find(&launch));
+    return launch.launcher ? shl_world_meet(&launch, timeout_ms, out) : SHL_OK;
+}
+
+int
+shl_lab_world_meet(int64_t timeout_ms, shl_lab_world **out)
+{
+    shl_world *world = NULL;
+    if (!out) {
+        return shl_lab_leave(NULL, SHL_RAISE(SHL_E_USAGE, "shl_lab_world_meet: out is NULL"));
+    }
+    shl_code code = meet(timeout_ms, &world);
     *out = code == SHL_OK ? (shl_lab_world *)world : NULL;
     return shl_lab_leave(NULL, code);
 }

@@ -105,6 +105,13 @@ SHL_LAB_API int shl_lab_run_processes(const shl_lab_world_options *o, const char
 /* In a process started so: its place, which shl_lab_world_leave gives back with the rank's code. *out is
  * NULL, and the code OK, in a process that is no rank of a world. */
 SHL_LAB_API int shl_lab_world_join(shl_lab_world **out);
+
+/* In a process that a launcher started: its place, given back likewise. The ranks' variables are read in this
+ * order: SHL_RANK, SHL_RANKS, SHL_LOCAL_RANK and SHL_MASTER (host:port of rank 0), those of torchrun, Open
+ * MPI's mpirun, MPICH's, and Slurm's srun; then rank 0 listens and the others connect. For device "cuda", which
+ * alone has a communicator between such processes. timeout_ms: how long ranks wait for each other; 0: 30000.
+ * *out is NULL, and the code OK, where no launcher has started more than one rank. COLLECTIVE. */
+SHL_LAB_API int shl_lab_world_meet(int64_t timeout_ms, shl_lab_world **out);
 SHL_LAB_API void shl_lab_world_leave(shl_lab_world **world, int code);
 
 /* NULL is the world of one rank. */
@@ -238,8 +245,9 @@ typedef struct shl_lab_options {
      * accounted for. auto takes what the device's ranks can use. */
     const char *comm;
     /* Devices that are cards: rank r of a machine has card r. share_gpu: ranks may have one card together;
-     * tf32: products of fp32 may round their factors; attention's forward in bf16: "own", or "cudnn" for the
-     * library's (not with dropout); the backward is the own one. */
+     * tf32: products of fp32 may round their factors; attention: the forward's kernel, "own", or "cudnn" for
+     * the library's, with dtype bf16 and no dropout of its weights only; the backward is the own one. Either
+     * is refused where the run would not get it. */
     bool share_gpu; /* "share-gpu" */
     bool tf32;
     const char *attention;

@@ -150,6 +150,9 @@ gather_ranks(shl_wire *w, const shl_launch *l, int64_t timeout_ms)
             admit(w, l, fd);
         }
     }
+    /* Nobody else can come; who calls again is early for the next world, and must not find this one. */
+    (void)close(w->listener);
+    w->listener = -1;
     shl_wire_message m = {.kind = WIRE_WELCOME};
     for (int r = 1; r < l->ranks; r++) {
         (void)shl_wire_send_message(w->fd[r], &m, NULL);

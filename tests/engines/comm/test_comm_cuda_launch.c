@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "engines/api/shardlab.h"
 #include "engines/comm/launch.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/heap.h"
@@ -119,10 +120,60 @@ scene_shm(shl_world *w)
     return cb_open_kind(w, "cpu", "shm", 0, 0, &r);
 }
 
+/* How a rank ended, for the test that started it. */
+static int
+tell_end(int rank, int code, const char *what, const char *because, const char *advice,
+         const char *path)
+{
+    char line[1700];
+    int64_t left = shl_heap_live_blocks();
+    shl_strf(line, sizeof line, "%d %d %lld %s|%s|%s\n", rank, code, (long long)left, what, because,
+             advice);
+    int fd = open(path, O_WRONLY | O_APPEND);
+    return fd >= 0 && write(fd, line, strlen(line)) == (ssize_t)strlen(line) ? 0 : 1;
+}
+
+/* A program on the public header: one step, whose loss stands where others tell an error. */
+static int
+lab_main(int64_t timeout_ms, const char *path)
+{
+    char loss[64] = "";
+    int32_t text[9];
+    shl_lab_options o;
+    shl_lab_step_report report = {.struct_bytes = sizeof report};
+    shl_lab_error e = {.struct_bytes = sizeof e};
+    shl_lab_world *world = NULL;
+    shl_lab *lab = NULL;
+    int code = shl_lab_world_meet(timeout_ms, &world), rank = shl_lab_world_rank(world);
+    for (int i = 0; i < 9; i++) {
+        text[i] = (5 * i + rank) % 17;
+    }
+    (void)shl_lab_options_init(&o, sizeof o);
+    o.layers = 1;
+    o.width = 16;
+    o.heads = 2;
+    o.vocab = 17;
+    o.context = o.seq = 8;
+    o.batch = 1;
+    o.strategy = "zero3";
+    o.device = "cuda";
+    if (code == SHL_LAB_OK && world && (code = shl_lab_initialize(&o, world, &lab)) == SHL_LAB_OK &&
+        (code = shl_lab_forward(lab, text, text + 1, NULL)) == SHL_LAB_OK &&
+        (code = shl_lab_backward(lab)) == SHL_LAB_OK) {
+        code = shl_lab_step(lab, &report);
+    }
+    shl_lab_error_get(lab, &e);
+    shl_strf(loss, sizeof loss, "%a of %d", report.loss, shl_lab_world_size(world));
+    int closed = shl_lab_close(&lab);
+    shl_lab_world_leave(&world, code);
+    code = code == SHL_LAB_OK ? closed : code;
+    return tell_end(rank, code, code == SHL_LAB_OK ? loss : e.what, e.because ? e.because : "", "",
+                    path);
+}
+
 static int
 rank_main(const shl_launch *l, const char *scene, int64_t timeout_ms, const char *path)
 {
-    char line[1700];
     shl_world *w = NULL;
     shl_code code = shl_world_meet(l, timeout_ms, &w);
     if (code == SHL_OK) {
@@ -132,12 +183,8 @@ rank_main(const shl_launch *l, const char *scene, int64_t timeout_ms, const char
     }
     shl_err err = *shl_err_get();
     shl_world_leave(&w, code);
-    int64_t left = shl_heap_live_blocks();
-    shl_strf(line, sizeof line, "%d %d %lld %s|%s|%s\n", l->rank, (int)code, (long long)left,
-             code == SHL_OK ? "" : err.what, code == SHL_OK ? "" : err.because,
-             code == SHL_OK ? "" : err.advice);
-    int fd = open(path, O_WRONLY | O_APPEND);
-    return fd >= 0 && write(fd, line, strlen(line)) == (ssize_t)strlen(line) ? 0 : 1;
+    return tell_end(l->rank, (int)code, code == SHL_OK ? "" : err.what,
+                    code == SHL_OK ? "" : err.because, code == SHL_OK ? "" : err.advice, path);
 }
 
 /* --- starting ranks as launchers do -------------------------------------------------------- */
@@ -446,7 +493,27 @@ test_comm_launch_is_no_world_for_shm(void **state)
     assert_rank(&o, 1, SHL_E_USAGE, "communicator shm is for ranks of one machine");
 }
 
-/* The program's own word for what it trained; all of its output is read. */
+/* The public header's program under torchrun: the ranks are of one world and one loss. Alone, it is no rank. */
+static void
+test_comm_launch_is_joined_by_the_public_header(void **state)
+{
+    (void)state;
+    outcome o;
+    shl_lab_world *world = NULL;
+    clear_names();
+    assert_int_equal(shl_lab_world_meet(0, &world), SHL_LAB_OK);
+    assert_null(world);
+    assert_int_equal(shl_lab_world_meet(0, NULL), SHL_LAB_E_USAGE);
+    run(TORCHRUN, 2, -1, CALM_MS, "lab", &o);
+    assert_rank(&o, 0, SHL_OK, " of 2|");
+    assert_rank(&o, 1, SHL_OK, " of 2|");
+    assert_string_equal(o.rank[0].text, o.rank[1].text);
+    assert_null(strstr(o.rank[0].text, "0x0p"));
+    run(OURS, 2, 1, TIMEOUT_MS, "lab", &o);
+    assert_rank(&o, 0, SHL_E_PEER, "1 of 2 ranks have not come to localhost:");
+}
+
+/* The program's own word for what it trained, of all rows; all of its output is read. */
 static void
 take_hash(FILE *f, char *out, size_t cap)
 {
@@ -456,33 +523,34 @@ take_hash(FILE *f, char *out, size_t cap)
     while (fgets(line, sizeof line, f) != NULL) {
         const char *at = strstr(line, key);
         if (at != NULL) {
-            shl_strf(out, cap, "%.16s", at + strlen(key));
+            size_t used = strlen(out);
+            shl_strf(out + used, cap - used, "%.16s", at + strlen(key));
         }
     }
 }
 
-/* Two processes of the program, started as torchrun does, end with the parameters of two threads; each
- * sees its own card only, as some launchers have it. */
+/* Two processes of the program, started as torchrun does, end with the parameters of two threads, in each row
+ * of a sweep: the ranks meet again for it. Each sees its own card only, as some launchers have it. */
 static void
 test_comm_launch_trains_as_threads_do(void **state)
 {
     (void)state;
     const char *program = getenv("SHL_PROGRAM");
-    char command[512], local[32], launched[32];
+    char command[512], local[64], launched[64];
     int port = free_port();
     FILE *f[2];
     if (program == NULL) {
         skip();
     }
     const char *words =
-        "train --model gpt2-tiny --strategy zero3 --ranks 2 --steps 1 --batch 1 --seq 8 "
+        "train --model gpt2-tiny --strategy zero3,ddp --ranks 2 --steps 1 --batch 1 --seq 8 "
         "--device cuda --jsonl --comm";
     clear_names();
     shl_strf(command, sizeof command, "%s %s local 2>&1", program, words);
     f[0] = popen(command, "r");
     take_hash(f[0], local, sizeof local);
     assert_int_equal(pclose(f[0]), 0);
-    assert_int_equal(strlen(local), 16);
+    assert_int_equal(strlen(local), 32);
     shl_strf(command, sizeof command, "%s %s nccl-ordered 2>&1", program, words);
     setenv("SHL_EMULATED_DEVICES", "1", 1);
     for (int r = 0; r < 2; r++) {
@@ -507,6 +575,9 @@ main(int argc, char **argv)
     setenv("SHL_EMULATED_DEVICES", "4", 1);
     if (argc == 4) {
         shl_launch l;
+        if (strcmp(argv[1], "lab") == 0) {
+            return lab_main(strtoll(argv[2], NULL, 10), argv[3]);
+        }
         if (shl_launch_find(&l) != SHL_OK || l.launcher == NULL) {
             return 2;
         }
@@ -520,6 +591,7 @@ main(int argc, char **argv)
         cmocka_unit_test(test_comm_launch_names_a_rank_that_dies),
         cmocka_unit_test(test_comm_launch_keeps_runs_apart),
         cmocka_unit_test(test_comm_launch_is_no_world_for_shm),
+        cmocka_unit_test(test_comm_launch_is_joined_by_the_public_header),
         cmocka_unit_test(test_comm_launch_trains_as_threads_do),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
