@@ -105,30 +105,3 @@ shl_gpu_facts_enough(const char *kind, int ranks, bool share)
     }
     return SHL_OK;
 }
-
-void
-shl_gpu_facts_mixed(const char *kind, int ranks, shl_str *out)
-{
-    shl_device_survey s;
-    shl_device_card slowest = {.multiprocessors = 0};
-    bool mixed = false;
-    if (shl_device_survey_get(kind, &s) != SHL_OK) {
-        shl_err_clear(); /* opening the device says it better */
-        return;
-    }
-    for (int i = 0; i < s.n_cards && i < ranks; i++) {
-        shl_device_card c;
-        if (shl_device_card_get(kind, i, &c) != SHL_OK) {
-            shl_err_clear();
-            return;
-        }
-        mixed = mixed || (i > 0 && strcmp(c.identity.name, slowest.identity.name) != 0);
-        if (i == 0 || c.multiprocessors < slowest.multiprocessors) {
-            slowest = c;
-        }
-    }
-    if (mixed) {
-        shl_str_add(out, "the cards are of several types: the slowest, %s, sets the pace\n",
-                    slowest.identity.name);
-    }
-}

@@ -22,7 +22,4 @@ shl_code shl_gpu_facts_need(const char *kind, shl_device_survey *out) SHL_MUST_U
  * above. A kind without cards always has enough. */
 shl_code shl_gpu_facts_enough(const char *kind, int ranks, bool share) SHL_MUST_USE;
 
-/* Appends a line when the first `ranks` cards are of several types: the slowest sets the pace. */
-void shl_gpu_facts_mixed(const char *kind, int ranks, shl_str *out);
-
 #endif

@@ -64,27 +64,33 @@ check_sharing(const shl_shm_comm *m, bool share, const shl_device_card *cards)
 }
 
 static bool
-is_slower(const shl_device_card *a, const shl_device_card *b)
+is_new(const shl_device_card *cards, int at)
 {
-    int x = a->major * 10 + a->minor, y = b->major * 10 + b->minor;
-    return x != y ? x < y : a->multiprocessors < b->multiprocessors;
+    for (int q = 0; q < at; q++) {
+        if (strcmp(cards[q].identity.name, cards[at].identity.name) == 0) {
+            return false;
+        }
+    }
+    return true;
 }
 
 static void
 warn_of_mixture(const shl_shm_comm *m, const shl_device_card *cards)
 {
-    int slowest = 0;
-    bool mixed = false;
-    for (int q = 1; q < m->size; q++) {
-        mixed = mixed || strcmp(cards[q].identity.name, cards[0].identity.name) != 0;
-        slowest = is_slower(&cards[q], &cards[slowest]) ? q : slowest;
+    shl_str types = {0};
+    int slowest = 0, n = 0;
+    for (int q = 0; q < m->size; q++) {
+        if (is_new(cards, q)) {
+            shl_str_add(&types, "%s%s", n++ > 0 ? "; " : "", cards[q].identity.name);
+        }
+        slowest = cards[q].flops_per_s < cards[slowest].flops_per_s ? q : slowest;
     }
-    if (mixed && m->rank == 0) {
+    if (n > 1 && m->rank == 0) {
         shl_log(SHL_LOG_WARN, "comm",
-                "cards of different kinds: the slowest, %s of rank %d, sets "
-                "the pace",
-                cards[slowest].identity.name, m->world_rank[slowest]);
+                "the cards are of %d types (%s): the slowest, %s of rank %d, sets the pace", n,
+                shl_str_get(&types), cards[slowest].identity.name, m->world_rank[slowest]);
     }
+    shl_str_fini(&types);
 }
 
 /* Every rank tells which card it has. */

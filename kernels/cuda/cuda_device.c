@@ -139,6 +139,22 @@ cuda_survey(shl_device_survey *out)
     return SHL_OK;
 }
 
+/* Dense 16-bit products at the card's own clock, per multiprocessor as NVIDIA's papers on each architecture
+ * say: enough to tell which of two types is slower. */
+static double
+nominal_flops(const shl_cuda_info *info)
+{
+    static const struct {
+        int capability; /* from this on */
+        double per_clock;
+    } rows[] = {{120, 1024}, {100, 8192}, {90, 4096}, {81, 1024}, {80, 2048}, {70, 1024}, {0, 0}};
+    size_t i = 0;
+    while (info->major * 10 + info->minor < rows[i].capability) {
+        i++;
+    }
+    return rows[i].per_clock * info->multiprocessors * info->clock_khz * 1e3;
+}
+
 static shl_code
 cuda_card(int index, shl_device_card *out)
 {
@@ -152,6 +168,7 @@ cuda_card(int index, shl_device_card *out)
     out->major = info.major;
     out->minor = info.minor;
     out->multiprocessors = info.multiprocessors;
+    out->flops_per_s = nominal_flops(&info);
     return SHL_OK;
 }
 

@@ -93,6 +93,7 @@ typedef struct shl_device_card {
     size_t total_bytes;
     int major, minor; /* compute capability */
     int multiprocessors;
+    double flops_per_s; /* of 16-bit products, by its type and clock; 0: not known */
 } shl_device_card;
 
 /* The card's memory as its driver counts it, beside what we asked for: used = base + reserved + pool + the

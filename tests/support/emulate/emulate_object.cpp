@@ -109,6 +109,19 @@ count(int *devices)
     return *devices < 0 ? E_DRIVER : 0;
 }
 
+// SHL_EMULATED_OTHER: "number,name,major,minor,multiprocessors" of a card that is not like the others.
+void
+be_another(const char *text, int device, shl_cuda_info *out)
+{
+    shl_cuda_info other = *out;
+    int number = -1;
+    if (std::sscanf(text, "%d,%127[^,],%d,%d,%d", &number, other.name, &other.major, &other.minor,
+                    &other.multiprocessors) == 5 &&
+        number == device) {
+        *out = other;
+    }
+}
+
 int
 info(int device, shl_cuda_info *out)
 {
@@ -123,9 +136,10 @@ info(int device, shl_cuda_info *out)
     std::snprintf(out->pci, sizeof(out->pci), "00000000:%02d:00.0", device + first_card());
     out->major = 9;
     out->multiprocessors = 4;
-    if (device > 0 && std::getenv("SHL_EMULATED_MIXED") != nullptr) { // another type of card
-        std::snprintf(out->name, sizeof(out->name), "emulated, half as large");
-        out->multiprocessors = 2;
+    out->clock_khz = 1000000;
+    const char *other = std::getenv("SHL_EMULATED_OTHER");
+    if (other != nullptr) {
+        be_another(other, device, out);
     }
     out->total_bytes = TOTAL_BYTES;
     out->l2_bytes = 96 << 10; // little, so that grids that look at it have several turns
