@@ -52,7 +52,7 @@ static const shl_option TABLE[] = {
     {"tf32", NULL, SHL_OPT_BOOL, offsetof(bench_options, tf32), 0, 0, NULL, NULL, NULL, "Run",
      "Matrix products of fp32 may round their factors to TF32."},
     {"attention", NULL, SHL_OPT_ENUM, offsetof(bench_options, attention), 0, 0, "own",
-     shl_choices_attention, NULL, "Run", "In 16 bits: the own kernel, or cuDNN's where it can."},
+     shl_choices_attention, NULL, "Run", "Forward of models: the own kernel, or cuDNN's."},
     {"budget", NULL, SHL_OPT_DOUBLE, offsetof(bench_options, budget_s), 1, 86400, "440", NULL,
      "seconds", "Run", "What would begin later is left out, and told."},
     {"out", NULL, SHL_OPT_STRING, offsetof(bench_options, out), 0, 0, "build/gpu", NULL, "folder",

@@ -231,6 +231,7 @@ static shl_code
 tell_kernel(shl_gpu_bench *b, shl_device *d, const char *name, const kernel_case *k)
 {
     shl_op_case c = b->quick ? shrunk(&k->c) : k->c;
+    char ran[64], what[128];
     double ns = 0.0;
     shl_cost cost = {0.0, 0.0};
     if (time_case(d, &c, b->quick ? 0 : KERNEL_NS, &ns, &cost) != SHL_OK) {
@@ -239,16 +240,19 @@ tell_kernel(shl_gpu_bench *b, shl_device *d, const char *name, const kernel_case
     double by_flops = has_products(c.op) ? cost.flops * 1e9 / b->flops_per_s : 0.0;
     double by_bytes = cost.bytes * 1e9 / b->bytes_per_s;
     bool is_product = by_flops > by_bytes;
+    shl_op_ran(d, c.op, ran, sizeof(ran));
+    shl_strf(what, sizeof(what), "%s / large %s%s%s", is_product ? "FLOPs" : "bytes",
+             is_product ? "product" : "copy", ran[0] != '\0' ? ", by " : "", ran);
     shl_gpu_row row = {.name = name,
-                       .what = is_product ? "FLOPs / large product" : "bytes / large copy",
+                       .what = what,
                        .unit = is_product ? "TFLOP/s" : "GB/s",
                        .value = is_product ? cost.flops * 1e-3 / ns : cost.bytes / ns,
                        .limit = is_product ? b->flops_per_s * 1e-12 : b->bytes_per_s * 1e-9,
                        .ratio = fmax(by_flops, by_bytes) / ns,
                        .wanted = k->wanted};
-    return shl_gpu_bench_tell(
-        b, &row,
-        json_pack("{sf sf sf}", "us", ns * 1e-3, "flops", cost.flops, "bytes", cost.bytes));
+    return shl_gpu_bench_tell(b, &row,
+                              json_pack("{sf sf sf ss}", "us", ns * 1e-3, "flops", cost.flops,
+                                        "bytes", cost.bytes, "kernel", ran));
 }
 
 /* Every kernel on the device as it is; then attention by the library, beside ours. */

@@ -225,12 +225,13 @@ tell_model(shl_gpu_bench *b, const shl_session_config *c, const shl_session_resu
                        .wanted = wanted};
     SHL_TRY(shl_gpu_bench_tell(
         b, &row,
-        json_pack("{ss sf sf sf sf sf sf sI sI ss so}", "model", c->model, "mfu",
+        json_pack("{ss sf sf sf sf sf sf sI sI ss ss ss so}", "model", c->model, "mfu",
                   rate / b->flops_per_s, "step_ms", p.step_ns * 1e-6, "queue_ms", queue_ms,
                   "forward_ms", alone.forward_ns * 1e-6, "backward_ms", alone.backward_ns * 1e-6,
                   "update_ms", alone.update_ns * 1e-6, "peak_bytes",
                   (json_int_t)r->tiers[SHL_TIER_DEVICE].peak_bytes, "reserved_bytes",
-                  (json_int_t)r->reserved_bytes, "attention", c->attention, "idle",
+                  (json_int_t)r->reserved_bytes, "product", r->ran.product, "attention_forward",
+                  r->ran.attention_forward, "attention_backward", r->ran.attention_backward, "idle",
                   isfinite(idle) ? json_real(idle) : json_null())));
     shl_strf(what, sizeof(what),
              "each waited for: forward %.1f, backward %.1f, update %.1f; queueing forward and "

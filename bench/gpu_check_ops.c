@@ -120,14 +120,17 @@ run_op(const shl_gpu_check *k, shl_device *d, shl_op op, tally *t)
 }
 
 static shl_code
-tell_op(shl_gpu_check *k, const char *name, const tally *t)
+tell_op(shl_gpu_check *k, const shl_device *d, shl_op op, const char *name, const tally *t)
 {
+    char ran[64];
     int all = t->cases[TYPE_F32] + t->cases[TYPE_BF16] + t->cases[TYPE_F16];
     if (t->failed == 0) {
+        shl_op_ran(d, op, ran, sizeof(ran));
         return shl_gpu_tell(&k->report, name, SHL_GPU_PASSED,
                             "%d fp32, %d bf16, %d fp16 cases; worst %.2f of what is allowed; "
-                            "repeats bit by bit",
-                            t->cases[TYPE_F32], t->cases[TYPE_BF16], t->cases[TYPE_F16], t->worst);
+                            "repeats bit by bit%s%s",
+                            t->cases[TYPE_F32], t->cases[TYPE_BF16], t->cases[TYPE_F16], t->worst,
+                            ran[0] != '\0' ? "; by " : "", ran);
     }
     return shl_gpu_tell(&k->report, name, t->missing ? SHL_GPU_NOT_POSSIBLE : SHL_GPU_FAILED,
                         "%d of %d cases: %s", t->failed, all, t->why);
@@ -154,7 +157,7 @@ check_fused(shl_gpu_check *k)
             note_failure(&t);
         }
     }
-    shl_code code = tell_op(k, BY_LIBRARY, &t);
+    shl_code code = tell_op(k, d, SHL_OP_ATTENTION_FORWARD, BY_LIBRARY, &t);
     shl_code closed = shl_device_close(&d);
     return code != SHL_OK ? code : closed;
 }
@@ -187,7 +190,7 @@ check_own(shl_gpu_check *k, shl_device *d)
                                 "nor those behind it: the %.0f s are over", k->report.budget_s);
         }
         run_op(k, d, (shl_op)op, &t);
-        SHL_TRY(tell_op(k, name, &t));
+        SHL_TRY(tell_op(k, d, (shl_op)op, name, &t));
         if (t.lost) {
             return lost_at(name);
         }

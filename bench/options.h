@@ -303,7 +303,7 @@ extern const char *const shl_choices_offload[];
     SHL_ROW("tf32", SHL_OPT_BOOL, tf32, 0, 0, NULL, NULL, NULL, "GPU",                               \
             "Matrix products of fp32 may round their factors to TF32."),                             \
     SHL_ROW("attention", SHL_OPT_ENUM, attention, 0, 0, "own", shl_choices_attention, NULL, "GPU",   \
-            "Forward in bf16: the own kernel, or cuDNN's; backward: the own.")
+            "Forward: the own kernel, or cuDNN's (bf16 without dropout only); backward: the own.")
 
 #define SHL_ROWS_OFFLOAD                                                                             \
     SHL_ROW("offload-optimizer", SHL_OPT_LIST, offload_optimizer, 0, 0, "none", shl_choices_offload, NULL, "Offload", \

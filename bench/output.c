@@ -247,6 +247,11 @@ add_caption(const shl_output *out, shl_str *text)
                 "threads per rank, %s of %s parameters.\n",
                 policy, (long long)r->batch, (long long)r->seq, (long long)r->accum,
                 (long long)r->threads, r->model, params);
+    if (r->card) {
+        shl_str_add(text,
+                    "Kernels of the first row: attention forward %s, backward %s; products %s.\n",
+                    r->attention_forward, r->attention_backward, r->product);
+    }
 }
 
 static shl_code

@@ -237,8 +237,11 @@ static const shl_field run_fields[] = {
         "rss_bytes - ledger peaks of the ranks in that process: code, libraries, allocators; null "
         "on virtual"),
     RUN("card", TEXT, card, NULL, PLAIN, "name of rank 0's GPU; null on a device that is none"),
-    RUN("attention", TEXT, attention, NULL, PLAIN,
-        "forward's: own, or cudnn (bf16 without dropout, when asked for); null without a GPU"),
+    RUN("kernel.product", TEXT, product, "product", VARIES,
+        "what ran on rank 0's GPU: cuBLASLt, of fp32 with (fp32) or (TF32); null without a GPU"),
+    RUN("kernel.attention_forward", TEXT, attention_forward, "attention", VARIES,
+        "likewise: own (tensor cores), own (CUDA cores), or cudnn with its version"),
+    RUN("kernel.attention_backward", TEXT, attention_backward, NULL, PLAIN, "likewise"),
     RUN("useful_flops_per_s", REAL, useful_flops_per_s, NULL, PLAIN,
         "of a rank: 6 per matrix parameter and token, and causal attention, over the median step; "
         "null on virtual"),
@@ -448,9 +451,9 @@ fill_card(shl_run_record *out, const shl_session_config *cfg, const shl_session_
     double tokens = (double)(e->batch * e->seq) * cfg->ranks * (double)e->accum;
     double flops = shl_model_formula_step_flops(&cfg->shape, e->batch, e->seq) * (double)e->accum;
     out->card = is_card ? result->card.name : NULL;
-    /* What the device does with the choice: bf16 without dropout. */
-    bool library = e->compute_dtype == SHL_BF16 && !(cfg->tune.attention_dropout > 0.0);
-    out->attention = is_card ? (library ? cfg->attention : "own") : NULL;
+    out->product = is_card ? result->ran.product : NULL;
+    out->attention_forward = is_card ? result->ran.attention_forward : NULL;
+    out->attention_backward = is_card ? result->ran.attention_backward : NULL;
     out->useful_flops_per_s =
         result->predicted ? (double)NAN : flops * result->tokens_per_s / tokens;
     out->driver_used_bytes = is_card ? (int64_t)m->used_bytes : SHL_FIELD_NO_INT;

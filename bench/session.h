@@ -100,6 +100,11 @@ typedef struct shl_session_timeline {
     int64_t n_events;
 } shl_session_timeline;
 
+/* The kernels that served ops with a choice of several, as shl_op_ran; "": a device without a choice. */
+typedef struct shl_session_kernels {
+    char product[64], attention_forward[64], attention_backward[64];
+} shl_session_kernels;
+
 typedef struct shl_session_result {
     shl_step_report *steps; /* n_steps of them; owned, shl_session_result_fini */
     int64_t n_steps;        /* done in this run */
@@ -125,6 +130,7 @@ typedef struct shl_session_result {
     int64_t save_bytes; /* of all its shard files; 0: nothing was saved */
     shl_session_timeline timeline;
     shl_device_identity card; /* of rank 0 */
+    shl_session_kernels ran;  /* on rank 0 */
     shl_device_memory driver; /* what the driver of its card counts at the end; zeros: no card */
     int64_t pinned_bytes;     /* most locked host memory of a rank */
     int64_t reserved_bytes;   /* of the device arenas, the rank that took most */

@@ -58,6 +58,12 @@ check_device(const shl_session_config *c)
         shl_err_because("it copies between the ranks of one process");
         return shl_err_advice("--launch threads");
     }
+    const shl_lab_card_wish wish = {.target = is_virtual ? c->as : c->device,
+                                    .attention = c->attention,
+                                    .tf32 = c->tf32,
+                                    .compute_dtype = c->engine.compute_dtype,
+                                    .attention_dropout = c->tune.attention_dropout};
+    SHL_TRY(shl_lab_card_check(&wish));
     if (!is_virtual) {
         return SHL_OK; /* an unknown kind is refused by shl_device_open, which lists them */
     }

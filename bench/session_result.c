@@ -144,11 +144,21 @@ sum_up(shl_session_result *out)
     return median_rate(out, &out->tokens_per_s);
 }
 
+static void
+collect_kernels(const shl_device *d, shl_session_kernels *out)
+{
+    shl_op_ran(d, SHL_OP_LINEAR_FORWARD, out->product, sizeof(out->product));
+    shl_op_ran(d, SHL_OP_ATTENTION_FORWARD, out->attention_forward, sizeof(out->attention_forward));
+    shl_op_ran(d, SHL_OP_ATTENTION_BACKWARD, out->attention_backward,
+               sizeof(out->attention_backward));
+}
+
 shl_code
 shl_session_collect(shl_session_rank *r)
 {
     shl_session_result *out = r->out;
     shl_device_identify(r->device, &out->card);
+    collect_kernels(r->device, &out->ran);
     SHL_TRY(shl_device_memory_get(r->device, &out->driver));
     SHL_TRY(collect_tiers(r));
     SHL_TRY(collect_resources(r));

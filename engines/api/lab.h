@@ -63,6 +63,17 @@ struct shl_lab {
 shl_code shl_lab_setup_resolve(const shl_lab_options *o, const shl_world *world,
                                shl_lab_setup *out) SHL_MUST_USE;
 
+/* What a run asks of a card's kernels; target: the device, or what a virtual one stands for. */
+typedef struct shl_lab_card_wish {
+    const char *target, *attention;
+    bool tf32;
+    shl_dtype compute_dtype;
+    double attention_dropout;
+} shl_lab_card_wish;
+
+/* Errors: SHL_E_USAGE for what the run would not get. Local. */
+shl_code shl_lab_card_check(const shl_lab_card_wish *w) SHL_MUST_USE;
+
 /* The "optim" object of a configuration: of the optimizer's parameters those that it has. Owner: caller;
  * NULL: out of host memory. */
 struct json_t *shl_lab_optim_json(const shl_engine_config *e);

@@ -350,6 +350,29 @@ resolve_place(const shl_lab_options *o, const shl_world *world, bool is_virtual,
     return SHL_OK;
 }
 
+/* A wish that nothing would come of is refused, not left aside. */
+shl_code
+shl_lab_card_check(const shl_lab_card_wish *w)
+{
+    bool card = strcmp(w->target, "cuda") == 0, library = strcmp(w->attention, "own") != 0;
+    if (!card && (library || w->tf32)) {
+        SHL_RAISE(SHL_E_USAGE, "%s on device %s", library ? "attention by cuDNN" : "tf32",
+                  w->target);
+        shl_err_because("it is a choice of GPUs");
+        return shl_err_advice("device cuda, or without it");
+    }
+    if (!library || (w->compute_dtype == SHL_BF16 && !(w->attention_dropout > 0.0))) {
+        return SHL_OK;
+    }
+    SHL_RAISE(SHL_E_USAGE, "attention by cuDNN is for bf16 without dropout");
+    if (w->compute_dtype != SHL_BF16) {
+        shl_err_because("this run computes in %s", shl_dtype_name(w->compute_dtype));
+        return shl_err_advice("dtype bf16, or attention own");
+    }
+    shl_err_because("attention-dropout is %g", w->attention_dropout);
+    return shl_err_advice("attention-dropout 0, or attention own");
+}
+
 /* What only cards look at. NULL is as left out. */
 static shl_code
 resolve_card(const shl_lab_options *o, shl_lab_setup *s)
@@ -364,7 +387,14 @@ resolve_card(const shl_lab_options *o, shl_lab_setup *s)
     shl_strf(s->attention, sizeof(s->attention), "%s", attentions[attention]);
     s->share_gpu = o->share_gpu;
     s->tf32 = o->tf32;
-    return SHL_OK;
+    const shl_lab_card_wish wish = {
+        .target = strcmp(s->device, "virtual") == 0 ? s->stands_for : s->device,
+        .attention = s->attention,
+        .tf32 = s->tf32,
+        .compute_dtype = s->engine.compute_dtype,
+        .attention_dropout = s->tune.attention_dropout,
+    };
+    return shl_lab_card_check(&wish);
 }
 
 static shl_code

@@ -47,9 +47,8 @@ typedef enum shl_cuda_fault {
 
 /* Which kernels an op may take; zeros are the defaults. Results of one setting repeat bit by bit. */
 typedef struct shl_cuda_choice {
-    bool tf32; /* products of fp32 through TF32 */
-    bool
-        fused_attention; /* attention forward by cuDNN: bf16 without dropout; refused where it cannot */
+    bool tf32;            /* products of fp32 through TF32 */
+    bool fused_attention; /* attention forward by cuDNN: bf16 without dropout, else refused */
 } shl_cuda_choice;
 
 /* What a launch is given besides its arguments. */
@@ -62,6 +61,9 @@ typedef struct shl_cuda_launch {
     const shl_cuda_info *info;
     shl_cuda_choice choice;
     char *why; /* SHL_CUDA_WHY_BYTES of text for what a status cannot say; "" before */
+    /* Where an op with a choice of kernels names the one that it takes: a text that lives as long as libs;
+     * NULL before. */
+    const char **ran;
 } shl_cuda_launch;
 
 /* One op: args is the op's struct (kernels/ops/ops.h), checked already; work as shl_op_work_bytes

@@ -83,7 +83,8 @@ typedef struct cuda_impl {
     void *pool;                          /* workspace of libraries: a range of its own */
     size_t pool_range_bytes, pool_bytes; /* reserved, mapped */
     uint32_t *faults;
-    void *norm_words; /* page-locked: a norm over host memory, on its way */
+    const char *ran[SHL_OP_COUNT][2]; /* kernels that ops with a choice took; NULL: none */
+    void *norm_words;                 /* page-locked: a norm over host memory, on its way */
 } cuda_impl;
 
 static inline cuda_impl *

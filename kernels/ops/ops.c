@@ -13,6 +13,16 @@ shl_op_name(shl_op op)
     return op_names[op];
 }
 
+void
+shl_op_ran(const shl_device *d, shl_op op, char *text, size_t bytes)
+{
+    SHL_ASSERT(bytes > 0);
+    text[0] = '\0';
+    if (d->op_table->ran != NULL) {
+        d->op_table->ran(d, op, text, bytes);
+    }
+}
+
 /* Fails with SHL_E_BUG unless `cond`: a caller passed shapes that break the contract. */
 #define NEED(op, cond)                                                                             \
     do {                                                                                           \

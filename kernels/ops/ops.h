@@ -353,7 +353,13 @@ typedef shl_code (*shl_op_fn)(shl_stream *s, const void *args, void *work);
 typedef struct shl_op_table {
     const char *kind;
     shl_op_fn fn[SHL_OP_COUNT];
+    /* *: "". As shl_op_ran. */
+    void (*ran)(const struct shl_device *d, shl_op op, char *text, size_t bytes);
 } shl_op_table;
+
+/* Which kernels have served an op on d so far, for records, as a bounded text: "own (tensor cores)",
+ * "cudnn 9.13.1". "" when none ran, or where a device has no more than one. Local. */
+void shl_op_ran(const shl_device *d, shl_op op, char *text, size_t bytes);
 
 /* Scratch bytes of an op on a target ("cpu", "cuda") with `threads`: a pure function of shapes and
  * settings, the same one for the target and for the virtual device that stands for it. */

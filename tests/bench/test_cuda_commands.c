@@ -237,8 +237,10 @@ static void
 test_cuda_commands_train_and_record(void **state)
 {
     static const char *const fields[] = {"\"card\":\"emulated on the CPU\"",
-                                         "\"attention\":\"own\"", "\"rest_bytes\":0",
-                                         "\"gpu\":{\"cards\":[{\"name\":"};
+                                         "\"kernel\":{\"product\":\"cuBLASLt (fp32)\","
+                                         "\"attention_forward\":\"own (CUDA cores)\","
+                                         "\"attention_backward\":\"own (CUDA cores)\"}",
+                                         "\"rest_bytes\":0", "\"gpu\":{\"cards\":[{\"name\":"};
     SHL_UNUSED(state);
     RUN(NULL, "train", "--device", "cuda", "--strategy", "zero2", "--ranks", "2", "--comm", "local",
         "--dtype", "bf16", "--jsonl", SMALL);
@@ -250,6 +252,33 @@ test_cuda_commands_train_and_record(void **state)
     RUN(NULL, "plan", "--as", "cuda", "--strategy", "zero2", "--ranks", "2", "--comm", "local",
         "--layers", "1", "--width", "16", "--heads", "2", "--vocab", "67", "--batch", "1");
     expect(0, "zero2");
+}
+
+/* What is asked for runs and is told, or is refused: nothing else runs in its place. */
+static void
+test_cuda_commands_choices_of_kernels(void **state)
+{
+    static const struct {
+        const char *dtype, *scale, *dropout, *because;
+    } refused[] = {{"fp32", "none", "0", "because: this run computes in fp32"},
+                   {"fp16", "dynamic", "0", "because: this run computes in fp16"},
+                   {"bf16", "none", "0.1", "because: attention-dropout is 0.1"}};
+    SHL_UNUSED(state);
+    RUN(NULL, "train", "--device", "cuda", "--dtype", "bf16", "--attention", "cudnn", SMALL);
+    expect(0, "Kernels of the first row: attention forward cudnn 9.0.0, backward own (tensor "
+              "cores); products cuBLASLt.\n");
+    RUN(NULL, "train", "--device", "cuda", "--tf32", SMALL);
+    expect(0, "backward own (CUDA cores); products cuBLASLt (TF32).\n");
+    for (size_t i = 0; i < SHL_ARRAY_LEN(refused); i++) {
+        RUN(NULL, "train", "--device", "cuda", "--attention", "cudnn", "--dtype", refused[i].dtype,
+            "--loss-scale", refused[i].scale, "--attention-dropout", refused[i].dropout, SMALL);
+        expect(2, "error: attention by cuDNN is for bf16 without dropout");
+        expect(2, refused[i].because);
+    }
+    RUN(NULL, "train", "--attention", "cudnn", SMALL);
+    expect(2, "error: attention by cuDNN on device cpu");
+    RUN(NULL, "train", "--tf32", SMALL);
+    expect(2, "error: tf32 on device cpu");
 }
 
 /* The slowest sets the pace, which only a warning can tell: many small units of an older type are faster than
@@ -303,6 +332,7 @@ main(void)
         cmocka_unit_test(test_cuda_commands_bench_tells_what_it_did_not_measure),
         cmocka_unit_test(test_cuda_commands_missing_parts_are_named),
         cmocka_unit_test(test_cuda_commands_train_and_record),
+        cmocka_unit_test(test_cuda_commands_choices_of_kernels),
         cmocka_unit_test(test_cuda_commands_mixed_cards_are_warned_of),
         cmocka_unit_test(test_cuda_commands_doctor_and_info_name_the_card),
     };

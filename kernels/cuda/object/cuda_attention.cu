@@ -3,6 +3,8 @@
  * cuda_attention_half.cu. */
 #include "kernels/cuda/object/cuda_attention.cuh"
 
+#include <cstdio>
+
 extern "C" {
 #include "kernels/cuda/object/cuda_libs.h"
 }
@@ -189,9 +191,14 @@ shl_cuda_attention_forward(const shl_cuda_launch *l, const void *args, void *wor
     if (a->head_dim > ATTENTION_MAX_DIM) {
         return SHL_CUDA_UNSUPPORTED;
     }
-    if (l->choice.fused_attention && a->dtype == SHL_BF16 && a->dropout_p == 0.0) {
+    if (l->choice.fused_attention && (a->dtype != SHL_BF16 || a->dropout_p > 0.0)) {
+        snprintf(l->why, SHL_CUDA_WHY_BYTES, "cuDNN is asked for bf16 without dropout only");
+        return SHL_CUDA_UNSUPPORTED;
+    }
+    if (l->choice.fused_attention) {
         return shl_cuda_sdpa_forward(l, a);
     }
+    *l->ran = attention_kernel(a);
     if (attention_on_tensor_cores(a)) {
         return shl_cuda_attention_half_forward(l, a);
     }

@@ -320,6 +320,12 @@ attention_on_tensor_cores(const shl_attention_args *a)
     return a->dtype == SHL_BF16 && a->head_dim % 8 == 0 && a->scale > 0.0f;
 }
 
+static inline const char *
+attention_kernel(const shl_attention_args *a)
+{
+    return attention_on_tensor_cores(a) ? "own (tensor cores)" : "own (CUDA cores)";
+}
+
 /* cuda_attention_half.cu, cuda_attention_half_back.cu: what such shapes take. */
 int shl_cuda_attention_half_forward(const shl_cuda_launch *l, const shl_attention_args *a);
 int shl_cuda_attention_half_backward(const shl_cuda_launch *l, const shl_attention_args *a,

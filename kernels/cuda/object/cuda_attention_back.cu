@@ -266,6 +266,7 @@ shl_cuda_attention_backward(const shl_cuda_launch *l, const void *args, void *wo
     if (status != 0) {
         return status;
     }
+    *l->ran = attention_kernel(a);
     if (attention_on_tensor_cores(a)) {
         return shl_cuda_attention_half_backward(l, a, work);
     }

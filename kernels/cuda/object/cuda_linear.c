@@ -262,6 +262,9 @@ multiply(const shl_cuda_launch *l, const shl_cuda_product *p)
     if (!e->found) {
         return refuse(l, p);
     }
+    *l->ran = p->in != SHL_F32 ? "cuBLASLt"
+              : l->choice.tf32 ? "cuBLASLt (TF32)"
+                               : "cuBLASLt (fp32)";
     BLAS_TRY(cublasLtMatmul(libs->blas->handle, &c.op, &one, p->a, &c.a, p->b, &c.b, &beta, p->d,
                             &c.d, p->d, &c.d, &e->algo, l->pool, l->pool_bytes, l->stream));
     return 0;

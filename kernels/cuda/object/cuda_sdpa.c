@@ -2,6 +2,7 @@
  * knows attention as a graph: scores, scale, causal mask, softmax, sum; its engines fuse the whole. The
  * backward stays the own kernel: cuDNN's is deterministic only with a workspace of B NH T^2 elements. */
 #include <float.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "kernels/cuda/object/cuda_dnn.h"
@@ -24,6 +25,7 @@ typedef struct sdpa_entry {
 struct shl_cuda_dnn {
     shl_cuda_dnn_calls calls;
     cudnnHandle_t handle;
+    char name[32]; /* with the version */
     int plans;
     sdpa_entry entry[PLANS];
 };
@@ -46,6 +48,9 @@ open_once(shl_cuda_dnn *dnn)
     }
     cudnnStatus_t made = dnn->calls.create(&dnn->handle);
     dnn->handle = made == CUDNN_STATUS_SUCCESS ? dnn->handle : NULL;
+    size_t version = shl_cuda_dnn_version();
+    (void)snprintf(dnn->name, sizeof(dnn->name), "cudnn %zu.%zu.%zu", version / 10000,
+                   version / 100 % 100, version % 100);
     return made == CUDNN_STATUS_SUCCESS ? 0 : SHL_CUDA_STATUS_DNN + (int)made;
 }
 
@@ -237,6 +242,7 @@ shl_cuda_sdpa_forward(const shl_cuda_launch *l, const shl_attention_args *a)
     if (g->status != 0) {
         return g->status;
     }
+    *l->ran = libs->dnn->name;
     float scale = a->scale, hidden = -FLT_MAX;
     const int64_t uids[UIDS] = {UID_Q, UID_K, UID_V, UID_Y, UID_LSE, UID_SCALE, UID_HIDDEN};
     /* The library takes addresses of inputs and outputs alike without const. */

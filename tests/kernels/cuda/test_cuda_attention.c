@@ -380,13 +380,48 @@ test_cuda_attention_refuses_wider_heads(void **state)
     run_close(&r);
 }
 
+static void
+assert_ran(shl_op op, const char *want)
+{
+    char text[64];
+    shl_op_ran(device, op, text, sizeof(text));
+    assert_string_equal(text, want);
+}
+
+/* Which kernel served is told as it is launched, and both when there were two. */
+static void
+test_cuda_attention_says_what_ran(void **state)
+{
+    const shape cases[] = {{"fp32", 1, 5, 1, 1, 16, SHL_F32, 0.0, 1.0, 0},
+                           {"bf16", 1, 5, 1, 1, 16, SHL_BF16, 0.0, 1.0, 0}};
+    static const char *const want[] = {"own (CUDA cores)", "own (CUDA cores), own (tensor cores)"};
+    shl_device_config cfg = {.kind = "cuda", .threads = 1};
+    shl_device *shared = device;
+    run r;
+    (void)state;
+    assert_int_equal(shl_device_open(&cfg, &device), SHL_OK);
+    assert_ran(SHL_OP_ATTENTION_FORWARD, "");
+    for (size_t i = 0; i < SHL_ARRAY_LEN(cases); i++) {
+        run_open(&r, &cases[i]);
+        launch(SHL_OP_ATTENTION_FORWARD, &r.args);
+        launch(SHL_OP_ATTENTION_BACKWARD, &r.args);
+        assert_ran(SHL_OP_ATTENTION_FORWARD, want[i]);
+        assert_ran(SHL_OP_ATTENTION_BACKWARD, want[i]);
+        run_close(&r);
+    }
+    assert_int_equal(shl_device_close(&device), SHL_OK);
+    device = shared;
+}
+
 /* By the library: its graph gives the same values, and the lse that the own backward goes on from; twice, once
- * with the plan that is remembered. With dropped weights the own kernel serves. */
+ * with the plan that is remembered. What it is not asked for is refused, never done by another kernel. */
 static void
 test_cuda_attention_by_the_library(void **state)
 {
     const shape grouped = {"library, grouped", 2, 21, 4, 2, 16, SHL_BF16, 0.0, 1.0, 0};
-    const shape dropped = {"library, dropped", 1, 21, 2, 1, 16, SHL_BF16, 0.2, 1.0, 0};
+    const shape refused[] = {{"library, dropped", 1, 21, 2, 1, 16, SHL_BF16, 0.2, 1.0, 0},
+                             {"library, fp16", 1, 21, 2, 1, 16, SHL_F16, 0.0, 1.0, 0},
+                             {"library, fp32", 1, 21, 2, 1, 16, SHL_F32, 0.0, 1.0, 0}};
     const shape odd = {"library, odd place", 1, 5, 1, 1, 16, SHL_BF16, 0.0, 1.0, 1};
     shl_device_config cfg = {.kind = "cuda", .threads = 1, .fused_attention = true};
     shl_device *own = device;
@@ -395,7 +430,15 @@ test_cuda_attention_by_the_library(void **state)
     assert_int_equal(shl_device_open(&cfg, &device), SHL_OK);
     check_values(&grouped);
     check_values(&grouped);
-    check_values(&dropped);
+    assert_ran(SHL_OP_ATTENTION_FORWARD, "cudnn 9.0.0");
+    assert_ran(SHL_OP_ATTENTION_BACKWARD, "own (tensor cores)");
+    for (size_t i = 0; i < SHL_ARRAY_LEN(refused); i++) {
+        run_open(&r, &refused[i]);
+        shl_stream *s = shl_device_stream(device, SHL_STREAM_COMPUTE);
+        assert_int_equal(shl_op_attention_forward(s, &r.args), SHL_E_USAGE);
+        assert_string_equal(shl_err_get()->because, "cuDNN is asked for bf16 without dropout only");
+        run_close(&r);
+    }
     run_open(&r, &odd);
     assert_int_not_equal(
         shl_op_attention_forward(shl_device_stream(device, SHL_STREAM_COMPUTE), &r.args), SHL_OK);
@@ -413,6 +456,7 @@ main(void)
         cmocka_unit_test(test_cuda_attention_bits_of_any_batch),
         cmocka_unit_test(test_cuda_attention_bits_of_any_place),
         cmocka_unit_test(test_cuda_attention_refuses_wider_heads),
+        cmocka_unit_test(test_cuda_attention_says_what_ran),
         cmocka_unit_test(test_cuda_attention_by_the_library),
     };
     return cmocka_run_group_tests(tests, open_device, close_device);
