@@ -117,7 +117,9 @@ tell_end(shl_gpu_report *r, const shl_gpu_part *part, const shl_gpu_process *p, 
     const char *step = *next >= 0 ? part->step(*next) : "";
     *next += *next >= 0;
     shl_gpu_process_end(p, text, sizeof(text));
-    return shl_gpu_tell(r, step ? step : "end", SHL_GPU_FAILED, "%s", text);
+    bool is_over = p->timed_out && shl_gpu_is_late(r);
+    return shl_gpu_tell(r, step ? step : "end", is_over ? SHL_GPU_NOT_REACHED : SHL_GPU_FAILED,
+                        "%s%s", is_over ? "the time was over: " : "", text);
 }
 
 static shl_code

@@ -27,9 +27,9 @@ shl_gpu_parts(int *n)
          shl_gpu_check_gradients, 40, NULL},
         {"golden", "values of PyTorch", shl_gpu_check_golden, 100, NULL},
         {"follow", "losses against the cpu's", shl_gpu_check_follow, 60, NULL},
-        {"strategies", "six strategies, ranks on one card", shl_gpu_check_strategies, 60, NULL},
-        {"twin", "peaks of the virtual device", shl_gpu_check_twin, 60, NULL},
-        {"memory", "the driver's count, and runs that do not fit", shl_gpu_check_memory, 60, NULL},
+        {"strategies", "six strategies, ranks on one card", shl_gpu_check_strategies, 90, NULL},
+        {"twin", "peaks of the virtual device", shl_gpu_check_twin, 80, NULL},
+        {"memory", "the driver's count, and runs that do not fit", shl_gpu_check_memory, 80, NULL},
         {"ranks", "ranks by the cards' library", shl_gpu_check_ranks, 100, NULL},
         {"sanitizer", "memcheck and racecheck", shl_gpu_check_sanitizer, 150, NULL},
     };

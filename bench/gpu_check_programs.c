@@ -41,7 +41,8 @@ tell_child(shl_gpu_check *k, const char *name, shl_child *c, const char *no, con
     c->stop = r->stop;
     /* The time of the whole run is also that of its children. */
     double left_s = shl_gpu_left_s(r);
-    c->timeout_ms = (double)c->timeout_ms * 1e-3 < left_s ? c->timeout_ms : (int64_t)(left_s * 1e3);
+    bool is_cut = left_s < (double)c->timeout_ms * 1e-3;
+    c->timeout_ms = is_cut ? (int64_t)(left_s * 1e3) : c->timeout_ms;
     if (shl_child_run(c) != SHL_OK) {
         shl_child_fini(c);
         return shl_gpu_tell_error(r, name);
@@ -54,8 +55,9 @@ tell_child(shl_gpu_check *k, const char *name, shl_child *c, const char *no, con
     if (c->stopped) {
         code = SHL_RAISE(SHL_E_INTERRUPTED, "interrupted");
     } else if (c->timed_out) {
-        code = shl_gpu_tell(r, name, SHL_GPU_FAILED, "ended by force after %.0f s; last words: %s",
-                            (double)c->timeout_ms * 1e-3, why);
+        code = shl_gpu_tell(r, name, is_cut ? SHL_GPU_NOT_REACHED : SHL_GPU_FAILED,
+                            "%sended by force after %.0f s; last words: %s",
+                            is_cut ? "the time was over: " : "", (double)c->timeout_ms * 1e-3, why);
     } else if (c->status == 0) {
         code = shl_gpu_tell(r, name, SHL_GPU_PASSED, "%s", good);
     } else {
