@@ -195,6 +195,7 @@ const shl_device_ops shl_cuda_device_ops = {
     .mem_give_after = shl_cuda_mem_give_after,
     .reserved_bytes = shl_cuda_reserved_bytes,
     .reserved_comm_bytes = shl_cuda_reserved_comm_bytes,
+    .comm_block = shl_cuda_comm_block,
     .pin = shl_cuda_pin,
     .unpin = NULL,
     .move = NULL,

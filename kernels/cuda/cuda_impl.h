@@ -53,11 +53,12 @@ typedef struct cuda_stream {
     shl_err failure;
 } cuda_stream;
 
-/* One arena over a reserved range. */
+/* One arena over a reserved range, or over the block of another source. */
 typedef struct cuda_range {
     shl_device *device;
     void *base; /* NULL: not reserved */
     size_t range_bytes, mapped_bytes;
+    size_t block_bytes; /* of such a block, at base; 0: the range is our own */
     shl_arena *arena;
     shl_cuda_pending pending;
 } cuda_range;
@@ -125,6 +126,7 @@ shl_code shl_cuda_mem_give_after(shl_device *d, void *data, size_t bytes, shl_ti
                                  shl_event last_use) SHL_MUST_USE;
 size_t shl_cuda_reserved_bytes(const shl_device *d, shl_tier tier);
 size_t shl_cuda_reserved_comm_bytes(const shl_device *d);
+void shl_cuda_comm_block(const shl_device *d, shl_mem_block *out);
 shl_code shl_cuda_pin(shl_device *d, void *data, size_t bytes) SHL_MUST_USE;
 /* Whether an address is host memory of this device. */
 bool shl_cuda_is_host(const shl_device *d, const void *data);

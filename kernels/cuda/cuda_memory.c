@@ -1,6 +1,7 @@
 /* kernels/cuda: memory: one growing arena for each of plain device memory, memory that peers reach, and
  * host memory. Nothing here waits for the device but the end. */
 #include "kernels/base/heap.h"
+#include "kernels/base/types.h"
 #include "kernels/cuda/cuda_impl.h"
 
 #include <errno.h>
@@ -51,12 +52,35 @@ grow_host(void *ctx, void *base, size_t old_bytes, size_t new_bytes)
     return SHL_OK;
 }
 
-/* All of the device's memory as addresses, in whole steps. */
+/* A block from elsewhere is usable as it is, and ends. */
+static shl_code
+grow_given(void *ctx, void *base, size_t old_bytes, size_t new_bytes)
+{
+    cuda_range *r = ctx;
+    SHL_UNUSED(base);
+    SHL_UNUSED(old_bytes);
+    if (new_bytes > r->block_bytes) {
+        SHL_RAISE(SHL_E_OOM, "the block of memory that peers reach is full");
+        return shl_err_because("%zu bytes of it were planned, and %zu are needed", r->block_bytes,
+                               new_bytes);
+    }
+    r->mapped_bytes = new_bytes;
+    return SHL_OK;
+}
+
+/* Addresses of an arena: twice what the card has, so that the free end of the range is the last choice of a
+ * best fit, however full the card is: the places are then those of the virtual device. */
+static size_t
+address_bytes(const cuda_impl *c)
+{
+    return 2 * (c->info.total_bytes / SHL_CUDA_STEP_BYTES * SHL_CUDA_STEP_BYTES);
+}
+
 static shl_code
 open_device_range(shl_device *d, cuda_range *r)
 {
     const cuda_impl *c = cuda_of(d);
-    size_t granule = 0, bytes = c->info.total_bytes / SHL_CUDA_STEP_BYTES * SHL_CUDA_STEP_BYTES;
+    size_t granule = 0, bytes = address_bytes(c);
     r->device = d;
     SHL_TRY(shl_cuda_check(c->table, c->table->reserve(c->index, bytes, &r->base, &granule),
                            "no address range for device memory"));
@@ -67,6 +91,35 @@ open_device_range(shl_device *d, cuda_range *r)
     }
     return shl_arena_open(r->base, bytes, SHL_CUDA_ALIGN_BYTES, SHL_CUDA_STEP_BYTES, grow_device, r,
                           &r->arena);
+}
+
+/* Communication memory: the planned block of the source, or a range of our own. The arena counts addresses
+ * past a block, as the virtual device's does, and hands out none of them. */
+static shl_code
+open_comm_range(shl_device *d, cuda_range *r)
+{
+    const cuda_impl *c = cuda_of(d);
+    const shl_mem_source *source = &d->config.comm_source;
+    size_t steps = (d->config.ready_comm_bytes + SHL_CUDA_STEP_BYTES - 1) / SHL_CUDA_STEP_BYTES;
+    size_t bytes = steps * SHL_CUDA_STEP_BYTES, left = 0, total = 0;
+    if (source->name == NULL || bytes == 0) {
+        return open_device_range(d, r);
+    }
+    SHL_TRY(shl_cuda_check(c->table, c->table->memory(&left, &total),
+                           "the driver does not tell its memory"));
+    if (left < bytes) {
+        return refused(c, SHL_CUDA_OUT_OF_MEMORY, bytes);
+    }
+    r->device = d;
+    SHL_TRY(source->take(source->ctx, bytes, &r->base));
+    r->block_bytes = bytes;
+    r->range_bytes = address_bytes(c);
+    if ((uintptr_t)r->base % SHL_CUDA_ALIGN_BYTES != 0) {
+        SHL_RAISE(SHL_E_SYSTEM, "the block of %s begins at %p", source->name, r->base);
+        return shl_err_because("buffers begin at multiples of %zu", (size_t)SHL_CUDA_ALIGN_BYTES);
+    }
+    return shl_arena_open(r->base, r->range_bytes, SHL_CUDA_ALIGN_BYTES, SHL_CUDA_STEP_BYTES,
+                          grow_given, r, &r->arena);
 }
 
 static shl_code
@@ -122,20 +175,31 @@ unlock_all(cuda_impl *c)
     shl_heap_free(&c->locked);
 }
 
+static void
+close_range(const cuda_impl *c, cuda_range *r)
+{
+    shl_arena_close(&r->arena);
+    shl_cuda_pending_fini(&r->pending);
+    if (r->base == NULL) {
+        return;
+    }
+    if (r->block_bytes > 0) {
+        const shl_mem_source *source = &r->device->config.comm_source;
+        source->give(source->ctx, r->base);
+    } else if (r == &c->ranges[CUDA_HOST]) {
+        munmap(r->base, r->range_bytes);
+    } else {
+        (void)c->table->unreserve(r->base, r->range_bytes, r->mapped_bytes);
+    }
+}
+
 void
 shl_cuda_memory_close(shl_device *d)
 {
     cuda_impl *c = cuda_of(d);
     unlock_all(c);
     for (int i = 0; i < CUDA_PLACE_COUNT; i++) {
-        cuda_range *r = &c->ranges[i];
-        shl_arena_close(&r->arena);
-        shl_cuda_pending_fini(&r->pending);
-        if (r->base != NULL && i == CUDA_HOST) {
-            munmap(r->base, r->range_bytes);
-        } else if (r->base != NULL) {
-            (void)c->table->unreserve(r->base, r->range_bytes, r->mapped_bytes);
-        }
+        close_range(c, &c->ranges[i]);
     }
     if (c->pool != NULL) {
         (void)c->table->unreserve(c->pool, c->pool_range_bytes, c->pool_bytes);
@@ -153,32 +217,58 @@ shl_cuda_memory_close(shl_device *d)
     }
 }
 
-/* All that a run will take, before its first step. */
+/* The system's pages behind the first bytes of the host tier; one that cannot be asked gives them at first
+ * touch. */
 static shl_code
-make_ready(const shl_device *d, const cuda_impl *c)
+touch_host(const cuda_range *host, size_t bytes)
 {
-    size_t plain = d->config.ready_bytes, comm = d->config.ready_comm_bytes;
-    shl_code code = shl_arena_ready(c->ranges[CUDA_PLAIN].arena, plain);
-    code = code == SHL_OK ? shl_arena_ready(c->ranges[CUDA_COMM].arena, comm) : code;
-    if (code == SHL_E_OOM) {
-        shl_err low = *shl_err_get();
-        SHL_RAISE(SHL_E_OOM, "out of device memory before the first step: it needs %zu bytes",
-                  plain + comm);
-        shl_err_because("%.200s; %.200s", low.what, low.because);
-        return shl_err_advice("more ranks, a strategy that shards more, or a smaller batch");
+    if (bytes > 0 && madvise(host->base, bytes, MADV_POPULATE_WRITE) != 0 && errno == ENOMEM) {
+        SHL_RAISE(SHL_E_OOM, "the system has no more");
+        return shl_err_because("madvise: %s", strerror(ENOMEM));
     }
-    return code;
+    return SHL_OK;
+}
+
+/* Too little for all that a run will take, before its first step. */
+static shl_code
+explain_ready(shl_code code, const char *tier, size_t bytes)
+{
+    if (code != SHL_E_OOM) {
+        return code;
+    }
+    shl_err low = *shl_err_get();
+    SHL_RAISE(SHL_E_OOM, "out of %s memory before the first step: it needs %zu bytes", tier, bytes);
+    shl_err_because("%.200s; %.200s", low.what, low.because);
+    return shl_err_advice("more ranks, a strategy that shards more, or a smaller batch");
+}
+
+static shl_code
+open_device_ranges(shl_device *d, cuda_impl *c)
+{
+    SHL_TRY(open_device_range(d, &c->ranges[CUDA_PLAIN]));
+    SHL_TRY(shl_arena_ready(c->ranges[CUDA_PLAIN].arena, d->config.ready_bytes));
+    SHL_TRY(open_comm_range(d, &c->ranges[CUDA_COMM]));
+    return shl_arena_ready(c->ranges[CUDA_COMM].arena, d->config.ready_comm_bytes);
+}
+
+static shl_code
+open_host_ready(shl_device *d, cuda_impl *c)
+{
+    cuda_range *host = &c->ranges[CUDA_HOST];
+    SHL_TRY(open_host_range(d, host));
+    SHL_TRY(shl_arena_ready(host->arena, d->config.ready_host_bytes));
+    return touch_host(host, host->mapped_bytes);
 }
 
 shl_code
 shl_cuda_memory_open(shl_device *d)
 {
     cuda_impl *c = cuda_of(d);
-    SHL_TRY(open_device_range(d, &c->ranges[CUDA_PLAIN]));
-    SHL_TRY(open_device_range(d, &c->ranges[CUDA_COMM]));
-    SHL_TRY(open_host_range(d, &c->ranges[CUDA_HOST]));
     SHL_TRY(open_fixed(c));
-    return make_ready(d, c);
+    SHL_TRY(explain_ready(open_device_ranges(d, c), shl_tier_name(SHL_TIER_DEVICE),
+                          d->config.ready_bytes + d->config.ready_comm_bytes));
+    return explain_ready(open_host_ready(d, c), shl_tier_name(SHL_TIER_HOST),
+                         d->config.ready_host_bytes);
 }
 
 static cuda_range *
@@ -281,6 +371,16 @@ shl_cuda_reserved_comm_bytes(const shl_device *d)
 {
     const cuda_impl *c = d->impl;
     return shl_arena_reserved_bytes(c->ranges[CUDA_COMM].arena);
+}
+
+void
+shl_cuda_comm_block(const shl_device *d, shl_mem_block *out)
+{
+    const cuda_impl *c = d->impl;
+    const cuda_range *r = &c->ranges[CUDA_COMM];
+    if (r->block_bytes > 0) {
+        *out = (shl_mem_block){r->base, r->block_bytes, d->config.comm_source.name};
+    }
 }
 
 bool

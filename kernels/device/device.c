@@ -224,6 +224,15 @@ shl_device_reserved_comm_bytes(const shl_device *d)
     return d->ops->reserved_comm_bytes == NULL ? 0 : d->ops->reserved_comm_bytes(d);
 }
 
+void
+shl_device_comm_block_get(const shl_device *d, shl_mem_block *out)
+{
+    *out = (shl_mem_block){.base = NULL};
+    if (d->ops->comm_block != NULL) {
+        d->ops->comm_block(d, out);
+    }
+}
+
 shl_stream *
 shl_device_stream(shl_device *d, shl_stream_kind kind)
 {

@@ -32,6 +32,17 @@ typedef enum shl_stream_kind {
 /* Directions of copies between device and host memory. */
 typedef enum shl_move { SHL_MOVE_TO_HOST = 0, SHL_MOVE_TO_DEVICE, SHL_MOVE_COUNT } shl_move;
 
+/* Memory that a library gives in the place of the device's own: one block, taken while the device opens, on
+ * that thread and with its card current, and given back when it closes. Whoever uses the library on the block
+ * has ended that by then. */
+typedef struct shl_mem_source {
+    const char *name; /* static, for records: "ncclMemAlloc"; NULL: there is no source */
+    /* `bytes` that begin where the device's buffers may. Errors: SHL_E_OOM, SHL_E_SYSTEM. */
+    shl_code (*take)(void *ctx, size_t bytes, void **out);
+    void (*give)(void *ctx, void *data);
+    void *ctx; /* outlives the device */
+} shl_mem_source;
+
 /* What a device is asked for when it is opened. */
 typedef struct shl_device_config {
     const char *kind;       /* "cpu", "virtual", "cuda" */
@@ -49,9 +60,12 @@ typedef struct shl_device_config {
     int index;               /* which of the machine's cards; 0 where there are none */
     bool tf32;               /* products of fp32 may round their factors to TF32 */
     bool fused_attention;    /* bf16 attention forward by the library */
-    /* cuda: made usable when it opens, so that too little memory is an error then and no step maps any; 0:
-     * as needed. The device tier without, and of memory that peers reach. */
-    size_t ready_bytes, ready_comm_bytes;
+    /* cuda, and a virtual device that stands for it: made usable when it opens, so that too little memory is an error then and no step takes any; 0:
+     * as needed. The device tier without, and of memory that peers reach; the host tier. */
+    size_t ready_bytes, ready_comm_bytes, ready_host_bytes;
+    /* cuda: who gives the ready_comm_bytes. That block is then all that peers reach: who asks for more than
+     * was planned gets SHL_E_OOM. No source, or nothing planned: the device's own memory, which grows. */
+    shl_mem_source comm_source;
 } shl_device_config;
 
 typedef struct shl_device_caps {
@@ -79,6 +93,13 @@ typedef struct shl_device_identity {
     char name[128]; /* of the model of card */
     char id[64];
 } shl_device_identity;
+
+/* Memory that peers reach, as its source gave it; base NULL: it is the device's own. */
+typedef struct shl_mem_block {
+    void *base;
+    size_t bytes;
+    const char *source; /* its name; NULL: none */
+} shl_mem_block;
 
 /* What a machine has of a kind, before any device is open. */
 typedef struct shl_device_survey {
@@ -120,6 +141,7 @@ typedef struct shl_device_ops {
                                shl_event last_use);
     size_t (*reserved_bytes)(const shl_device *d, shl_tier tier); /* *: 0 */
     size_t (*reserved_comm_bytes)(const shl_device *d);           /* *: 0. In an arena of its own */
+    void (*comm_block)(const shl_device *d, shl_mem_block *out);  /* *: none */
     /* *: nothing to do. Locks whole pages of the host tier. Errors: SHL_E_OOM with the system's limit. */
     shl_code (*pin)(shl_device *d, void *data, size_t bytes);
     void (*unpin)(shl_device *d, void *data, size_t bytes);
@@ -216,6 +238,8 @@ int64_t shl_device_row_stride(const shl_device *d, shl_dtype dtype, int64_t cols
 size_t shl_device_reserved_bytes(const shl_device *d, shl_tier tier);
 /* Of these on the device tier: what an arena of its own for memory that peers reach holds. */
 size_t shl_device_reserved_comm_bytes(const shl_device *d);
+/* The block of config.comm_source: the same for the life of the device. */
+void shl_device_comm_block_get(const shl_device *d, shl_mem_block *out);
 
 /* Copies or fills on a stream (NULL = compute): enqueues. */
 shl_code shl_device_copy(shl_device *d, void *dst, const void *src, size_t bytes,

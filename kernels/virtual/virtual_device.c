@@ -80,6 +80,18 @@ find_target(const char *kind)
     return NULL;
 }
 
+/* What a target like this one takes when it opens. */
+static shl_code
+make_ready(virtual_impl *v, const shl_device_config *cfg)
+{
+    if (!v->target->comm_apart) {
+        return SHL_OK;
+    }
+    SHL_TRY(shl_arena_ready(v->arenas[SHL_TIER_DEVICE], cfg->ready_bytes));
+    SHL_TRY(shl_arena_ready(v->arenas[ARENA_COMM], cfg->ready_comm_bytes));
+    return shl_arena_ready(v->arenas[SHL_TIER_HOST], cfg->ready_host_bytes);
+}
+
 static shl_code
 virtual_open(shl_device *d, const shl_device_config *cfg)
 {
@@ -106,6 +118,7 @@ virtual_open(shl_device *d, const shl_device_config *cfg)
                                   i == SHL_TIER_HOST ? SHL_PIN_PAGE_BYTES : target->align_bytes,
                                   target->step_bytes, NULL, NULL, &v->arenas[i]));
     }
+    SHL_TRY_TO(code, out, make_ready(v, cfg));
     d->config.stands_for = target->kind;
     d->caps = (shl_device_caps){.async = target->async,
                                 .predicted = true,

@@ -8,10 +8,12 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "kernels/base/heap.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_pending.h"
+#include "kernels/device/arena.h"
 
 #define BYTES ((size_t)4096)
 
@@ -239,6 +241,101 @@ test_cuda_runs_out_of_memory_as_an_error(void **state)
     unsetenv("SHL_EMULATED_MEMORY");
 }
 
+/* Somebody's memory: a block at a time. */
+typedef struct source {
+    size_t bytes; /* asked for; 0: nothing */
+    void *block;
+    int n_given, n_back;
+    shl_code code;
+} source;
+
+static shl_code
+source_take(void *ctx, size_t bytes, void **out)
+{
+    source *s = ctx;
+    *out = NULL;
+    if (s->code != SHL_OK) {
+        return SHL_RAISE(s->code, "the source is dry");
+    }
+    s->bytes = bytes;
+    s->n_given++;
+    SHL_TRY(shl_arena_reserve(bytes, bytes, &s->block, &s->bytes));
+    assert_int_equal(mprotect(s->block, bytes, PROT_READ | PROT_WRITE), 0);
+    *out = s->block;
+    return SHL_OK;
+}
+
+static void
+source_give(void *ctx, void *data)
+{
+    source *s = ctx;
+    assert_ptr_equal(data, s->block);
+    assert_int_equal(munmap(data, s->bytes), 0);
+    s->n_back++;
+}
+
+static void
+test_cuda_communication_memory_comes_from_a_source(void **state)
+{
+    source s = {.code = SHL_OK};
+    shl_device_config cfg = {.kind = "cuda", .threads = 1, .ready_comm_bytes = (size_t)3 << 20};
+    shl_mem_block block;
+    shl_buf a, b;
+    shl_device *d = NULL;
+    (void)state;
+    cfg.comm_source = (shl_mem_source){"test", source_take, source_give, &s};
+    assert_int_equal(shl_device_open(&cfg, &d), SHL_OK);
+    assert_int_equal(s.bytes, (size_t)4 << 20); /* whole steps, as the arena counts */
+    assert_int_equal(shl_device_reserved_comm_bytes(d), s.bytes);
+    shl_device_comm_block_get(d, &block);
+    assert_ptr_equal(block.base, s.block);
+    assert_int_equal(block.bytes, s.bytes);
+    assert_string_equal(block.source, "test");
+    assert_int_equal(shl_device_alloc(d, s.bytes - BYTES, SHL_TIER_DEVICE, SHL_TAG_GATHER,
+                                      SHL_MEM_COMM, "slot", &a),
+                     SHL_OK);
+    assert_ptr_equal(a.data, s.block);
+    /* What was planned is all there is; other memory is not touched by that. */
+    assert_int_equal(
+        shl_device_alloc(d, 2 * BYTES, SHL_TIER_DEVICE, SHL_TAG_BUCKET, SHL_MEM_COMM, "bucket", &b),
+        SHL_E_OOM);
+    assert_non_null(strstr(shl_err_get()->because, "4194304 bytes of it were planned"));
+    take(d, 2 * BYTES, SHL_TIER_DEVICE, &b);
+    assert_int_equal(shl_device_reserved_comm_bytes(d), s.bytes);
+    shl_device_free(d, &b);
+    shl_device_free(d, &a);
+    assert_int_equal(shl_device_close(&d), SHL_OK);
+    assert_int_equal(s.n_given, 1);
+    assert_int_equal(s.n_back, 1);
+    /* Nothing planned: its own, which grows. */
+    cfg.ready_comm_bytes = 0;
+    assert_int_equal(shl_device_open(&cfg, &d), SHL_OK);
+    shl_device_comm_block_get(d, &block);
+    assert_null(block.base);
+    assert_int_equal(s.n_given, 1);
+    assert_int_equal(shl_device_close(&d), SHL_OK);
+    cfg.ready_comm_bytes = (size_t)3 << 20;
+    s.code = SHL_E_OOM;
+    assert_int_equal(shl_device_open(&cfg, &d), SHL_E_OOM);
+    assert_non_null(strstr(shl_err_get()->what, "before the first step: it needs 3145728 bytes"));
+    assert_non_null(strstr(shl_err_get()->because, "the source is dry"));
+}
+
+static void
+test_cuda_host_memory_is_ready_beforehand(void **state)
+{
+    shl_device_config cfg = {.kind = "cuda", .threads = 1, .ready_host_bytes = (size_t)5 << 20};
+    shl_device *d = NULL;
+    shl_buf a;
+    (void)state;
+    assert_int_equal(shl_device_open(&cfg, &d), SHL_OK);
+    assert_int_equal(shl_device_reserved_bytes(d, SHL_TIER_HOST), (size_t)6 << 20);
+    take(d, (size_t)5 << 20, SHL_TIER_HOST, &a);
+    assert_int_equal(shl_device_reserved_bytes(d, SHL_TIER_HOST), (size_t)6 << 20);
+    shl_device_free(d, &a);
+    assert_int_equal(shl_device_close(&d), SHL_OK);
+}
+
 static void
 test_cuda_works_on_host_memory(void **state)
 {
@@ -370,6 +467,8 @@ main(void)
         cmocka_unit_test(test_cuda_tells_of_tokens_outside_the_vocabulary),
         cmocka_unit_test(test_cuda_failed_calls_stick_and_cross_streams),
         cmocka_unit_test(test_cuda_runs_out_of_memory_as_an_error),
+        cmocka_unit_test(test_cuda_communication_memory_comes_from_a_source),
+        cmocka_unit_test(test_cuda_host_memory_is_ready_beforehand),
         cmocka_unit_test(test_cuda_works_on_host_memory),
         cmocka_unit_test(test_cuda_copies_host_memory_of_any_kind),
         cmocka_unit_test(test_cuda_refuses_with_reasons),
