@@ -48,6 +48,15 @@ take_staging(shl_comm *c)
 }
 
 shl_code
+shl_comm_mem_source(const char *kind, shl_mem_source *out)
+{
+    const shl_comm_ops *ops = NULL;
+    memset(out, 0, sizeof *out);
+    SHL_TRY(shl_comm_backend_find(kind, &ops));
+    return ops->mem_source != NULL ? ops->mem_source(out) : SHL_OK;
+}
+
+shl_code
 shl_comm_open(const shl_comm_config *cfg, shl_device *d, shl_comm **out)
 {
     *out = NULL;
@@ -104,6 +113,12 @@ bool
 shl_comm_has_data(const shl_comm *c)
 {
     return c->ops != &shl_comm_virtual_ops;
+}
+
+const char *
+shl_comm_memory(const shl_comm *c)
+{
+    return c->memory;
 }
 
 static void

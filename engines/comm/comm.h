@@ -43,8 +43,10 @@ typedef struct shl_comm_counter {
 } shl_comm_counter;
 typedef struct shl_comm_stats {
     shl_comm_counter kind[SHL_COLL_COUNT];
-    int64_t staged_bytes; /* bytes that went through staging because a buffer was not comm memory;
-                             0 on virtual, which reaches no memory */
+    int64_t
+        staged_bytes; /* bytes that went through staging because a buffer was not comm memory; nccl: of
+                             buffers outside of the block that the library has registered, which it copies
+                             through its own; 0 on virtual, which reaches no memory */
 } shl_comm_stats;
 
 typedef struct shl_comm_config {
@@ -76,6 +78,12 @@ typedef struct shl_comm_seg {
     int to; /* reduce_scatter: 1 + the rank that gets the sum of all elems; 0: each gets its piece */
 } shl_comm_seg;
 
+/* Where the device's communication memory should come from when this kind of communicator is opened on it:
+ * for shl_device_config.comm_source, so before the device opens. *out zeros: from the device itself; so it is
+ * for every kind but nccl and nccl-ordered, and for those where the library is too old (before 2.19). Errors:
+ * SHL_E_USAGE unknown kind, SHL_E_SYSTEM a library that is missing. Local. */
+shl_code shl_comm_mem_source(const char *kind, shl_mem_source *out) SHL_MUST_USE;
+
 /* Opens a communicator for this rank on `d` (borrowed until close). COLLECTIVE (shm waits for all).
  * Owner: caller. Errors: SHL_E_USAGE unknown kind or bad world (lists kinds), SHL_E_PEER, OOM for
  * the staging buffer. */
@@ -88,6 +96,10 @@ void shl_comm_close(shl_comm **c);
 int shl_comm_rank(const shl_comm *c);
 int shl_comm_size(const shl_comm *c);
 bool shl_comm_has_data(const shl_comm *c); /* false on virtual */
+
+/* What the device's communication memory is to the communicator, in words for a record: "ncclMemAlloc,
+ * registered", or what it is instead and why; "" where there is nothing to tell. Borrowed. Local. */
+const char *shl_comm_memory(const shl_comm *c);
 
 /* Bytes of staging that an open communicator of a kind holds on its device: a pure function. */
 size_t shl_comm_staging_bytes(const char *kind, int world);
@@ -143,7 +155,7 @@ const shl_comm_stats *shl_comm_stats_get(const shl_comm *c);
 void shl_comm_stats_reset(shl_comm *c);
 
 /* The contract of a backend (engines/comm/comm_registry.c lists them). comm.c checks arguments,
- * counts, and calls. Every slot is required. */
+ * counts, and calls. A slot marked * is optional, with the default stated. */
 typedef struct shl_comm_ops {
     const char *kind;
     shl_code (*open)(shl_comm *c, const shl_comm_config *cfg);
@@ -154,6 +166,7 @@ typedef struct shl_comm_ops {
     shl_code (*agree)(shl_comm *c, shl_code mine, const char *where);
     void (*abort)(shl_comm *c, const char *where);
     shl_code (*split)(shl_comm *c, int color, int key, shl_comm *child);
+    shl_code (*mem_source)(shl_mem_source *out); /* *: the device's own; *out is zeros */
 } shl_comm_ops;
 
 struct shl_comm {
@@ -162,6 +175,7 @@ struct shl_comm {
     shl_device *device; /* borrowed */
     shl_comm_stats stats;
     shl_buf staging;
+    char memory[200]; /* shl_comm_memory; the backend's, from open and split on */
     void *impl;
 };
 

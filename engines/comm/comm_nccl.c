@@ -244,7 +244,8 @@ connect(shl_shm_comm *m)
     }
     n->handle = h; /* nobody watches yet */
     SHL_TRY(shl_nccl_settle(f, h, "NCCL's communicator"));
-    return shl_nccl_watch_start(f);
+    SHL_TRY(shl_nccl_watch_start(f));
+    return shl_nccl_register(n);
 }
 
 static shl_code
@@ -310,6 +311,9 @@ nccl_close(shl_comm *c)
     nccl_family *f = n->family;
     shl_err err = *shl_err_get();
     bool calm = shl_shm_check(f->world) == SHL_OK;
+    if (calm) {
+        shl_nccl_deregister(n);
+    }
     (void)pthread_mutex_lock(&f->lock);
     nccl_handle *h = f->given_up ? NULL : n->handle;
     int result = calm && h != NULL ? f->table.finalize(h) : NCCL_OK;
@@ -374,6 +378,7 @@ nccl_collective(shl_comm *c, shl_coll kind, const shl_comm_seg *segs, int count,
         shl_shm_abort(m->world, shl_coll_name(kind));
         return code;
     }
+    c->stats.staged_bytes += shl_nccl_outside_bytes(n, kind, segs, count, dtype, root);
     if (c->config.sim_sleep && cost_ns > 0) {
         SHL_TRY(shl_stream_submit(s, sleep_for, &cost_ns, sizeof cost_ns, cost_ns));
     }
@@ -405,7 +410,7 @@ split_handle(shl_comm *c, int color, int key, shl_comm *child)
     (void)pthread_mutex_lock(&f->lock);
     born->handle = h;
     (void)pthread_mutex_unlock(&f->lock);
-    return SHL_OK;
+    return shl_nccl_register(born);
 }
 
 /* comm.c agrees on the outcome. */
@@ -436,6 +441,7 @@ const shl_comm_ops shl_comm_nccl_ops = {
     .agree = shl_shm_comm_agree,
     .abort = shl_shm_comm_abort,
     .split = nccl_split,
+    .mem_source = shl_nccl_mem_source,
 };
 
 const shl_comm_ops shl_comm_nccl_ordered_ops = {
@@ -447,4 +453,5 @@ const shl_comm_ops shl_comm_nccl_ordered_ops = {
     .agree = shl_shm_comm_agree,
     .abort = shl_shm_comm_abort,
     .split = nccl_split,
+    .mem_source = shl_nccl_mem_source,
 };

@@ -12,7 +12,7 @@
 #define NCCL_RING 512            /* collectives in flight that the watchdog follows */
 
 /* ncclResult_t */
-enum { NCCL_OK = 0, NCCL_IN_PROGRESS = 7 };
+enum { NCCL_OK = 0, NCCL_CUDA_ERROR = 1, NCCL_IN_PROGRESS = 7 };
 /* ncclDataType_t */
 enum { NCCL_UINT8 = 1, NCCL_FLOAT16 = 6, NCCL_FLOAT32 = 7, NCCL_BFLOAT16 = 9 };
 /* ncclRedOp_t; ncclCommSplit's color for none */
@@ -58,7 +58,11 @@ typedef struct nccl_table {
                   nccl_handle *comm, void *stream);
     int (*group_start)(void);
     int (*group_end)(void);
-    int (*reg)(nccl_handle *comm, void *data, size_t bytes, void **out); /* NULL: before 2.19 */
+    /* NULL before 2.19: memory of the current device, and its registration with a communicator (*out NULL: the
+     * library was told to register nothing). */
+    int (*mem_alloc)(void **data, size_t bytes);
+    int (*mem_free)(void *data);
+    int (*reg)(nccl_handle *comm, void *data, size_t bytes, void **out);
     int (*dereg)(nccl_handle *comm, void *registration);
 } nccl_table;
 
@@ -84,6 +88,7 @@ typedef struct nccl_state {
     shl_comm *comm;
     nccl_handle *handle; /* NULL: none yet, or aborted */
     nccl_handle *part;   /* where the library's thread puts what it splits, late */
+    void *registration;  /* of the device's block; NULL: none */
     uint64_t n_issued;   /* the caller's count */
     nccl_op ring[NCCL_RING];
     uint64_t n_pushed, n_finished; /* of the ring; under the lock of the family */
@@ -109,6 +114,20 @@ typedef struct nccl_family {
     shl_gate last_gate;
     int64_t timeout_ms;
 } nccl_family;
+
+/* comm_nccl_memory.c */
+/* ncclMemAlloc and ncclMemFree as the source of a device's communication memory; zeros where the library has
+ * none. */
+shl_code shl_nccl_mem_source(shl_mem_source *out) SHL_MUST_USE;
+/* Registers the device's block, when it is the library's, with a communicator that is ready, and fills
+ * n->comm->memory. What the library does not register it copies through its own buffers: that is told and no
+ * error, unless the communicator is broken by it. Not under the lock. */
+shl_code shl_nccl_register(nccl_state *n) SHL_MUST_USE;
+/* Before the communicator ends in order; an abort puts registrations away by itself. Not under the lock. */
+void shl_nccl_deregister(nccl_state *n);
+/* Bytes of this rank's buffers that lie outside of the registered block; 0 without one. */
+int64_t shl_nccl_outside_bytes(const nccl_state *n, shl_coll kind, const shl_comm_seg *segs,
+                               int count, shl_dtype dtype, int root);
 
 /* comm_nccl_watch.c */
 shl_code shl_nccl_watch_start(nccl_family *f) SHL_MUST_USE;

@@ -35,6 +35,8 @@ static const entry entries[] = {
     {"ncclReduce", AT(reduce), false},
     {"ncclGroupStart", AT(group_start), false},
     {"ncclGroupEnd", AT(group_end), false},
+    {"ncclMemAlloc", AT(mem_alloc), true},
+    {"ncclMemFree", AT(mem_free), true},
     {"ncclCommRegister", AT(reg), true},
     {"ncclCommDeregister", AT(dereg), true},
 };

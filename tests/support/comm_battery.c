@@ -8,6 +8,8 @@
 #include "kernels/base/types.h"
 
 #define MAX_SEGS 200
+#define COMM_BYTES                                                                                 \
+    ((size_t)40 << 20) /* planned on cards: staging of three communicators, and cases */
 
 shl_code
 cb_open_kind(shl_world *w, const char *device, const char *comm, int64_t timeout_ms,
@@ -21,6 +23,10 @@ cb_open_kind(shl_world *w, const char *device, const char *comm, int64_t timeout
                             .index = cards ? shl_world_rank(w) : 0,
                             .threads = 1,
                             .comm_arena = shl_world_comm_arena(w)};
+    if (cards) {
+        dc.ready_comm_bytes = COMM_BYTES;
+        SHL_TRY(shl_comm_mem_source(comm, &dc.comm_source));
+    }
     SHL_TRY(shl_device_open(&dc, &out->device));
     shl_comm_config cc = {.kind = comm,
                           .rank = shl_world_rank(w),
