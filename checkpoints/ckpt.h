@@ -117,6 +117,10 @@ shl_code shl_ckpt_check_tensors(const shl_ckpt_reader *r, const shl_ckpt_tensor 
  * nearest even in 16 bits, which gives back what was widened. The whole range is filled whatever the replicas. Errors: SHL_E_VERIFY / SHL_E_IO; d as in put. */
 shl_code shl_ckpt_get(shl_ckpt_reader *r, shl_device *d, const shl_shard *shard) SHL_MUST_USE;
 
+/* Takes the memory of d that _get takes for a shard, which is no less than _put's, and gives it back: for a run
+ * that wants to know beforehand what it will take. Errors: SHL_E_OOM. */
+shl_code shl_ckpt_rehearse(shl_device *d, const shl_shard *shard) SHL_MUST_USE;
+
 /* --- looking at checkpoints ------------------------------------------------------------------- */
 
 /* A folder DIR/step-...: whole when it has a COMMIT, latest when DIR/latest names it. */

@@ -465,16 +465,30 @@ send(shl_device *d, void *dst, shl_dtype dtype, float *stage, int64_t n)
     return shl_device_upload(d, dst, stage, (size_t)n * shl_dtype_bytes(dtype));
 }
 
+static bool
+is_staged(const shl_device *d, const shl_shard *s)
+{
+    return d->caps.async || s->local.dtype != SHL_F32;
+}
+
+/* Room for so many elements, as fp32. */
+static shl_code
+take_stage(shl_device *d, const shl_shard *s, shl_buf *stage, int64_t *chunk)
+{
+    const int64_t most = (int64_t)(SHL_CKPT_CHUNK_BYTES / sizeof(float));
+    *chunk = s->end - s->begin < most ? s->end - s->begin : most;
+    return shl_device_alloc(d, (size_t)*chunk * sizeof(float), SHL_TIER_HOST, SHL_TAG_CKPT, 0,
+                            "checkpoint", stage);
+}
+
 /* The same allocations on a device without bytes as on the one it stands for. */
 static shl_code
 read_staged(shl_ckpt_reader *r, shl_device *d, int tensor, const shl_shard *s)
 {
     shl_buf stage;
-    int64_t chunk = (int64_t)(SHL_CKPT_CHUNK_BYTES / sizeof(float));
-    chunk = s->end - s->begin < chunk ? s->end - s->begin : chunk;
+    int64_t chunk = 0;
     shl_code code = SHL_OK;
-    SHL_TRY(shl_device_alloc(d, (size_t)chunk * sizeof(float), SHL_TIER_HOST, SHL_TAG_CKPT, 0,
-                             "checkpoint", &stage));
+    SHL_TRY(take_stage(d, s, &stage, &chunk));
     for (int64_t at = s->begin; d->caps.has_bytes && at < s->end; at += chunk) {
         int64_t stop = s->end - at < chunk ? s->end : at + chunk;
         SHL_TRY_TO(code, out, shl_ckpt_read(r, tensor, at, stop, stage.data));
@@ -485,6 +499,18 @@ read_staged(shl_ckpt_reader *r, shl_device *d, int tensor, const shl_shard *s)
 out:
     shl_device_free(d, &stage);
     return code;
+}
+
+shl_code
+shl_ckpt_rehearse(shl_device *d, const shl_shard *s)
+{
+    shl_buf stage;
+    int64_t chunk = 0;
+    if (s->begin < s->end && is_staged(d, s)) {
+        SHL_TRY(take_stage(d, s, &stage, &chunk));
+        shl_device_free(d, &stage);
+    }
+    return SHL_OK;
 }
 
 shl_code
@@ -501,7 +527,7 @@ shl_ckpt_get(shl_ckpt_reader *r, shl_device *d, const shl_shard *s)
     if (s->begin == s->end) {
         return SHL_OK;
     }
-    if (d->caps.async || s->local.dtype != SHL_F32) {
+    if (is_staged(d, s)) {
         return read_staged(r, d, tensor, s);
     }
     return d->caps.has_bytes ? shl_ckpt_read(r, tensor, s->begin, s->end, s->local.data) : SHL_OK;

@@ -257,73 +257,44 @@ choose_card(const shl_lab *lab, int *out)
     return shl_err_advice("--ranks %d, or --share-gpu", n);
 }
 
-/* How ranks talk when nobody says: processes on cards by the cards' library, threads on cards by copies,
- * others through shared memory. */
+/* The device whose memory a handle counts. */
 static const char *
-choose_comm(const shl_lab *lab, bool is_virtual, bool several)
+target_of(const shl_lab_setup *s)
+{
+    return strcmp(s->device, "virtual") == 0 ? s->stands_for : s->device;
+}
+
+/* How ranks talk when nobody says: processes on cards by the cards' library, threads on cards by copies,
+ * others through shared memory. On a virtual device: what this machine would use. */
+static const char *
+choose_comm(const shl_lab *lab)
 {
     const shl_lab_setup *s = &lab->setup;
-    bool cards = strcmp(is_virtual ? s->stands_for : s->device, "cuda") == 0;
     if (strcmp(s->comm, "auto") != 0) {
         return s->comm;
     }
-    if (!several) {
+    if (!lab->world && s->ranks == 1) {
         return "self";
     }
-    if (!cards) {
+    if (strcmp(target_of(s), "cuda") != 0) {
         return "shm";
     }
     return lab->world && !shl_world_is_processes(lab->world) ? "local" : "nccl";
 }
 
-/* The step that will run, on the device that stands for the card: twice, as the second may find less room. */
+/* Where memory is taken beforehand the virtual device takes it too: their arenas are one and the same. */
 static shl_code
-rehearse(const shl_lab_setup *s, shl_device *d, shl_comm *comm)
-{
-    shl_model *model = NULL;
-    shl_engine *e = NULL;
-    shl_mesh mesh;
-    shl_code code;
-    SHL_TRY_TO(code, out, shl_model_new(&s->shape, &model));
-    SHL_TRY_TO(code, out, shl_model_tune(model, &s->tune));
-    shl_mesh_of(s->engine.strategy, comm, &mesh);
-    SHL_TRY_TO(code, out, shl_engine_open(&s->engine, model, d, &mesh, &e));
-    for (int step = 0; step < 2 && !s->engine.no_optimizer; ++step) {
-        shl_step_report report;
-        SHL_TRY_TO(code, out, shl_engine_begin_step(e, 1));
-        for (int64_t m = 0; m < s->engine.accum; ++m) {
-            SHL_TRY_TO(code, out, shl_engine_forward(e, NULL, NULL));
-            SHL_TRY_TO(code, out, shl_engine_backward(e));
-        }
-        SHL_TRY_TO(code, out, shl_engine_end_step(e, &report));
-    }
-out:
-    shl_engine_close(&e);
-    shl_model_free(&model);
-    return code;
-}
-
-/* What the arenas of a card will have taken by then. */
-static shl_code
-plan_arenas(const shl_lab *lab, shl_device_config *card)
+plan_memory(const shl_lab *lab, shl_device_config *config)
 {
     const shl_lab_setup *s = &lab->setup;
-    shl_device_config config = {
-        .kind = "virtual", .stands_for = s->device, .rank = s->rank, .threads = s->threads};
-    shl_comm_config between = {.kind = "virtual", .rank = s->rank, .world = s->ranks};
-    shl_device *d = NULL;
-    shl_comm *comm = NULL;
-    shl_code code;
-    SHL_TRY(shl_device_open(&config, &d));
-    between.stands_for = choose_comm(lab, false, lab->world || s->ranks > 1);
-    SHL_TRY_TO(code, out, shl_comm_open(&between, d, &comm));
-    SHL_TRY_TO(code, out, rehearse(s, d, comm));
-    card->ready_comm_bytes = shl_device_reserved_comm_bytes(d);
-    card->ready_bytes = shl_device_reserved_bytes(d, SHL_TIER_DEVICE) - card->ready_comm_bytes;
-out:
-    shl_comm_close(&comm);
-    shl_code closed = shl_device_close(&d);
-    return code != SHL_OK ? code : closed;
+    const char *comm = choose_comm(lab), *target = target_of(s);
+    if (strcmp(target, "cuda") != 0) {
+        return SHL_OK;
+    }
+    if (strcmp(s->device, target) == 0) {
+        SHL_TRY(shl_comm_mem_source(comm, &config->comm_source));
+    }
+    return shl_lab_plan_memory(s, target, comm, config);
 }
 
 static shl_code
@@ -346,9 +317,7 @@ open_device(shl_lab *lab)
     config.tf32 = s->tf32;
     config.fused_attention = strcmp(s->attention, "own") != 0;
     SHL_TRY(choose_card(lab, &config.index));
-    if (strcmp(s->device, "cuda") == 0) {
-        SHL_TRY(plan_arenas(lab, &config));
-    }
+    SHL_TRY(plan_memory(lab, &config));
     return shl_device_open(&config, &lab->device);
 }
 
@@ -356,8 +325,7 @@ static shl_code
 open_comm(shl_lab *lab)
 {
     const shl_lab_setup *s = &lab->setup;
-    /* What a virtual world stands for is what this machine would use. */
-    const char *real = choose_comm(lab, !lab->device->caps.has_bytes, lab->world || s->ranks > 1);
+    const char *real = choose_comm(lab);
     shl_comm_config config = {
         .kind = lab->device->caps.has_bytes ? real : "virtual",
         .stands_for = real,

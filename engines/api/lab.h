@@ -74,6 +74,12 @@ typedef struct shl_lab_card_wish {
 /* Errors: SHL_E_USAGE for what the run would not get. Local. */
 shl_code shl_lab_card_check(const shl_lab_card_wish *w) SHL_MUST_USE;
 
+/* lab_plan.c: fills config->ready_bytes and its kin with what the arenas of the device `target` will have taken
+ * once a run of s has evaluated, trained, saved and loaded, its ranks talking by `comm`: from a rehearsal on
+ * the virtual device that stands for it. Local. Errors: as opening those. */
+shl_code shl_lab_plan_memory(const shl_lab_setup *s, const char *target, const char *comm,
+                             shl_device_config *config) SHL_MUST_USE;
+
 /* The "optim" object of a configuration: of the optimizer's parameters those that it has. Owner: caller;
  * NULL: out of host memory. */
 struct json_t *shl_lab_optim_json(const shl_engine_config *e);

@@ -12,6 +12,9 @@
 #include <cmocka.h>
 
 #include "kernels/base/option.h"
+#include "kernels/base/str.h"
+#include "tests/support/lab_memory.h"
+#include "tests/support/temp_folder.h"
 
 static void
 expect_near_cpu(const ew_config *cuda, const ew_result *got, double allowed)
@@ -126,6 +129,35 @@ test_engine_cuda_updates_in_host_memory(void **state)
     }
 }
 
+/* What a run takes of card and host it takes when it is opened: no step, evaluation, save or load takes more.
+ * With all that there is in host memory, and of a handle that only evaluates. */
+static void
+test_engine_cuda_takes_its_memory_beforehand(void **state)
+{
+    (void)state;
+    for (int far = 0; far < 2; ++far) {
+        char dir[64];
+        shl_lab_options o;
+        lm_result got, plan;
+        lm_options(&o, "cuda", "zero3");
+        o.offload_optimizer = o.offload_param = o.offload_activations = far ? "cpu" : "none";
+        o.pin_memory = far;
+        o.recompute = far ? "full" : "none";
+        o.dtype = far ? "bf16" : "fp32";
+        o.optimizer = far ? "adamw" : "none";
+        shl_strf(dir, sizeof(dir), "%s/%d", folder, far);
+        if (lm_run(&o, NULL, dir, far, &got) != SHL_OK) {
+            fail_msg("far %d: %s; %s\n%s", far, shl_err_get()->what, shl_err_get()->because,
+                     shl_err_get()->trace);
+        }
+        o.device = "virtual";
+        o.stands_for = "cuda";
+        assert_int_equal(lm_run(&o, NULL, NULL, far, &plan), SHL_OK);
+        got.taken.driver_bytes = 0;
+        assert_memory_equal(&plan.taken, &got.taken, sizeof(got.taken));
+    }
+}
+
 /* The host touches no device memory: in this process it cannot. */
 int
 main(void)
@@ -136,6 +168,7 @@ main(void)
         cmocka_unit_test(test_engine_cuda_of_two_ranks_follows_the_cpu),
         cmocka_unit_test(test_engine_cuda_runs_a_llama_in_bf16),
         cmocka_unit_test(test_engine_cuda_updates_in_host_memory),
+        cmocka_unit_test(test_engine_cuda_takes_its_memory_beforehand),
     };
-    return cmocka_run_group_tests_name("engine_cuda", tests, NULL, NULL);
+    return cmocka_run_group_tests_name("engine_cuda", tests, make_folder, remove_folder);
 }

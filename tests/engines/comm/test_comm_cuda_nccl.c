@@ -19,6 +19,7 @@
 #include "kernels/base/str.h"
 #include "kernels/base/types.h"
 #include "tests/support/comm_battery.h"
+#include "tests/support/lab_memory.h"
 
 #define TIMEOUT_MS 700 /* where a rank is to be missed */
 #define CALM_MS 20000  /* where none is */
@@ -60,6 +61,9 @@ scene_split(shl_world *w)
     for (int i = 0; i < 6 && code == SHL_OK; i++) {
         code = cb_case(&r, i % 2 ? half : r.comm, SHL_COLL_ALL_REDUCE, counts, 2, true,
                        SHL_STREAM_COMM);
+    }
+    if (code == SHL_OK && strcmp(shl_comm_memory(half), "ncclMemAlloc, registered") != 0) {
+        code = SHL_RAISE(SHL_E_VERIFY, "a part's memory: %s", shl_comm_memory(half));
     }
     shl_comm_close(&half);
     code = code == SHL_OK ? shl_comm_split(r.comm, rank == 0 ? -1 : 3, 0, &half) : code;
@@ -106,6 +110,10 @@ scene_one_card(shl_world *w, bool share)
                           .share_gpu = share};
     shl_code code = shl_comm_open(&cc, r.device, &r.comm);
     const int64_t elems = 300;
+    if (code == SHL_OK &&
+        strcmp(shl_comm_memory(r.comm), "own range, not registered: nothing was planned") != 0) {
+        code = SHL_RAISE(SHL_E_VERIFY, "memory: %s", shl_comm_memory(r.comm));
+    }
     if (code == SHL_OK) {
         code = cb_case(&r, r.comm, SHL_COLL_ALL_GATHER, &elems, 1, true, SHL_STREAM_COMM);
     }
@@ -119,9 +127,80 @@ scene_one_card(shl_world *w, bool share)
     return cb_close(&r, code);
 }
 
+/* A buffer that is not communication memory: sums are right, the library copies it, and the mock tells. */
+static shl_code
+scene_outside(shl_world *w)
+{
+    cb_rank r;
+    const int64_t elems = 300;
+    SHL_TRY(cb_open_kind(w, "cuda", "nccl", 0, 0, &r));
+    r.memory = CB_STAGED;
+    shl_code code = cb_case(&r, r.comm, SHL_COLL_ALL_REDUCE, &elems, 1, true, SHL_STREAM_COMM);
+    int64_t outside = shl_comm_stats_get(r.comm)->staged_bytes;
+    if (code == SHL_OK && outside != 2 * 1200) {
+        code = SHL_RAISE(SHL_E_VERIFY, "%lld bytes lie outside", (long long)outside);
+    }
+    return cb_close(&r, code);
+}
+
+/* Rank 1's library registers nothing: that is told, and no error. */
+static shl_code
+scene_refuse(shl_world *w)
+{
+    static const char *const want[] = {"ncclMemAlloc, registered",
+                                       "ncclMemAlloc, not registered: an error"};
+    cb_rank r;
+    const int64_t elems = 300;
+    SHL_TRY(cb_open_kind(w, "cuda", "nccl", 0, 0, &r));
+    shl_code code = cb_case(&r, r.comm, SHL_COLL_ALL_REDUCE, &elems, 1, true, SHL_STREAM_COMM);
+    if (code == SHL_OK && strcmp(shl_comm_memory(r.comm), want[shl_world_rank(w)]) != 0) {
+        code = SHL_RAISE(SHL_E_VERIFY, "memory: %s", shl_comm_memory(r.comm));
+    }
+    return cb_close(&r, code);
+}
+
+/* A whole run: it takes nothing after its opening, what it sends lies in the registered block, and the
+ * virtual device has taken as much at the end. scene: "run:<strategy>", "run:<strategy>+" with offload. */
+static shl_code
+scene_run(shl_world *w, const char *scene)
+{
+    char strategy[16];
+    lm_result got, plan;
+    shl_lab_options o;
+    bool far = strchr(scene, '+') != NULL;
+    shl_strf(strategy, sizeof strategy, "%.*s", (int)strcspn(scene, "+"), scene);
+    lm_options(&o, "cuda", strategy);
+    o.comm = far ? "nccl-ordered" : "nccl";
+    o.offload_optimizer = o.offload_param = far ? "cpu" : "none";
+    o.pin_memory = far;
+    SHL_TRY(lm_run(&o, w, NULL, 1, &got));
+    if (strcmp(got.memory, "ncclMemAlloc, registered") != 0 || got.staged_bytes != 0) {
+        return SHL_RAISE(SHL_E_VERIFY, "memory: %s; outside %lld", got.memory,
+                         (long long)got.staged_bytes);
+    }
+    o.device = "virtual";
+    o.stands_for = "cuda";
+    o.rank = shl_world_rank(w);
+    o.ranks = shl_world_size(w);
+    SHL_TRY(lm_run(&o, NULL, NULL, 1, &plan));
+    got.taken.driver_bytes = 0;
+    if (memcmp(&plan.taken, &got.taken, sizeof got.taken) != 0) {
+        return SHL_RAISE(SHL_E_VERIFY, "virtual %zu and %zu for peers, here %zu and %zu",
+                         plan.taken.reserved_bytes[SHL_TIER_DEVICE], plan.taken.comm_bytes,
+                         got.taken.reserved_bytes[SHL_TIER_DEVICE], got.taken.comm_bytes);
+    }
+    return SHL_OK;
+}
+
 static shl_code
 play(shl_world *w, const char *scene)
 {
+    if (strncmp(scene, "run:", 4) == 0) {
+        return scene_run(w, scene + 4);
+    }
+    if (strcmp(scene, "outside") == 0 || strcmp(scene, "refuse") == 0) {
+        return scene[0] == 'o' ? scene_outside(w) : scene_refuse(w);
+    }
     if (strncmp(scene, "nccl", 4) == 0) {
         return scene_battery(w, scene);
     }
@@ -346,6 +425,35 @@ test_comm_nccl_shares_a_card_only_when_told(void **state)
     assert_ok(&o, 2);
 }
 
+static void
+test_comm_nccl_memory_is_the_librarys_and_registered(void **state)
+{
+    static const char *const scenes[] = {"run:fsdp", "run:zero3+"};
+    (void)state;
+    outcome o;
+    for (size_t i = 0; i < SHL_ARRAY_LEN(scenes); i++) {
+        run(2, CALM_MS, false, scenes[i], &o);
+        assert_ok(&o, 2);
+    }
+}
+
+static void
+test_comm_nccl_tells_of_memory_that_is_not_registered(void **state)
+{
+    (void)state;
+    outcome o;
+    setenv("SHL_MOCK_NCCL", "refuse:1", 1);
+    run(2, CALM_MS, false, "refuse", &o);
+    unsetenv("SHL_MOCK_NCCL");
+    assert_ok(&o, 2);
+    run(2, CALM_MS, false, "outside", &o);
+    assert_int_equal(o.rank[0].code, SHL_OK);
+    assert_int_equal(o.rank[1].code, SHL_OK);
+    /* What the mock found out shows in the status of its process. */
+    assert_int_equal(o.code, SHL_E_PEER);
+    assert_says(shl_err_get()->what, "86");
+}
+
 static shl_code
 thread_main(shl_world *w, void *arg)
 {
@@ -392,6 +500,8 @@ main(int argc, char **argv)
         cmocka_unit_test(test_comm_nccl_passes_on_the_librarys_error),
         cmocka_unit_test(test_comm_nccl_refuses_a_library_that_does_not_fit),
         cmocka_unit_test(test_comm_nccl_shares_a_card_only_when_told),
+        cmocka_unit_test(test_comm_nccl_memory_is_the_librarys_and_registered),
+        cmocka_unit_test(test_comm_nccl_tells_of_memory_that_is_not_registered),
         cmocka_unit_test(test_comm_nccl_refuses_threads_and_other_devices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
