@@ -32,11 +32,21 @@ words_of(const shl_child *c, char *dst, size_t dst_bytes)
     }
 }
 
+/* What a rank's record says of communication memory; "" where it says nothing. */
+static void
+memory_of(const shl_child *c, char *dst, size_t dst_bytes)
+{
+    static const char key[] = "\"comm_memory\":\"";
+    const char *at = strstr(shl_str_get(&c->output), key);
+    const char *text = at ? at + strlen(key) : "";
+    shl_strf(dst, dst_bytes, "%s%.*s", at ? "; memory: " : "", (int)strcspn(text, "\""), text);
+}
+
 /* Runs and tells. A child whose output holds `no` (NULL: nothing) met what the machine cannot do. */
 static shl_code
 tell_child(shl_gpu_check *k, const char *name, shl_child *c, const char *no, const char *good)
 {
-    char why[512];
+    char why[512], memory[256];
     shl_gpu_report *r = &k->report;
     c->stop = r->stop;
     /* The time of the whole run is also that of its children. */
@@ -59,7 +69,8 @@ tell_child(shl_gpu_check *k, const char *name, shl_child *c, const char *no, con
                             "%sended by force after %.0f s; last words: %s",
                             is_cut ? "the time was over: " : "", (double)c->timeout_ms * 1e-3, why);
     } else if (c->status == 0) {
-        code = shl_gpu_tell(r, name, SHL_GPU_PASSED, "%s", good);
+        memory_of(c, memory, sizeof(memory));
+        code = shl_gpu_tell(r, name, SHL_GPU_PASSED, "%s%s", good, memory);
     } else {
         bool cannot = no && strstr(shl_str_get(&c->output), no);
         code = shl_gpu_tell(r, name, cannot ? SHL_GPU_NOT_POSSIBLE : SHL_GPU_FAILED,
@@ -148,6 +159,7 @@ check_ranks(shl_gpu_check *k, const char *name, const char *ranks, const char *s
                                           "2",
                                           "--timeout",
                                           "20",
+                                          "--jsonl",
                                           several ? "--share-gpu" : NULL,
                                           NULL};
     shl_child c = {.argv = words, .timeout_ms = timeout_ms};

@@ -242,6 +242,8 @@ static const shl_field run_fields[] = {
     RUN("kernel.attention_forward", TEXT, attention_forward, "attention", VARIES,
         "likewise: own (tensor cores), own (CUDA cores), or cudnn with its version"),
     RUN("kernel.attention_backward", TEXT, attention_backward, NULL, PLAIN, "likewise"),
+    RUN("comm_memory", TEXT, comm_memory, NULL, PLAIN,
+        "nccl: where communication memory comes from and whether it is registered; else null"),
     RUN("useful_flops_per_s", REAL, useful_flops_per_s, NULL, PLAIN,
         "of a rank: 6 per matrix parameter and token, and causal attention, over the median step; "
         "null on virtual"),
@@ -454,6 +456,7 @@ fill_card(shl_run_record *out, const shl_session_config *cfg, const shl_session_
     out->product = is_card ? result->ran.product : NULL;
     out->attention_forward = is_card ? result->ran.attention_forward : NULL;
     out->attention_backward = is_card ? result->ran.attention_backward : NULL;
+    out->comm_memory = result->comm_memory[0] ? result->comm_memory : NULL;
     out->useful_flops_per_s =
         result->predicted ? (double)NAN : flops * result->tokens_per_s / tokens;
     out->driver_used_bytes = is_card ? (int64_t)m->used_bytes : SHL_FIELD_NO_INT;

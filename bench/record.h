@@ -93,6 +93,7 @@ typedef struct shl_run_record {
     double tokens_per_s;
     int64_t steps_done, cpu_ns_per_step, reserved_bytes, rss_bytes, residual_bytes;
     const char *card, *product, *attention_forward, *attention_backward; /* NULL: no card */
+    const char *comm_memory; /* NULL where the communicator has nothing to tell */
     double useful_flops_per_s;
     int64_t driver_used_bytes, driver_base_bytes, driver_pool_bytes, driver_rest_bytes;
     int64_t save_ns, save_bytes;

@@ -132,6 +132,7 @@ typedef struct shl_session_result {
     shl_device_identity card; /* of rank 0 */
     shl_session_kernels ran;  /* on rank 0 */
     shl_device_memory driver; /* what the driver of its card counts at the end; zeros: no card */
+    char comm_memory[200];    /* what the communicator says of it (shl_comm_memory), rank 0 */
     int64_t pinned_bytes;     /* most locked host memory of a rank */
     int64_t reserved_bytes;   /* of the device arenas, the rank that took most */
     int64_t rss_bytes;        /* largest resident set of a process of the run */

@@ -159,6 +159,7 @@ shl_session_collect(shl_session_rank *r)
     shl_session_result *out = r->out;
     shl_device_identify(r->device, &out->card);
     collect_kernels(r->device, &out->ran);
+    shl_strf(out->comm_memory, sizeof(out->comm_memory), "%s", shl_comm_memory(r->comm));
     SHL_TRY(shl_device_memory_get(r->device, &out->driver));
     SHL_TRY(collect_tiers(r));
     SHL_TRY(collect_resources(r));
