@@ -248,10 +248,10 @@ $(EMULATED): $(EMULATED_OBJ)
 	$(Q)$(CXX) -shared $(EMULATED_OBJ) -o $@ -lpthread
 # NCCL's functions for processes on emulated cards.
 MOCK_NCCL := $(OUT)/tests/libnccl-mock.so
-$(MOCK_NCCL): tests/support/emulate/emulate_nccl.c $(OUT)/flags
+$(MOCK_NCCL): $(wildcard tests/support/emulate/emulate_nccl*) $(OUT)/flags
 	$(SAY) LINK $@
 	@mkdir -p $(@D)
-	$(Q)$(CC) -std=c11 $(EMULATE_FLAGS) -shared $< -o $@ -lpthread -lrt
+	$(Q)$(CC) -std=c11 $(EMULATE_FLAGS) -shared $(filter %.c,$^) -o $@ -lpthread -lrt
 $(EMULATED): | $(MOCK_NCCL)
 $(foreach t,$(TESTS),$(if $(findstring cuda,$(notdir $t)),$(eval $t: | $(EMULATED))))
 

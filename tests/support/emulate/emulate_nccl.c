@@ -7,9 +7,7 @@
  *   SHL_MOCK_NCCL="reverse"    sums are added in the order of falling ranks
  *   SHL_MOCK_NCCL="refuse:R"   rank R's communicators register no memory
  *   SHL_MOCK_NCCL_VERSION=N    what ncclGetVersion says
- * Memory: blocks of the emulated card. A registration of what is no block, a block given back or a communicator
- * destroyed with a registration alive, a buffer outside of a communicator's registration, and what is left at
- * the end of the process are told on stderr and make its exit status 86. */
+ * Memory is in emulate_nccl_memory.c. */
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -21,45 +19,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "emulate_nccl.h"
 #include "kernels/base/half.h"
-#include "kernels/cuda/cuda_backend.h"
 
-#define MOST_RANKS 8
-#define SLOT_BYTES ((size_t)1 << 18)
-#define API __attribute__((visibility("default")))
-
-enum {
-    OK = 0,
-    CUDA_ERROR = 1,
-    SYSTEM_ERROR = 2,
-    INVALID_ARGUMENT = 4,
-    INVALID_USAGE = 5,
-    IN_PROGRESS = 7
-};
 enum { GATHER, SCATTER, REDUCE_ALL, BROADCAST, REDUCE_ONE };
 
 typedef struct ncclUniqueId {
     char bytes[128];
 } ncclUniqueId;
-
-/* What the ranks of a communicator share. */
-typedef struct room {
-    _Atomic int attached;
-    _Atomic uint64_t step[MOST_RANKS];
-    char data[MOST_RANKS][SLOT_BYTES];
-} room;
-
-typedef struct ncclComm {
-    room *shared;
-    char name[64];
-    int rank, ranks, splits;
-    uint64_t steps;
-    _Atomic int aborted, refs;
-    int starting, busy, error;        /* of the next answers to ncclCommGetAsyncError */
-    struct ncclComm *born, **born_at; /* of a split, told when that has come about */
-    long groups;
-    struct group *waiting;
-} ncclComm;
 
 typedef struct call {
     int kind, type, root;
@@ -82,8 +49,8 @@ static _Thread_local group *open_group;
 static _Thread_local int depth;
 static atomic_int n_ids;
 
-static int
-wanted(const char *what, const ncclComm *c, long number)
+int
+mock_wanted(const char *what, const ncclComm *c, long number)
 {
     const char *text = getenv("SHL_MOCK_NCCL");
     int rank = -1;
@@ -167,7 +134,7 @@ put_element(char *data, int type, size_t i, float x)
 static void
 sum(const ncclComm *c, int type, size_t count, char *dst)
 {
-    int reverse = wanted("reverse", c, 0);
+    int reverse = mock_wanted("reverse", c, 0);
     for (size_t i = 0; i < count; i++) {
         float total = 0;
         for (int k = 0; k < c->ranks; k++) {
@@ -236,10 +203,10 @@ run_group(void *arg)
 {
     group *g = arg;
     ncclComm *c = g->comm;
-    if (wanted("die", c, g->number)) {
+    if (mock_wanted("die", c, g->number)) {
         kill(getpid(), SIGKILL);
     }
-    while (wanted("hang", c, g->number) && !atomic_load(&c->aborted)) {
+    while (mock_wanted("hang", c, g->number) && !atomic_load(&c->aborted)) {
         usleep(1000);
     }
     for (int i = 0; i < g->n && !atomic_load(&c->aborted); i++) {
@@ -251,8 +218,8 @@ run_group(void *arg)
     free(g);
 }
 
-static const shl_cuda_backend *
-card_table(void)
+const shl_cuda_backend *
+mock_card_table(void)
 {
     void *handle = dlopen(getenv("SHL_CUDA_OBJECT"), RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
     union {
@@ -260,200 +227,6 @@ card_table(void)
         shl_cuda_entry_fn fn;
     } entry = {handle == NULL ? NULL : dlsym(handle, SHL_CUDA_ENTRY)};
     return entry.address == NULL ? NULL : entry.fn(SHL_CUDA_ABI);
-}
-
-/* A communicator takes nothing before its last call has come about. */
-static int
-is_ready(const ncclComm *c)
-{
-    return !c->starting && !c->busy;
-}
-
-/* --- memory -------------------------------------------------------------------------------- */
-
-#define MOST_BLOCKS 16
-#define BLOCK_STEP_BYTES ((size_t)2 << 20)
-#define EXIT_MISUSED 86
-
-/* A block (comm NULL), or a registration of one. */
-typedef struct extent {
-    const ncclComm *comm;
-    char *base; /* NULL: a free place */
-    size_t bytes;
-} extent;
-
-static pthread_mutex_t extent_lock = PTHREAD_MUTEX_INITIALIZER;
-static extent extents[MOST_BLOCKS];
-static atomic_int n_misuses;
-
-static void
-misused(const char *what, const void *at)
-{
-    atomic_fetch_add(&n_misuses, 1);
-    fprintf(stderr, "mock NCCL: %s: %p\n", what, at);
-}
-
-/* The place of the extent of `comm` that holds [at, at + bytes); -1: there is none. */
-static int
-find_extent(const ncclComm *comm, const void *at, size_t bytes)
-{
-    for (int i = 0; i < MOST_BLOCKS; i++) {
-        const extent *e = &extents[i];
-        uintptr_t from = (uintptr_t)at - (uintptr_t)e->base;
-        if (e->base != NULL && e->comm == comm && (uintptr_t)at >= (uintptr_t)e->base &&
-            from <= e->bytes && bytes <= e->bytes - from) {
-            return i;
-        }
-    }
-    return -1;
-}
-
-static int
-put_extent(extent e)
-{
-    for (int i = 0; i < MOST_BLOCKS; i++) {
-        if (extents[i].base == NULL) {
-            extents[i] = e;
-            return i;
-        }
-    }
-    misused("too many blocks and registrations", e.base);
-    return -1;
-}
-
-/* A communicator ends: in order, its registrations are gone already. */
-static void
-drop_registrations(const ncclComm *c, int in_order)
-{
-    pthread_mutex_lock(&extent_lock);
-    for (int i = 0; i < MOST_BLOCKS; i++) {
-        if (extents[i].base != NULL && extents[i].comm == c) {
-            if (in_order) {
-                misused("a communicator is destroyed with a registration", extents[i].base);
-            }
-            extents[i].base = NULL;
-        }
-    }
-    pthread_mutex_unlock(&extent_lock);
-}
-
-static void
-check_buffer(const ncclComm *c, const void *at, size_t bytes)
-{
-    int any = 0;
-    pthread_mutex_lock(&extent_lock);
-    for (int i = 0; i < MOST_BLOCKS; i++) {
-        any = any || (extents[i].base != NULL && extents[i].comm == c);
-    }
-    if (any && at != NULL && find_extent(c, at, bytes) < 0) {
-        misused("a buffer lies outside of what is registered", at);
-    }
-    pthread_mutex_unlock(&extent_lock);
-}
-
-__attribute__((destructor)) static void
-check_end(void)
-{
-    for (int i = 0; i < MOST_BLOCKS; i++) {
-        if (extents[i].base != NULL) {
-            misused(extents[i].comm == NULL ? "a block is left" : "a registration is left",
-                    extents[i].base);
-        }
-    }
-    if (atomic_load(&n_misuses) > 0) {
-        fflush(NULL);
-        _exit(EXIT_MISUSED);
-    }
-}
-
-API int
-ncclMemAlloc(void **out, size_t bytes)
-{
-    size_t granule = 0,
-           whole = (bytes + BLOCK_STEP_BYTES - 1) / BLOCK_STEP_BYTES * BLOCK_STEP_BYTES;
-    const shl_cuda_backend *card = card_table();
-    if (bytes == 0 || card->reserve(0, whole, out, &granule) != 0) {
-        return INVALID_ARGUMENT;
-    }
-    if (card->map(0, *out, 0, whole) != 0) {
-        (void)card->unreserve(*out, whole, 0);
-        return CUDA_ERROR;
-    }
-    pthread_mutex_lock(&extent_lock);
-    (void)put_extent((extent){NULL, *out, whole});
-    pthread_mutex_unlock(&extent_lock);
-    return OK;
-}
-
-API int
-ncclMemFree(void *data)
-{
-    extent gone = {NULL, NULL, 0};
-    pthread_mutex_lock(&extent_lock);
-    for (int i = 0; i < MOST_BLOCKS; i++) {
-        if (extents[i].base == data && extents[i].comm == NULL) {
-            gone = extents[i];
-            extents[i].base = NULL;
-        }
-    }
-    for (int i = 0; i < MOST_BLOCKS && gone.base != NULL; i++) {
-        if (extents[i].base >= gone.base && extents[i].base < gone.base + gone.bytes) {
-            misused("a block is given back with a registration", data);
-        }
-    }
-    pthread_mutex_unlock(&extent_lock);
-    if (gone.base == NULL) {
-        misused("what is given back is no block", data);
-        return INVALID_ARGUMENT;
-    }
-    return card_table()->unreserve(gone.base, gone.bytes, gone.bytes) == 0 ? OK : CUDA_ERROR;
-}
-
-/* Does not block either: the answer is final when the communicator says so. */
-API int
-ncclCommRegister(ncclComm *c, void *data, size_t bytes, void **out)
-{
-    int at = -1;
-    *out = NULL;
-    if (!is_ready(c) || wanted("refuse", c, -1)) {
-        return INVALID_USAGE;
-    }
-    pthread_mutex_lock(&extent_lock);
-    if (find_extent(NULL, data, bytes) < 0) {
-        misused("what is registered is no block", data);
-    } else {
-        at = put_extent((extent){c, data, bytes});
-    }
-    pthread_mutex_unlock(&extent_lock);
-    if (at < 0) {
-        return INVALID_ARGUMENT;
-    }
-    *out = &extents[at];
-    c->busy = 1;
-    return IN_PROGRESS;
-}
-
-API int
-ncclCommDeregister(ncclComm *c, void *registration)
-{
-    int found = 0;
-    if (!is_ready(c)) {
-        return INVALID_USAGE;
-    }
-    pthread_mutex_lock(&extent_lock);
-    for (int i = 0; i < MOST_BLOCKS; i++) {
-        if (&extents[i] == registration && extents[i].base != NULL && extents[i].comm == c) {
-            extents[i].base = NULL;
-            found = 1;
-        }
-    }
-    pthread_mutex_unlock(&extent_lock);
-    if (!found) {
-        misused("what is deregistered is no registration", registration);
-        return INVALID_ARGUMENT;
-    }
-    c->busy = 1;
-    return IN_PROGRESS;
 }
 
 /* --- the library's functions --------------------------------------------------------------- */
@@ -538,10 +311,10 @@ ncclCommGetAsyncError(ncclComm *c, int *state)
     while (c->waiting != NULL) {
         group *g = c->waiting;
         c->waiting = g->next;
-        if (wanted("fail", c, g->number)) {
+        if (mock_wanted("fail", c, g->number)) {
             c->error = *state = SYSTEM_ERROR;
         }
-        if (card_table()->call(g->stream, run_group, g) != 0) {
+        if (mock_card_table()->call(g->stream, run_group, g) != 0) {
             *state = SYSTEM_ERROR;
         }
     }
@@ -575,7 +348,7 @@ ncclGroupEnd(void)
 static int
 add(ncclComm *c, void *stream, call k)
 {
-    if (!is_ready(c)) {
+    if (!mock_is_ready(c)) {
         return INVALID_ARGUMENT;
     }
     if (open_group == NULL) {
@@ -590,10 +363,10 @@ add(ncclComm *c, void *stream, call k)
     }
     size_t bytes = k.count * width(k.type), ranks = (size_t)c->ranks;
     if (k.kind != BROADCAST || k.root == c->rank) {
-        check_buffer(c, k.src, k.kind == SCATTER ? ranks * bytes : bytes);
+        mock_check_buffer(c, k.src, k.kind == SCATTER ? ranks * bytes : bytes);
     }
     if (k.kind != REDUCE_ONE || k.root == c->rank) {
-        check_buffer(c, k.dst, k.kind == GATHER ? ranks * bytes : bytes);
+        mock_check_buffer(c, k.dst, k.kind == GATHER ? ranks * bytes : bytes);
     }
     open_group->calls[open_group->n++] = k;
     return IN_PROGRESS;
@@ -645,7 +418,7 @@ ncclCommSplit(ncclComm *c, int color, int key, ncclComm **out, const void *confi
     char name[128];
     int rank = 0, ranks = 0, first = -1, at = c->splits++;
     (void)config;
-    if (!is_ready(c)) {
+    if (!mock_is_ready(c)) {
         return INVALID_ARGUMENT;
     }
     memcpy(c->shared->data[c->rank], &mine, sizeof mine);
@@ -676,7 +449,7 @@ ncclCommSplit(ncclComm *c, int color, int key, ncclComm **out, const void *confi
 API int
 ncclCommFinalize(ncclComm *c)
 {
-    if (!is_ready(c)) {
+    if (!mock_is_ready(c)) {
         return INVALID_ARGUMENT;
     }
     c->busy = 1;
@@ -686,7 +459,7 @@ ncclCommFinalize(ncclComm *c)
 API int
 ncclCommDestroy(ncclComm *c)
 {
-    drop_registrations(c, 1);
+    mock_drop_registrations(c, 1);
     release(c);
     return OK;
 }
@@ -695,7 +468,7 @@ API int
 ncclCommAbort(ncclComm *c)
 {
     atomic_store(&c->aborted, 1);
-    drop_registrations(c, 0);
+    mock_drop_registrations(c, 0);
     while (c->waiting != NULL) {
         group *g = c->waiting;
         c->waiting = g->next;
