@@ -16,7 +16,7 @@
 
 typedef struct bench_options {
     int part, device, attention, model;
-    bool quick, tf32, relay;
+    bool quick, relay;
     double budget_s;
     const char *out, *limits;
 } bench_options;
@@ -49,8 +49,6 @@ static const shl_option TABLE[] = {
      "Run", "What is measured; cpu, with --quick, tries the way."},
     {"quick", NULL, SHL_OPT_BOOL, offsetof(bench_options, quick), 0, 0, NULL, NULL, NULL, "Run",
      "Smallest sizes, one round: no figure of it means anything."},
-    {"tf32", NULL, SHL_OPT_BOOL, offsetof(bench_options, tf32), 0, 0, NULL, NULL, NULL, "Run",
-     "Matrix products of fp32 may round their factors to TF32."},
     {"attention", NULL, SHL_OPT_ENUM, offsetof(bench_options, attention), 0, 0, "own",
      shl_choices_attention, NULL, "Run", "Forward of models: the own kernel, or cuDNN's."},
     {"budget", NULL, SHL_OPT_DOUBLE, offsetof(bench_options, budget_s), 1, 86400, "440", NULL,
@@ -272,7 +270,6 @@ run_apart(shl_gpu_bench *b, const bench_options *o, int part, const char *model)
                            "--model",
                            model ? model : "all",
                            b->quick ? "--quick=true" : "--quick=false",
-                           b->tf32 ? "--tf32=true" : "--tf32=false",
                            part > 0 ? limits : NULL,
                            NULL};
     part_lines lines = {.bench = b};
@@ -349,7 +346,6 @@ run_gpu_bench(const shl_cli *cli)
     }
     shl_gpu_bench b = {.device = DEVICES[o.device],
                        .quick = o.quick,
-                       .tf32 = o.tf32,
                        .attention = shl_choices_attention[o.attention],
                        .model = shl_gpu_bench_names[o.model],
                        .threads = 1};

@@ -9,9 +9,8 @@
 
 typedef struct shl_gpu_bench {
     const char *device;
-    bool quick; /* smaller sizes, for a device that is emulated */
-    bool tf32;  /* as the options of train */
-    const char *attention;
+    bool quick;                      /* smaller sizes, for a device that is emulated */
+    const char *attention;           /* as the option of train */
     double flops_per_s, bytes_per_s; /* limits; 0: not measured yet */
     size_t card_bytes;               /* 0: not a card */
     int64_t threads;

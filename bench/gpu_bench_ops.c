@@ -74,7 +74,7 @@ time_case(shl_device *d, const shl_op_case *c, int64_t while_ns, double *ns, shl
 static shl_code
 open_device(const shl_gpu_bench *b, bool fused, shl_device **out)
 {
-    shl_device_config config = {.kind = b->device, .threads = (int)b->threads, .tf32 = b->tf32};
+    shl_device_config config = {.kind = b->device, .threads = (int)b->threads};
     config.fused_attention = fused;
     return shl_device_open(&config, out);
 }

@@ -40,7 +40,6 @@ configure(const shl_gpu_bench *b, const char *model, int64_t batch, shl_session_
     c->engine.reduce_every = SHL_REDUCE_MICRO;
     c->device = c->as = b->device;
     c->attention = b->attention;
-    c->tf32 = b->tf32;
     c->threads = (int)b->threads;
     c->data = "synthetic";
     c->steps = b->quick ? 2 : WARM_STEPS + STEPS;
@@ -203,7 +202,7 @@ static shl_code
 tell_model(shl_gpu_bench *b, const shl_session_config *c, const shl_session_result *r, double idle,
            double wanted)
 {
-    char what[160], name[40];
+    char what[300], name[40];
     pace p = pace_of(r), alone = {0};
     /* Nothing of them waits for the card: the time that the host needs to queue the work. */
     double queue_ms = (p.forward_ns + p.backward_ns) * 1e-6;
@@ -213,9 +212,10 @@ tell_model(shl_gpu_bench *b, const shl_session_config *c, const shl_session_resu
     double rate = flops * 1e9 / p.step_ns;
     shl_strf(what, sizeof(what),
              "B %lld T %lld, MFU: 6 P + causal attention FLOPs / large product; %.2f ms a step, "
-             "peak %.2f GiB",
+             "peak %.2f GiB; attention forward %s, backward %s",
              (long long)c->engine.batch, (long long)c->engine.seq, p.step_ns * 1e-6,
-             (double)r->tiers[SHL_TIER_DEVICE].peak_bytes / 0x1p30);
+             (double)r->tiers[SHL_TIER_DEVICE].peak_bytes / 0x1p30, r->ran.attention_forward,
+             r->ran.attention_backward);
     shl_gpu_row row = {.name = c->model,
                        .what = what,
                        .unit = "tokens/s",

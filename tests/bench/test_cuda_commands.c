@@ -177,6 +177,9 @@ test_cuda_commands_bench_measures(void **state)
     (void)snprintf(path, sizeof(path), "%s/gpu-bench.jsonl", folder);
     assert_true(count_lines(path, &failed) >= 3); /* machine, product, copy */
     expect(0, "copy");
+    RUN(NULL, "gpu-bench", "--quick", "--part", "models", "--model", "gpt2-124m", "--attention",
+        "cudnn", "--out", "none");
+    expect(0, "attention forward cudnn 9.0.0, backward own (tensor cores))");
 }
 
 /* Without limits there is nothing to compare with; every goal is told all the same. */
