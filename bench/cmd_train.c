@@ -40,7 +40,7 @@ typedef struct row_run {
     const shl_cli *cli;
     const shl_launch *launch; /* launcher NULL: this process starts the ranks */
     shl_output *output;
-    shl_progress *progress;
+    shl_progress progress;
 } row_run;
 
 typedef struct row_context {
@@ -117,13 +117,13 @@ run_launched(const shl_launch *launch, shl_session_config *cfg, int64_t index,
 }
 
 static shl_code
-run_row(const row_run *run, shl_session_config *cfg, int64_t index)
+run_row(row_run *run, shl_session_config *cfg, int64_t index)
 {
     char path[4096], row_word[32];
     const char **words = NULL;
     bool told = true;
     shl_session_result result = {0};
-    row_context row = {run->output, cfg, run->progress, index * cfg->steps};
+    row_context row = {run->output, cfg, &run->progress, index * cfg->steps};
     shl_session_sink sink = {.on_step = tell_step, .on_eval = tell_eval, .ctx = &row};
     if (cfg->processes && !run->launch->launcher) {
         shl_strf(row_word, sizeof(row_word), "--row=%lld", (long long)index);
@@ -135,7 +135,7 @@ run_row(const row_run *run, shl_session_config *cfg, int64_t index)
                         : shl_session_run(cfg, &sink, &result);
     cfg->rank_argv = NULL;
     shl_heap_free(&words);
-    shl_progress_clear(run->progress);
+    shl_progress_clear(&run->progress);
     if (code != SHL_OK && !(code == SHL_E_INTERRUPTED && result.n_steps > 0)) {
         return code;
     }
@@ -150,9 +150,7 @@ static shl_code
 run_rows(row_run *run, const shl_run_points *points)
 {
     shl_code worst = SHL_OK;
-    shl_progress progress;
-    run->progress = &progress;
-    shl_progress_begin(&progress, points->n > 0 ? points->n * points->configs[0].steps : 0);
+    shl_progress_begin(&run->progress, points->n > 0 ? points->n * points->configs[0].steps : 0);
     for (int64_t i = 0; i < points->n; i++) {
         shl_session_config *cfg = &points->configs[i];
         if (atomic_load(cfg->stop)) {
