@@ -8,6 +8,16 @@
 #include "kernels/base/str.h"
 #include "kernels/base/types.h"
 
+/* Several ranks on one card: NCCL takes them for ranks of different machines (NCCL_HOSTID of each its
+ * own), which talk by sockets over loopback, with few blocks and small buffers, because their kernels take
+ * turns. What the user has set stays. */
+const char shl_share_settings[SHL_SHARE_SETTINGS][SHL_SHARE_CHARS] = {
+    "NCCL_SOCKET_IFNAME==lo", "NCCL_NET=Socket",    "NCCL_IB_DISABLE=1",
+    "NCCL_MNNVL_ENABLE=0",    "NCCL_NVLS_ENABLE=0", "NCCL_RAS_ENABLE=0",
+    "NCCL_ALGO=Ring",         "NCCL_PROTO=Simple",  "NCCL_MAX_CTAS=4",
+    "NCCL_BUFFSIZE=1048576",  "NCCL_DEBUG=WARN",    "CUDA_MODULE_LOADING=EAGER",
+};
+
 /* One launcher's words for a place in a world; job: any that is alike on all ranks of one run. */
 typedef struct words {
     const char *name, *rank, *ranks, *local_rank, *local_ranks, *job;
@@ -149,4 +159,18 @@ shl_launch_find(shl_launch *out)
         return SHL_OK;
     }
     return find_meeting(chosen, out);
+}
+
+void
+shl_launch_share_gpu(const shl_launch *l)
+{
+    char name[SHL_SHARE_CHARS], host[32];
+    for (size_t i = 0; i < SHL_SHARE_SETTINGS; i++) {
+        const char *set = shl_share_settings[i];
+        size_t n = strcspn(set, "=");
+        shl_strf(name, sizeof name, "%.*s", (int)n, set);
+        (void)setenv(name, set + n + 1, 0);
+    }
+    shl_strf(host, sizeof host, "t%d", l->rank);
+    (void)setenv("NCCL_HOSTID", host, 0);
 }

@@ -25,6 +25,15 @@ typedef struct shl_launch {
  * meeting point. Local. */
 shl_code shl_launch_find(shl_launch *out) SHL_MUST_USE;
 
+/* What NCCL and CUDA read in the environment of several ranks on one card, "NAME=value". */
+#define SHL_SHARE_SETTINGS 12
+#define SHL_SHARE_CHARS 32
+extern const char shl_share_settings[SHL_SHARE_SETTINGS][SHL_SHARE_CHARS];
+
+/* Sets them in this process, and an NCCL_HOSTID of its rank; what the user has set stays. Own ranks
+ * (shl_world_start) have them from their beginning. Before a device is opened and other threads start. */
+void shl_launch_share_gpu(const shl_launch *l);
+
 /* Joins the world that a launcher describes: rank 0 listens, the others connect, and the connections stay as
  * the channel of control calls. COLLECTIVE. Communicators: nccl, nccl-ordered, self. timeout_ms 0: 30000.
  * Owner: caller, shl_world_leave. Errors: SHL_E_PEER: who has not come; SHL_E_USAGE: another run answers

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engines/comm/launch.h"
 #include "engines/comm/world_impl.h"
 #include "engines/comm/world_wire.h"
 #include "kernels/base/clock.h"
@@ -39,23 +40,11 @@ typedef struct party {
     sigset_t signals, old_mask;
     char **argv, **envp;
     char env[4][96]; /* our own variables; [0] is SHL_WORLD, [3] NCCL_HOSTID */
-    char profile[12][32];
+    char profile[SHL_SHARE_SETTINGS][sizeof shl_share_settings[0]];
 } party;
-
-/* Several ranks on one card: NCCL takes them for ranks of different machines (NCCL_HOSTID of each its
- * own), which talk by sockets over loopback, with few blocks and small buffers, because their kernels take
- * turns. What the user has set stays. */
-static const char share_profile[][32] = {
-    "NCCL_SOCKET_IFNAME==lo", "NCCL_NET=Socket",    "NCCL_IB_DISABLE=1",
-    "NCCL_MNNVL_ENABLE=0",    "NCCL_NVLS_ENABLE=0", "NCCL_RAS_ENABLE=0",
-    "NCCL_ALGO=Ring",         "NCCL_PROTO=Simple",  "NCCL_MAX_CTAS=4",
-    "NCCL_BUFFSIZE=1048576",  "NCCL_DEBUG=WARN",    "CUDA_MODULE_LOADING=EAGER",
-};
 
 static const char *const env_names[] = {
     "SHL_WORLD=", "OMP_NUM_THREADS=", "OMP_WAIT_POLICY=", "GOMP_SPINCOUNT="};
-_Static_assert(SHL_ARRAY_LEN(share_profile) == SHL_ARRAY_LEN(((party *)0)->profile),
-               "a place for each");
 
 /* A sealed-off file in memory above the standard descriptors. */
 static shl_code
@@ -139,7 +128,7 @@ party_open_program(party *p, const char *const *argv, bool share_gpu)
     while (environ[n] != NULL) {
         n++;
     }
-    size_t most = n + SHL_ARRAY_LEN(env_names) + SHL_ARRAY_LEN(share_profile) + 2;
+    size_t most = n + SHL_ARRAY_LEN(env_names) + SHL_SHARE_SETTINGS + 2;
     SHL_TRY(shl_heap_alloc(most, sizeof *p->envp, &p->envp));
     size_t kept = 0;
     for (size_t i = 0; i < n; i++) {
@@ -157,9 +146,9 @@ party_open_program(party *p, const char *const *argv, bool share_gpu)
         shl_strf(p->env[2], sizeof p->env[2], "GOMP_SPINCOUNT=2000");
     }
     p->envp[kept++] = p->env[2];
-    for (size_t i = 0; share_gpu && i < SHL_ARRAY_LEN(share_profile); i++) {
-        if (!is_set(environ, n, share_profile[i])) {
-            shl_strf(p->profile[i], sizeof p->profile[i], "%s", share_profile[i]);
+    for (size_t i = 0; share_gpu && i < SHL_SHARE_SETTINGS; i++) {
+        if (!is_set(environ, n, shl_share_settings[i])) {
+            shl_strf(p->profile[i], sizeof p->profile[i], "%s", shl_share_settings[i]);
             p->envp[kept++] = p->profile[i];
         }
     }

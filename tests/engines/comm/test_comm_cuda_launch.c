@@ -529,6 +529,39 @@ take_hash(FILE *f, char *out, size_t cap)
     }
 }
 
+/* Two processes on one card, started as torchrun does: NCCL takes them for ranks of two machines. */
+static void
+test_comm_launch_shares_a_card_when_asked(void **state)
+{
+    (void)state;
+    const char *program = getenv("SHL_PROGRAM");
+    char command[512], hash[2][64];
+    int port = free_port(), codes[2];
+    FILE *f[2];
+    if (program == NULL) {
+        skip();
+    }
+    shl_strf(command, sizeof command,
+             "%s train --model gpt2-tiny --strategy zero1 --ranks 2 --steps 1 --batch 1 --seq 8 "
+             "--device cuda --share-gpu --comm nccl --jsonl 2>&1",
+             program);
+    setenv("SHL_EMULATED_DEVICES", "1", 1);
+    setenv("SHL_MOCK_NCCL", "card", 1);
+    for (int r = 0; r < 2; r++) {
+        put_place(TORCHRUN, r, 2, port);
+        f[r] = popen(command, "r");
+    }
+    clear_names();
+    unsetenv("SHL_MOCK_NCCL");
+    setenv("SHL_EMULATED_DEVICES", "4", 1);
+    for (int r = 0; r < 2; r++) {
+        take_hash(f[r], hash[r], sizeof hash[r]);
+        codes[r] = pclose(f[r]);
+    }
+    assert_true(codes[0] == 0 && codes[1] == 0);
+    assert_int_equal(strlen(hash[0]), 16);
+}
+
 /* Two processes of the program, started as torchrun does, end with the parameters of two threads, in each row
  * of a sweep: the ranks meet again for it. Each sees its own card only, as some launchers have it. */
 static void
@@ -592,6 +625,7 @@ main(int argc, char **argv)
         cmocka_unit_test(test_comm_launch_keeps_runs_apart),
         cmocka_unit_test(test_comm_launch_is_no_world_for_shm),
         cmocka_unit_test(test_comm_launch_is_joined_by_the_public_header),
+        cmocka_unit_test(test_comm_launch_shares_a_card_when_asked),
         cmocka_unit_test(test_comm_launch_trains_as_threads_do),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

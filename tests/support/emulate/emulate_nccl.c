@@ -6,6 +6,7 @@
  *   SHL_MOCK_NCCL="die:R:N"    rank R is killed inside its Nth group
  *   SHL_MOCK_NCCL="reverse"    sums are added in the order of falling ranks
  *   SHL_MOCK_NCCL="refuse:R"   rank R's communicators register no memory
+ *   SHL_MOCK_NCCL="card"       all ranks have one card: refused unless NCCL_HOSTID sets them apart
  *   SHL_MOCK_NCCL_VERSION=N    what ncclGetVersion says
  * Memory is in emulate_nccl_memory.c. */
 #include <dlfcn.h>
@@ -266,6 +267,16 @@ ncclGetUniqueId(ncclUniqueId *id)
     return OK;
 }
 
+/* The library takes ranks of equal hosts and equal cards for a mistake. */
+static int
+is_apart(int rank)
+{
+    const char *host = getenv("NCCL_HOSTID");
+    char want[16];
+    snprintf(want, sizeof want, "t%d", rank);
+    return host != NULL && strcmp(host, want) == 0;
+}
+
 static int
 join(const char *name, int ranks, int rank, ncclComm **out)
 {
@@ -279,6 +290,10 @@ join(const char *name, int ranks, int rank, ncclComm **out)
     c->rank = rank;
     c->ranks = ranks;
     c->starting = 1;
+    if (mock_wanted("card", c, 0) && !is_apart(rank)) {
+        free(c);
+        return INVALID_USAGE;
+    }
     atomic_store(&c->refs, 1);
     if (atomic_fetch_add(&c->shared->attached, 1) == ranks - 1) {
         shm_unlink(name);
