@@ -189,40 +189,20 @@ rank_main(const shl_launch *l, const char *scene, int64_t timeout_ms, const char
 
 /* --- starting ranks as launchers do -------------------------------------------------------- */
 
-static const char *const all_names[] = {"SHL_RANK",
-                                        "SHL_RANKS",
-                                        "SHL_LOCAL_RANK",
-                                        "SHL_MASTER",
-                                        "SHL_JOB",
-                                        "RANK",
-                                        "WORLD_SIZE",
-                                        "LOCAL_RANK",
-                                        "LOCAL_WORLD_SIZE",
-                                        "MASTER_ADDR",
-                                        "MASTER_PORT",
-                                        "TORCHELASTIC_USE_AGENT_STORE",
-                                        "TORCHELASTIC_RUN_ID",
-                                        "OMPI_COMM_WORLD_RANK",
-                                        "OMPI_COMM_WORLD_SIZE",
-                                        "OMPI_COMM_WORLD_LOCAL_RANK",
-                                        "OMPI_COMM_WORLD_LOCAL_SIZE",
-                                        "PMIX_NAMESPACE",
-                                        "PMI_RANK",
-                                        "PMI_SIZE",
-                                        "MPI_LOCALRANKID",
-                                        "MPI_LOCALNRANKS",
-                                        "SLURM_PROCID",
-                                        "SLURM_NTASKS",
-                                        "SLURM_LOCALID",
-                                        "SLURM_JOB_ID",
-                                        "SLURM_STEP_ID",
-                                        "SLURM_STEP_NODELIST"};
+static const char all_names[] =
+    "SHL_RANK SHL_RANKS SHL_LOCAL_RANK SHL_MASTER SHL_JOB RANK WORLD_SIZE LOCAL_RANK "
+    "LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT TORCHELASTIC_USE_AGENT_STORE "
+    "TORCHELASTIC_RUN_ID OMPI_COMM_WORLD_RANK OMPI_COMM_WORLD_SIZE "
+    "OMPI_COMM_WORLD_LOCAL_RANK OMPI_COMM_WORLD_LOCAL_SIZE PMIX_NAMESPACE PMI_RANK PMI_SIZE "
+    "MPI_LOCALRANKID MPI_LOCALNRANKS SLURM_PROCID SLURM_NTASKS SLURM_LOCALID SLURM_JOB_ID "
+    "SLURM_STEP_ID SLURM_STEP_NODELIST ";
 
 static void
 clear_names(void)
 {
-    for (size_t i = 0; i < SHL_ARRAY_LEN(all_names); i++) {
-        unsetenv(all_names[i]);
+    char name[64];
+    for (int at = 0, n = 0; sscanf(all_names + at, "%63s%n", name, &n) == 1; at += n) {
+        unsetenv(name);
     }
 }
 
@@ -529,77 +509,57 @@ take_hash(FILE *f, char *out, size_t cap)
     }
 }
 
-/* Two processes on one card, started as torchrun does: NCCL takes them for ranks of two machines. */
-static void
-test_comm_launch_shares_a_card_when_asked(void **state)
-{
-    (void)state;
-    const char *program = getenv("SHL_PROGRAM");
-    char command[512], hash[2][64];
-    int port = free_port(), codes[2];
-    FILE *f[2];
-    if (program == NULL) {
-        skip();
-    }
-    shl_strf(command, sizeof command,
-             "%s train --model gpt2-tiny --strategy zero1 --ranks 2 --steps 1 --batch 1 --seq 8 "
-             "--device cuda --share-gpu --comm nccl --jsonl 2>&1",
-             program);
-    setenv("SHL_EMULATED_DEVICES", "1", 1);
-    setenv("SHL_MOCK_NCCL", "card", 1);
-    for (int r = 0; r < 2; r++) {
-        put_place(TORCHRUN, r, 2, port);
-        f[r] = popen(command, "r");
-    }
-    clear_names();
-    unsetenv("SHL_MOCK_NCCL");
-    setenv("SHL_EMULATED_DEVICES", "4", 1);
-    for (int r = 0; r < 2; r++) {
-        take_hash(f[r], hash[r], sizeof hash[r]);
-        codes[r] = pclose(f[r]);
-    }
-    assert_true(codes[0] == 0 && codes[1] == 0);
-    assert_int_equal(strlen(hash[0]), 16);
-}
+#define WORDS                                                                                      \
+    "train --model gpt2-tiny --strategy zero3,ddp --ranks 2 --steps 1 --batch 1 --seq 8 "          \
+    "--device cuda --jsonl --comm"
 
-/* Two processes of the program, started as torchrun does, end with the parameters of two threads, in each row
- * of a sweep: the ranks meet again for it. Each sees its own card only, as some launchers have it. */
+/* Two processes of the program, started as torchrun does, and what the first tells: the second tells nothing.
+ * Each sees its own card only, as some launchers have it, or both have the first together. */
 static void
-test_comm_launch_trains_as_threads_do(void **state)
+train_as_two(const char *comm, bool one_card, char *out, size_t cap)
 {
-    (void)state;
-    const char *program = getenv("SHL_PROGRAM");
-    char command[512], local[64], launched[64];
+    char command[512], second[64];
     int port = free_port();
     FILE *f[2];
-    if (program == NULL) {
-        skip();
-    }
-    const char *words =
-        "train --model gpt2-tiny --strategy zero3,ddp --ranks 2 --steps 1 --batch 1 --seq 8 "
-        "--device cuda --jsonl --comm";
-    clear_names();
-    shl_strf(command, sizeof command, "%s %s local 2>&1", program, words);
-    f[0] = popen(command, "r");
-    take_hash(f[0], local, sizeof local);
-    assert_int_equal(pclose(f[0]), 0);
-    assert_int_equal(strlen(local), 32);
-    shl_strf(command, sizeof command, "%s %s nccl-ordered 2>&1", program, words);
+    shl_strf(command, sizeof command, "%s " WORDS " %s 2>&1", getenv("SHL_PROGRAM"), comm);
     setenv("SHL_EMULATED_DEVICES", "1", 1);
     for (int r = 0; r < 2; r++) {
         put_place(TORCHRUN, r, 2, port);
-        put("SHL_EMULATED_FIRST", r);
+        put("SHL_EMULATED_FIRST", one_card ? 0 : r);
         f[r] = popen(command, "r");
     }
     clear_names();
     setenv("SHL_EMULATED_DEVICES", "4", 1);
     unsetenv("SHL_EMULATED_FIRST");
-    take_hash(f[0], launched, sizeof launched);
-    assert_string_equal(launched, local);
-    take_hash(f[1], launched, sizeof launched);
-    assert_string_equal(launched, ""); /* the first rank tells */
+    take_hash(f[0], out, cap);
+    take_hash(f[1], second, sizeof second);
+    assert_string_equal(second, "");
     assert_int_equal(pclose(f[0]), 0);
     assert_int_equal(pclose(f[1]), 0);
+}
+
+/* Two processes end with the parameters of two threads, in each row of a sweep: the ranks meet again for it.
+ * On one card NCCL takes them for ranks of two machines. */
+static void
+test_comm_launch_trains_as_threads_do(void **state)
+{
+    (void)state;
+    char command[512], local[64], launched[64];
+    if (getenv("SHL_PROGRAM") == NULL) {
+        skip();
+    }
+    clear_names();
+    shl_strf(command, sizeof command, "%s " WORDS " local 2>&1", getenv("SHL_PROGRAM"));
+    FILE *f = popen(command, "r");
+    take_hash(f, local, sizeof local);
+    assert_int_equal(pclose(f), 0);
+    assert_int_equal(strlen(local), 32);
+    train_as_two("nccl-ordered", false, launched, sizeof launched);
+    assert_string_equal(launched, local);
+    setenv("SHL_MOCK_NCCL", "card", 1);
+    train_as_two("nccl-ordered --share-gpu", true, launched, sizeof launched);
+    unsetenv("SHL_MOCK_NCCL");
+    assert_string_equal(launched, local);
 }
 
 int
@@ -625,7 +585,6 @@ main(int argc, char **argv)
         cmocka_unit_test(test_comm_launch_keeps_runs_apart),
         cmocka_unit_test(test_comm_launch_is_no_world_for_shm),
         cmocka_unit_test(test_comm_launch_is_joined_by_the_public_header),
-        cmocka_unit_test(test_comm_launch_shares_a_card_when_asked),
         cmocka_unit_test(test_comm_launch_trains_as_threads_do),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
