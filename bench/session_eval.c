@@ -131,5 +131,5 @@ shl_session_eval_run(shl_session_rank *r)
             code = r->sink->on_eval(r->sink->ctx, &report);
         }
     }
-    return shl_session_agree(r, code, "eval");
+    return shl_lab_agree_code(r->lab, code, "eval");
 }

@@ -28,9 +28,6 @@ typedef struct shl_session_rank {
 /* Runs one rank from device to close; r has its first five fields set, *r->out is zeroed. */
 shl_code shl_session_rank_run(shl_session_rank *r) SHL_MUST_USE;
 
-/* One code on every rank; afterwards r->lab->agreed tells that a failure is known to all. */
-shl_code shl_session_agree(shl_session_rank *r, shl_code mine, const char *where) SHL_MUST_USE;
-
 /* What a rank of a session asks the API for. Strings borrowed from c and from rope, which is filled and
  * has SHL_ROPE_TEXT_BYTES. */
 shl_code shl_session_lab_options(const shl_session_config *c, int rank, char *rope,

@@ -7,12 +7,6 @@
 #include "kernels/base/heap.h"
 #include "kernels/base/log.h"
 
-shl_code
-shl_session_agree(shl_session_rank *r, shl_code mine, const char *where)
-{
-    return shl_lab_agree_code(r->lab, mine, where);
-}
-
 static bool
 has_data(const shl_session_rank *r)
 {
@@ -190,7 +184,7 @@ count_step(shl_session_rank *r)
     if (r->cfg->stop && atomic_load(r->cfg->stop)) {
         code = SHL_RAISE(SHL_E_INTERRUPTED, "interrupted after step %lld", (long long)report.step);
     }
-    code = shl_session_agree(r, code, "step");
+    code = shl_lab_agree_code(r->lab, code, "step");
     r->cpu_ns += shl_clock_process_ns() - begun_ns;
     add_stats(&r->out->comm, shl_comm_stats_get(r->comm), &before);
     return code;
@@ -230,7 +224,7 @@ train_rank(shl_session_rank *r)
     if (r->sink && r->sink->on_close) {
         SHL_TRY(r->sink->on_close(r->sink->ctx, r->rank, r->engine));
     }
-    SHL_TRY(shl_session_agree(r, SHL_OK, "exit"));
+    SHL_TRY(shl_lab_agree_code(r->lab, SHL_OK, "exit"));
     if (interrupted) {
         r->lab->agreed = true;
         return shl_err_put(&interruption);

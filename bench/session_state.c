@@ -63,5 +63,5 @@ shl_session_resume(shl_session_rank *r)
     r->lab->must_match = NULL;
     json_decref(order);
     SHL_TRY(code);
-    return shl_session_agree(r, check_reach(r), "resume");
+    return shl_lab_agree_code(r->lab, check_reach(r), "resume");
 }
