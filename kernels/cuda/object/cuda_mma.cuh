@@ -90,15 +90,21 @@ struct async_copies {
         asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
     }
-    /* Until all groups have arrived. */
+    /* Until all groups but the last LEFT have arrived. */
+    template <int LEFT>
+    __device__ __forceinline__ void
+    wait_but()
+    {
+#ifdef SHL_EMULATED
+        queue.wait(LEFT);
+#else
+        asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#endif
+    }
     __device__ __forceinline__ void
     wait()
     {
-#ifdef SHL_EMULATED
-        queue.wait(0);
-#else
-        asm volatile("cp.async.wait_group 0;" ::: "memory");
-#endif
+        wait_but<0>();
     }
 };
 
