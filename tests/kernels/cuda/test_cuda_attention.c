@@ -275,13 +275,23 @@ static const shape shapes[] = {
     {"fp16, odd place", 1, 67, 4, 2, 24, SHL_F16, 0.2, 1.0, 3},
     {"bf16, no whole vectors", 1, 67, 2, 1, 20, SHL_BF16, 0.0, 1.0, 0},
     {"bf16, 254 wide", 1, 35, 1, 1, 254, SHL_BF16, 0.0, 1.0, 0},
-    {"bf16, 64 wide, group of 4", 1, 150, 4, 1, 64, SHL_BF16, 0.0, 1.0, 0},
+    {"bf16, 64 wide, group of 4, a row more", 1, 129, 4, 1, 64, SHL_BF16, 0.0, 1.0, 0},
     {"bf16, 64 wide, large scores", 2, 67, 1, 1, 64, SHL_BF16, 0.0, 20.0, 0},
     {"bf16, 40 wide, odd place, dropped", 1, 131, 2, 1, 40, SHL_BF16, 0.2, 1.0, 3},
     {"bf16, 80 wide, dropped", 1, 99, 2, 2, 80, SHL_BF16, 0.2, 1.0, 0},
     {"bf16, 128 wide", 1, 135, 2, 1, 128, SHL_BF16, 0.0, 1.0, 0},
     {"bf16, 160 wide", 1, 66, 2, 1, 160, SHL_BF16, 0.0, 1.0, 0},
     {"bf16, one token", 2, 1, 2, 1, 8, SHL_BF16, 0.0, 1.0, 0},
+    /* Tiles of 16 to 128 rows, full, and a row more or less; groups of three; heads that the turns of a
+     * grid do not divide. */
+    {"bf16, 64 wide, full tiles", 1, 64, 1, 1, 64, SHL_BF16, 0.0, 1.0, 0},
+    {"bf16, 16 wide, a row less", 1, 127, 1, 1, 16, SHL_BF16, 0.0, 1.0, 0},
+    {"bf16, 32 wide, heads left over", 5, 17, 3, 1, 32, SHL_BF16, 0.0, 1.0, 0},
+    {"bf16, 96 wide, a row more", 1, 65, 2, 1, 96, SHL_BF16, 0.0, 1.0, 0},
+    {"bf16, 128 wide, full tiles, odd place", 1, 64, 1, 1, 128, SHL_BF16, 0.0, 1.0, 1},
+    {"bf16, 256 wide, a row more", 1, 17, 3, 1, 256, SHL_BF16, 0.0, 1.0, 0},
+    {"bf16, 136 wide, a row less, dropped", 1, 31, 3, 1, 136, SHL_BF16, 0.2, 1.0, 0},
+    {"fp32, heads left over", 3, 33, 3, 1, 16, SHL_F32, 0.0, 1.0, 0},
 };
 
 static void

@@ -183,6 +183,69 @@ test_cuda_elementwise_bits_do_not_tell_the_path(void **state)
     }
 }
 
+/* GELU (its slope with dy = 1) in double. Beyond |x| = 10 the sigmoid is 2^-126 and not less: `loose`. */
+static double
+exact_gelu(double x, bool slope, double *loose)
+{
+    double z = 1.5957691216057308 * x * (1.0 + 0.044715 * x * x);
+    double s = 1.0 / (1.0 + exp(-z)), t = 1.0 / (1.0 + exp(z));
+    *loose = slope ? 0x1p-117 : fmax(fabs(x), 1.0) * 0x1p-124;
+    if (!slope) {
+        return x * s;
+    }
+    return fabs(x) > 20.0 ? (x > 0.0 ? 1.0 : 0.0)
+                          : s + x * 1.5957691216057308 * (1.0 + 3.0 * 0.044715 * x * x) * s * t;
+}
+
+static void
+expect_gelu(shl_dtype dtype, bool slope, float x, float got)
+{
+    double loose, want = exact_gelu((double)x, slope, &loose);
+    double ulp = dtype == SHL_F32 ? 0x1p-19 : dtype == SHL_BF16 ? 0x1p-8 : 0x1p-11;
+    double part = slope ? 1e-6 * fmin(1.0, fabs((double)x)) : 0.0; /* of a sum that is near 0 */
+    loose = dtype == SHL_F16 ? 0x1p-24 : dtype == SHL_BF16 ? loose + 0x1p-133 : loose;
+    if (isinf(x) && x < 0.0f && !slope) {
+        assert_true(!(got < INFINITY && got > -INFINITY)); /* what is no number stays none */
+    } else if (isnan(x)) {
+        assert_true(isnan(got));
+    } else if (isinf(x) && !slope) {
+        assert_true(got == x);
+    } else if (!(fabs((double)got - want) <= ulp * fabs(want) + part + loose)) {
+        fail_msg("gelu%s of %s %.9g is %.9g, not %.9g", slope ? "'" : "", shl_dtype_name(dtype),
+                 (double)x, (double)got, want);
+    }
+}
+
+/* Every number of 16 bits, and of fp32 one beside each: no range is left out, none gives a NaN. */
+static void
+test_cuda_elementwise_gelu_of_every_pattern(void **state)
+{
+    static const shl_dtype types[] = {SHL_F32, SHL_BF16, SHL_F16};
+    static unsigned char x[PATTERNS * 4], one[PATTERNS * 4], got[PATTERNS * 4];
+    fixture *f = *state;
+    for (int k = 0; k < 6; k++) {
+        shl_dtype dt = types[k % 3];
+        bool slope = k >= 3;
+        for (uint32_t i = 0; i < PATTERNS; i++) {
+            uint16_t half = (uint16_t)i;
+            uint32_t wide = i << 16 | (i * 0x9e3779b1u >> 16);
+            memcpy(x + i * shl_dtype_bytes(dt), dt == SHL_F32 ? (void *)&wide : (void *)&half,
+                   shl_dtype_bytes(dt));
+            shl_float_put(dt, one, (int64_t)i, 1.0f);
+        }
+        shl_gelu_args a = {.x = view(f, 0, dt, 0, PATTERNS), .y = view(f, 1, dt, 0, PATTERNS)};
+        a.dy = view(f, 2, dt, 0, PATTERNS);
+        a.dx = a.y;
+        put(f, &a.x, x);
+        put(f, &a.dy, one);
+        expect_ok(slope ? shl_op_gelu_backward(f->s, &a) : shl_op_gelu_forward(f->s, &a));
+        get(f, &a.y, got);
+        for (int64_t i = 0; i < PATTERNS; i++) {
+            expect_gelu(dt, slope, shl_float_at(dt, x, i), shl_float_at(dt, got, i));
+        }
+    }
+}
+
 static void
 test_cuda_elementwise_sums_in_the_order_of_ranks(void **state)
 {
@@ -290,6 +353,7 @@ main(void)
         cmocka_unit_test(test_cuda_elementwise_widens_every_pattern),
         cmocka_unit_test(test_cuda_elementwise_rounds_as_the_host),
         cmocka_unit_test(test_cuda_elementwise_bits_do_not_tell_the_path),
+        cmocka_unit_test(test_cuda_elementwise_gelu_of_every_pattern),
         cmocka_unit_test(test_cuda_elementwise_sums_in_the_order_of_ranks),
         cmocka_unit_test(test_cuda_elementwise_draws_what_the_host_draws),
         cmocka_unit_test(test_cuda_elementwise_norms_take_rows_of_any_width),
