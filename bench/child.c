@@ -16,7 +16,8 @@
 
 #define KEEP_BYTES ((size_t)1 << 16)
 #define POLL_MS 20
-#define GRACE_MS 2000 /* between the request to end and the end by force */
+#define GRACE_MS 2000  /* between the request to end and the end by force */
+#define LEAVE_MS 10000 /* between the end by force and giving it up */
 
 /* The caller's environment with c->env over it. Owner: caller (the array, not the texts). */
 static shl_code
@@ -149,7 +150,7 @@ shl_child_run(shl_child *c)
         if (c->stopped || c->timed_out) {
             (void)kill(-pid, SIGKILL);
             /* One that hangs inside a driver does not even end then: it is left behind. */
-            ended = shl_clock_ns() > deadline_ns + GRACE_MS * INT64_C(5000000);
+            ended = shl_clock_ns() > deadline_ns + LEAVE_MS * INT64_C(1000000);
             status = ended ? SIGKILL : status;
             continue;
         }
@@ -157,7 +158,8 @@ shl_child_run(shl_child *c)
         c->stopped = asked;
         c->timed_out = !asked;
         (void)kill(-pid, SIGINT);
-        deadline_ns = shl_clock_ns() + GRACE_MS * INT64_C(1000000);
+        int64_t grace_ms = c->grace_ms > 0 ? c->grace_ms : GRACE_MS;
+        deadline_ns = shl_clock_ns() + grace_ms * INT64_C(1000000);
     }
     (void)kill(-pid, SIGKILL); /* whatever it left running */
     do {

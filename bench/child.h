@@ -12,7 +12,8 @@
 typedef struct shl_child {
     const char *const *argv; /* path first (looked for in PATH without a slash), NULL at the end */
     const char *const *env;  /* NAME=VALUE over the caller's own, NULL at the end; or NULL */
-    int64_t timeout_ms;      /* then its process group is asked to end, two seconds later killed */
+    int64_t timeout_ms;      /* then its process group is asked to end, and killed after grace_ms */
+    int64_t grace_ms;        /* 0: two seconds; more for one that has such children itself */
     atomic_int *stop;        /* the same when it is set; or NULL */
     void (*on_data)(void *ctx, const char *data, size_t len); /* as it is written; or NULL */
     void *ctx;                                                /* of on_data */

@@ -160,7 +160,7 @@ run_apart(shl_gpu_check *k, const check_options *o, const shl_gpu_part *part)
             .words = words, .limit_s = (double)ns * 1e-9 + END_S, .take = take_line, .ctx = &lines};
         int failed = r->count[SHL_GPU_FAILED];
         SHL_TRY(shl_gpu_process_run(r, &p));
-        if (!p.timed_out && p.status <= 1) {
+        if (!p.timed_out && p.status == 0) {
             return SHL_OK;
         }
         first = step_behind(part, lines.last, first);

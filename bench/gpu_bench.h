@@ -15,8 +15,8 @@ typedef struct shl_gpu_bench {
     size_t card_bytes;               /* 0: not a card */
     int64_t threads;
     const char *model; /* of the part models: one of shl_gpu_bench_names */
-    const char *
-        absent; /* not NULL: why nothing can be measured; rows with goals are told without a value */
+    /* Not NULL: why nothing can be measured; rows with goals are told without a value. */
+    const char *absent;
     shl_str goals; /* lines of rows with a goal, for the end */
     int met, below, open;
     int broken; /* processes that did not end well */

@@ -21,9 +21,8 @@ typedef struct shl_gpu_part {
     const char *name, *summary;
     shl_code (*run)(shl_gpu_check *);
     double limit_s; /* of its process */
-    const char *(*step)(
-        int step); /* names of its checks in order, NULL behind the last, where it can begin
-                                      at any of them (first_step); or NULL */
+    /* Names of its checks in order, NULL behind the last, where it can begin at any (first_step); or NULL. */
+    const char *(*step)(int step);
 } shl_gpu_part;
 
 /* All parts in their order. */

@@ -148,6 +148,9 @@ check_fused(shl_gpu_check *k)
     shl_device_config config = {.kind = k->device, .threads = 1, .fused_attention = true};
     shl_device *d = NULL;
     tally t = {.failed = 0};
+    if (shl_gpu_is_late(&k->report)) {
+        return shl_gpu_tell(&k->report, BY_LIBRARY, SHL_GPU_NOT_REACHED, "the time is over");
+    }
     if (shl_device_open(&config, &d) != SHL_OK) {
         return shl_gpu_tell_error(&k->report, BY_LIBRARY);
     }
@@ -187,7 +190,7 @@ check_own(shl_gpu_check *k, shl_device *d)
         SHL_TRY(shl_gpu_begin(&k->report));
         if (shl_gpu_is_late(&k->report)) {
             return shl_gpu_tell(&k->report, name, SHL_GPU_NOT_REACHED,
-                                "nor those behind it: the %.0f s are over", k->report.budget_s);
+                                "nor the ops behind it: the %.0f s are over", k->report.budget_s);
         }
         run_op(k, d, (shl_op)op, &t);
         SHL_TRY(tell_op(k, d, (shl_op)op, name, &t));

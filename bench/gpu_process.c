@@ -8,6 +8,9 @@
 #include "bench/cli.h"
 #include "bench/locate.h"
 
+/* Longer than its own children have, which lead groups of their own: nobody else ends those. */
+#define GRACE_MS 5000
+
 /* What was written behind the last end of a line. */
 typedef struct line_taker {
     shl_gpu_process *process;
@@ -81,6 +84,7 @@ shl_gpu_process_run(shl_gpu_report *r, shl_gpu_process *p)
     }
     shl_child c = {.argv = words,
                    .timeout_ms = (int64_t)(p->limit_s * 1e3),
+                   .grace_ms = GRACE_MS,
                    .stop = r->stop,
                    .on_data = take_data,
                    .ctx = &taker};
@@ -90,7 +94,7 @@ shl_gpu_process_run(shl_gpu_report *r, shl_gpu_process *p)
     if (shl_str_get(&taker.begun)[0] != '\0') {
         take_line(&taker); /* without an end */
     }
-    if (code == SHL_OK && (c.timed_out || c.status > 1)) {
+    if (code == SHL_OK && (c.timed_out || c.status != 0)) {
         shl_gpu_keep_output(r, "process", shl_str_get(&c.output));
     }
     if (code == SHL_OK && c.stopped) {

@@ -125,12 +125,13 @@ shl_gpu_adopt(shl_gpu_report *r, const char *line, char *label, size_t label_byt
 {
     for (int v = 0; v < SHL_GPU_VERDICT_COUNT; v++) {
         const char *name = shl_gpu_verdict_name((shl_gpu_verdict)v);
-        size_t len = strlen(name);
-        if (strncmp(line, name, len) != 0 || strlen(line) < VERDICT_WIDTH + 2 ||
-            line[len + strspn(line + len, " ")] == '\0' || line[len] != ' ') {
-            continue;
+        size_t len = strlen(name), part = strlen(r->part);
+        const char *at = line + VERDICT_WIDTH + 2;
+        if (strncmp(line, name, len) != 0 || len + strspn(line + len, " ") != VERDICT_WIDTH + 2 ||
+            strncmp(at, r->part, part) != 0 || !strchr(". ", at[part])) {
+            continue; /* a library may begin a line with such a word */
         }
-        const char *at = line + VERDICT_WIDTH + 2, *detail = strstr(at, " s  ");
+        const char *detail = strstr(at, " s  ");
         shl_strf(label, label_bytes, "%.*s", (int)strcspn(at, " "), at);
         count_verdict(r, (shl_gpu_verdict)v, label, detail ? detail + 4 : "");
         return true;

@@ -250,7 +250,9 @@ add_caption(const shl_output *out, shl_str *text)
     if (r->card) {
         shl_str_add(text,
                     "Kernels of the first row: attention forward %s, backward %s; products %s.\n",
-                    r->attention_forward, r->attention_backward, r->product);
+                    r->attention_forward ? r->attention_forward : "none",
+                    r->attention_backward ? r->attention_backward : "none",
+                    r->product ? r->product : "none");
     }
 }
 

@@ -238,7 +238,7 @@ static const shl_field run_fields[] = {
         "on virtual"),
     RUN("card", TEXT, card, NULL, PLAIN, "name of rank 0's GPU; null on a device that is none"),
     RUN("kernel.product", TEXT, product, "product", VARIES,
-        "what ran on rank 0's GPU: cuBLASLt, of fp32 with (fp32) or (TF32); null without a GPU"),
+        "what ran on rank 0's GPU: cuBLASLt, of fp32 with (fp32) or (TF32); null without"),
     RUN("kernel.attention_forward", TEXT, attention_forward, "attention", VARIES,
         "likewise: own (tensor cores), own (CUDA cores), or cudnn with its version"),
     RUN("kernel.attention_backward", TEXT, attention_backward, NULL, PLAIN, "likewise"),
@@ -444,6 +444,13 @@ offload_text(const shl_offload_config *o)
                  4 * (o->activations != SHL_OFFLOAD_NONE)];
 }
 
+/* Nothing of the kind ran, or nothing is to be told. */
+static const char *
+text_or_null(bool known, const char *text)
+{
+    return known && text[0] ? text : NULL;
+}
+
 static void
 fill_card(shl_run_record *out, const shl_session_config *cfg, const shl_session_result *result)
 {
@@ -453,10 +460,10 @@ fill_card(shl_run_record *out, const shl_session_config *cfg, const shl_session_
     double tokens = (double)(e->batch * e->seq) * cfg->ranks * (double)e->accum;
     double flops = shl_model_formula_step_flops(&cfg->shape, e->batch, e->seq) * (double)e->accum;
     out->card = is_card ? result->card.name : NULL;
-    out->product = is_card ? result->ran.product : NULL;
-    out->attention_forward = is_card ? result->ran.attention_forward : NULL;
-    out->attention_backward = is_card ? result->ran.attention_backward : NULL;
-    out->comm_memory = result->comm_memory[0] ? result->comm_memory : NULL;
+    out->product = text_or_null(is_card, result->ran.product);
+    out->attention_forward = text_or_null(is_card, result->ran.attention_forward);
+    out->attention_backward = text_or_null(is_card, result->ran.attention_backward);
+    out->comm_memory = text_or_null(true, result->comm_memory);
     out->useful_flops_per_s =
         result->predicted ? (double)NAN : flops * result->tokens_per_s / tokens;
     out->driver_used_bytes = is_card ? (int64_t)m->used_bytes : SHL_FIELD_NO_INT;

@@ -43,10 +43,10 @@ typedef struct shl_comm_counter {
 } shl_comm_counter;
 typedef struct shl_comm_stats {
     shl_comm_counter kind[SHL_COLL_COUNT];
-    int64_t
-        staged_bytes; /* bytes that went through staging because a buffer was not comm memory; nccl: of
-                             buffers outside of the block that the library has registered, which it copies
-                             through its own; 0 on virtual, which reaches no memory */
+    /* Bytes that went through staging because a buffer was not comm memory; nccl: of buffers outside of
+     * the block that the library has registered, which it copies through its own; 0 on virtual, which
+     * reaches no memory. */
+    int64_t staged_bytes;
 } shl_comm_stats;
 
 typedef struct shl_comm_config {

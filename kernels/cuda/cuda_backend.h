@@ -107,8 +107,8 @@ typedef struct shl_cuda_backend {
     int (*event_record)(void *event, void *stream);
     int (*event_wait)(void *event, void *stream); /* the stream waits */
     int (*event_sync)(void *event);               /* the host waits */
-    int (*event_query)(
-        void *event); /* 0, SHL_CUDA_NOT_READY or an error; any thread behind `use` */
+    /* 0, SHL_CUDA_NOT_READY or an error; any thread behind `use`. */
+    int (*event_query)(void *event);
     int (*event_elapsed_ns)(void *from, void *to, int64_t *ns); /* both timed and passed */
     /* Any direction; bytes of two overlapping ranges are undefined. */
     int (*copy)(void *dst, const void *src, size_t bytes, void *stream);

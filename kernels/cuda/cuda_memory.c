@@ -233,7 +233,7 @@ touch_host(const cuda_range *host, size_t bytes)
 static shl_code
 explain_ready(shl_code code, const char *tier, size_t bytes)
 {
-    if (code != SHL_E_OOM) {
+    if (code != SHL_E_OOM || bytes == 0) {
         return code;
     }
     shl_err low = *shl_err_get();

@@ -60,8 +60,9 @@ typedef struct shl_device_config {
     int index;               /* which of the machine's cards; 0 where there are none */
     bool tf32;               /* products of fp32 may round their factors to TF32 */
     bool fused_attention;    /* bf16 attention forward by the library */
-    /* cuda, and a virtual device that stands for it: made usable when it opens, so that too little memory is an error then and no step takes any; 0:
-     * as needed. The device tier without, and of memory that peers reach; the host tier. */
+    /* cuda, and a virtual device that stands for it: made usable when it opens, so that too little memory
+     * is an error then and no step takes any; 0: as needed. The device tier without, and of memory that
+     * peers reach; the host tier. */
     size_t ready_bytes, ready_comm_bytes, ready_host_bytes;
     /* cuda: who gives the ready_comm_bytes. That block is then all that peers reach: who asks for more than
      * was planned gets SHL_E_OOM. No source, or nothing planned: the device's own memory, which grows. */
@@ -69,12 +70,11 @@ typedef struct shl_device_config {
 } shl_device_config;
 
 typedef struct shl_device_caps {
-    bool has_bytes;     /* data can be read back (false on virtual) */
-    bool async;         /* compute is asynchronous to the host */
-    bool predicted;     /* times are predicted, not measured */
-    size_t align_bytes; /* every buffer starts at a multiple */
-    size_t
-        row_align_bytes; /* at multiples of which rows of a wide matrix should start; 0: anywhere */
+    bool has_bytes;         /* data can be read back (false on virtual) */
+    bool async;             /* compute is asynchronous to the host */
+    bool predicted;         /* times are predicted, not measured */
+    size_t align_bytes;     /* every buffer starts at a multiple */
+    size_t row_align_bytes; /* rows of a wide matrix should; 0: they may start anywhere */
 } shl_device_caps;
 
 #define SHL_MEM_COMM 1u /* the communicator must reach it: flat parameters, gather slots, buckets */

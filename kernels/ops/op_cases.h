@@ -103,8 +103,8 @@ size_t shl_op_operand_bytes(const shl_op_operand *o);
 /* Calls the op once on the compute stream. */
 shl_code shl_op_run_call(shl_op_run *run) SHL_MUST_USE;
 
-/* Compares every output with its reference, and what lies between rows with what was put there. Errors: SHL_E_VERIFY naming case, tensor, element and
- * both values. *worst (may be NULL) is the largest difference as a part of what is allowed. */
+/* Compares every output with its reference, and what lies between rows with what was put there. Errors:
+ * SHL_E_VERIFY naming case, tensor, element and both values. *worst (may be NULL) is the largest difference as a part of what is allowed. */
 shl_code shl_op_run_check(const shl_op_run *run, double *worst) SHL_MUST_USE;
 
 #endif

@@ -14,6 +14,7 @@
 #include <jansson.h>
 
 #include "bench/child.h"
+#include "bench/gpu_report.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/types.h"
 #include "tests/support/program.h"
@@ -197,6 +198,55 @@ test_cuda_commands_bench_tells_what_it_did_not_measure(void **state)
     for (size_t i = 0; i < SHL_ARRAY_LEN(goals); i++) {
         expect(5, goals[i]);
     }
+    /* What a part measured before its end stays, and only the rest is missing. */
+    RUN("SHL_EMULATED_LOST=!cross_entropy", "gpu-bench", "--quick", "--part", "kernels", "--out",
+        "none");
+    expect(5, "kernels    the rest           not measured  (its process was killed by signal 6");
+    expect(5, "kernels    classifier         not measured  wanted 0.80");
+    assert_null(strstr(output(), "residual add       not measured"));
+}
+
+/* A word at the beginning of a line does not make it one of a check. */
+static void
+test_cuda_commands_check_knows_its_lines(void **state)
+{
+    static const struct {
+        const char *line, *label;
+    } lines[] = {{"passed             ops.gelu_forward                     0.01 s  well",
+                  "ops.gelu_forward"},
+                 {"not possible here  ops                                  0.01 s  why", "ops"},
+                 {"failed             opsy.gelu_forward                    0.01 s  no", NULL},
+                 {"failed to initialize NVML: ops not there", NULL},
+                 {"failed", NULL},
+                 {"failed             ", NULL}};
+    shl_gpu_report r = {.part = "ops"};
+    SHL_UNUSED(state);
+    for (size_t i = 0; i < SHL_ARRAY_LEN(lines); i++) {
+        char label[96] = "";
+        assert_int_equal(shl_gpu_adopt(&r, lines[i].line, label, sizeof(label)),
+                         lines[i].label != NULL);
+        assert_string_equal(label, lines[i].label ? lines[i].label : "");
+    }
+    assert_int_equal(r.count[SHL_GPU_PASSED] + r.count[SHL_GPU_NOT_POSSIBLE], 2);
+    assert_int_equal(r.count[SHL_GPU_FAILED], 0);
+}
+
+/* One whose time is over has its grace to end what it started itself. */
+static void
+test_cuda_commands_late_children_have_their_grace(void **state)
+{
+    static const char *const slow[] = {
+        "/bin/sh", "-c", "trap 'sleep 0.2; echo ended; exit 3' INT; sleep 30 & wait", NULL};
+    static const int64_t grace_ms[] = {20000, 20};
+    SHL_UNUSED(state);
+    for (size_t i = 0; i < SHL_ARRAY_LEN(grace_ms); i++) {
+        shl_child c = {.argv = slow, .timeout_ms = 100, .grace_ms = grace_ms[i]};
+        assert_int_equal(shl_child_run(&c), SHL_OK);
+        assert_true(c.timed_out);
+        assert_int_equal(c.status, i == 0 ? 3 : 128 + SIGKILL);
+        assert_string_equal(shl_str_get(&c.output), i == 0 ? "ended\n" : "");
+        shl_child_fini(&c);
+    }
 }
 
 static void
@@ -333,6 +383,8 @@ main(void)
         cmocka_unit_test(test_cuda_commands_check_ends_cleanly),
         cmocka_unit_test(test_cuda_commands_bench_measures),
         cmocka_unit_test(test_cuda_commands_bench_tells_what_it_did_not_measure),
+        cmocka_unit_test(test_cuda_commands_check_knows_its_lines),
+        cmocka_unit_test(test_cuda_commands_late_children_have_their_grace),
         cmocka_unit_test(test_cuda_commands_missing_parts_are_named),
         cmocka_unit_test(test_cuda_commands_train_and_record),
         cmocka_unit_test(test_cuda_commands_choices_of_kernels),
