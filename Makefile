@@ -150,8 +150,8 @@ all: $(LIB) $(PROG) $(API_LIB) $(API_SO) $(if $(BUILD_CUDA),$(CUDA_OBJECT)) ## b
 tests: $(TESTS) ## build the test programs
 
 # Rewritten only when its text changes, so that new flags rebuild and old ones do not.
-FLAGS_TEXT := $(CC) | $(CPPFLAGS_ALL) | $(CFLAGS_ALL) | $(KERNEL_FLAGS) | $(LDFLAGS_ALL) | $(LIBS) \
-  | $(foreach isa,$(ISAS),$(ISA_$(isa)))
+FLAGS_TEXT = $(CC) | $(CPPFLAGS_ALL) | $(CFLAGS_ALL) | $(KERNEL_FLAGS) | $(LDFLAGS_ALL) | $(LIBS) \
+  | $(foreach isa,$(ISAS),$(ISA_$(isa))) | $(CXX) | $(EMULATE_FLAGS)
 $(OUT)/flags: FORCE
 	@mkdir -p $(@D)
 	@printf '%s\n' '$(FLAGS_TEXT)' | cmp -s - $@ || printf '%s\n' '$(FLAGS_TEXT)' > $@
@@ -228,7 +228,7 @@ EMULATE_SRC    := $(sort $(wildcard tests/support/emulate/*.cpp))
 EMULATED       := $(OUT)/tests/libcuda-emulated.so
 EMULATED_OBJ   := $(patsubst %,$(OUT)/emulated/%.o,$(CUDA_OBJECT_CU) $(CUDA_OBJECT_C) $(EMULATE_SRC))
 CXX            ?= g++
-EMULATE_FLAGS  := -DSHL_EMULATED -Itests/support/emulate -I. -D_GNU_SOURCE -O2 -g $(FP) -fPIC \
+EMULATE_FLAGS  := -DSHL_EMULATED -Itests/support/emulate -I. -D_GNU_SOURCE -O1 $(if $(filter 1,$(CI)),,-g) $(FP) -fPIC \
   -fvisibility=hidden -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror)
 $(OUT)/emulated/%.cu.o: %.cu $(OUT)/flags
 	$(SAY) CXX '$< (emulated)'

@@ -231,7 +231,7 @@ show_rows(const shl_cli *cli, const shl_run_options *o, const shl_run_points *po
     return code;
 }
 
-/* Who started this process as a rank, and what NCCL is to know of it; launcher NULL: nobody. */
+/* Who started this process as a rank; launcher NULL: nobody. */
 static shl_code
 find_launcher(const shl_run_options *o, const shl_run_points *points, shl_launch *out)
 {
@@ -255,9 +255,6 @@ find_launcher(const shl_run_options *o, const shl_run_points *points, shl_launch
                             points->configs[i].ranks);
             return shl_err_advice("--ranks %d, or --launch processes", out->ranks);
         }
-    }
-    if (out->launcher && o->share_gpu) {
-        shl_launch_share_gpu(out);
     }
     return SHL_OK;
 }

@@ -5,6 +5,7 @@
 
 #include <jansson.h>
 
+#include "engines/comm/launch.h"
 #include "kernels/base/heap.h"
 #include "kernels/base/str.h"
 
@@ -291,7 +292,9 @@ plan_memory(const shl_lab *lab, shl_device_config *config)
     if (strcmp(target, "cuda") != 0) {
         return SHL_OK;
     }
-    if (strcmp(s->device, target) == 0) {
+    /* Ranks that are threads: the communicator says whether it takes them. */
+    bool threads = lab->world && !shl_world_is_processes(lab->world);
+    if (strcmp(s->device, target) == 0 && !threads) {
         SHL_TRY(shl_comm_mem_source(comm, &config->comm_source));
     }
     return shl_lab_plan_memory(s, target, comm, config);
@@ -310,6 +313,9 @@ open_device(shl_lab *lab)
         .flops_per_s = s->flops_per_s,
         .bytes_per_s = s->bytes_per_s,
     };
+    if (s->share_gpu && lab->world && shl_world_is_launched(lab->world)) {
+        shl_launch_share_gpu(s->rank);
+    }
     config.limit_bytes[SHL_TIER_DEVICE] = s->device_memory_bytes;
     config.limit_bytes[SHL_TIER_HOST] = s->host_memory_bytes;
     config.pin_limit_bytes = s->pin_limit_bytes;

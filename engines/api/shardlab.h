@@ -244,7 +244,8 @@ typedef struct shl_lab_options {
      * the sums of the others to the bit); virtual: whose staging is
      * accounted for. auto takes what the device's ranks can use. */
     const char *comm;
-    /* Devices that are cards: rank r of a machine has card r. share_gpu: ranks may have one card together;
+    /* Devices that are cards: rank r of a machine has card r. share_gpu: ranks may have one card together
+     * (in ranks of a launcher shl_lab_initialize sets what NCCL then reads in the environment);
      * tf32: products of fp32 may round their factors; attention: the forward's kernel, "own", or "cudnn" for
      * the library's, with dtype bf16 and no dropout of its weights only; the backward is the own one. Either
      * is refused where the run would not get it. */

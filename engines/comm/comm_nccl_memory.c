@@ -1,6 +1,8 @@
 /* engines/comm: nccl, memory: the block that the library gives a device for communication, and its
  * registration with each communicator, so that kernels read and write it where it lies. The order of the end:
  * registration, communicator, block (the device's, which closes last). */
+#include <string.h>
+
 #include "engines/comm/comm_nccl.h"
 #include "kernels/base/log.h"
 #include "kernels/base/str.h"
@@ -24,9 +26,12 @@ take_block(void *ctx, size_t bytes, void **out)
     }
     *out = NULL;
     const char *last = t.last_error(NULL);
-    SHL_RAISE(result == NCCL_CUDA_ERROR ? SHL_E_OOM : SHL_E_SYSTEM,
-              "NCCL gives no block of %zu bytes: %s", bytes, t.error_string(result));
-    return shl_err_because("%.400s", last != NULL && last[0] != '\0' ? last : "no more is told");
+    last = last != NULL && last[0] != '\0' ? last : "no more is told";
+    /* Any failure of the driver has one number: its words tell which. */
+    bool full = result == NCCL_CUDA_ERROR && strstr(last, "out of memory") != NULL;
+    SHL_RAISE(full ? SHL_E_OOM : SHL_E_SYSTEM, "NCCL gives no block of %zu bytes: %s", bytes,
+              t.error_string(result));
+    return shl_err_because("%.400s", last);
 }
 
 static void

@@ -162,7 +162,7 @@ shl_launch_find(shl_launch *out)
 }
 
 void
-shl_launch_share_gpu(const shl_launch *l)
+shl_launch_share_gpu(int rank)
 {
     char name[SHL_SHARE_CHARS], host[32];
     for (size_t i = 0; i < SHL_SHARE_SETTINGS; i++) {
@@ -171,6 +171,6 @@ shl_launch_share_gpu(const shl_launch *l)
         shl_strf(name, sizeof name, "%.*s", (int)n, set);
         (void)setenv(name, set + n + 1, 0);
     }
-    shl_strf(host, sizeof host, "t%d", l->rank);
+    shl_strf(host, sizeof host, "t%d", rank);
     (void)setenv("NCCL_HOSTID", host, 0);
 }

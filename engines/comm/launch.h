@@ -30,9 +30,9 @@ shl_code shl_launch_find(shl_launch *out) SHL_MUST_USE;
 #define SHL_SHARE_CHARS 32
 extern const char shl_share_settings[SHL_SHARE_SETTINGS][SHL_SHARE_CHARS];
 
-/* Sets them in this process, and an NCCL_HOSTID of its rank; what the user has set stays. Own ranks
- * (shl_world_start) have them from their beginning. Before a device is opened and other threads start. */
-void shl_launch_share_gpu(const shl_launch *l);
+/* Sets them in this process, and an NCCL_HOSTID of the rank; what the user has set stays. Own ranks
+ * have them from their beginning. Before a device is opened and other threads start. */
+void shl_launch_share_gpu(int rank);
 
 /* Joins the world that a launcher describes: rank 0 listens, the others connect, and the connections stay as
  * the channel of control calls. COLLECTIVE. Communicators: nccl, nccl-ordered, self. timeout_ms 0: 30000.

@@ -462,6 +462,23 @@ thread_main(shl_world *w, void *arg)
     return cb_open_kind(w, "cuda", "nccl", 0, 0, &r);
 }
 
+/* Only a card that is full is out of memory: a sweep goes on behind that. */
+static void
+test_comm_nccl_tells_a_full_card_from_a_broken_driver(void **state)
+{
+    (void)state;
+    shl_mem_source source = {0};
+    void *block = NULL;
+    assert_int_equal(shl_comm_mem_source("nccl", &source), SHL_OK);
+    assert_string_equal(source.name, "ncclMemAlloc");
+    setenv("SHL_MOCK_NCCL", "full", 1);
+    assert_int_equal(source.take(source.ctx, 4096, &block), SHL_E_OOM);
+    setenv("SHL_MOCK_NCCL", "driver", 1);
+    assert_int_equal(source.take(source.ctx, 4096, &block), SHL_E_SYSTEM);
+    unsetenv("SHL_MOCK_NCCL");
+    assert_null(block);
+}
+
 static void
 test_comm_nccl_refuses_threads_and_other_devices(void **state)
 {
@@ -502,6 +519,7 @@ main(int argc, char **argv)
         cmocka_unit_test(test_comm_nccl_shares_a_card_only_when_told),
         cmocka_unit_test(test_comm_nccl_memory_is_the_librarys_and_registered),
         cmocka_unit_test(test_comm_nccl_tells_of_memory_that_is_not_registered),
+        cmocka_unit_test(test_comm_nccl_tells_a_full_card_from_a_broken_driver),
         cmocka_unit_test(test_comm_nccl_refuses_threads_and_other_devices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -5,6 +5,7 @@
  *   SHL_MOCK_NCCL="fail:R:N"   rank R's communicator reports an error with its Nth group
  *   SHL_MOCK_NCCL="die:R:N"    rank R is killed inside its Nth group
  *   SHL_MOCK_NCCL="reverse"    sums are added in the order of falling ranks
+ *   SHL_MOCK_NCCL="driver"     ncclMemAlloc fails with the driver; "full": because no memory is left
  *   SHL_MOCK_NCCL="refuse:R"   rank R's communicators register no memory
  *   SHL_MOCK_NCCL="card"       all ranks have one card: refused unless NCCL_HOSTID sets them apart
  *   SHL_MOCK_NCCL_VERSION=N    what ncclGetVersion says
@@ -250,7 +251,8 @@ API const char *
 ncclGetLastError(ncclComm *c)
 {
     (void)c;
-    return "the mock was told to fail";
+    return mock_wanted("full", NULL, 0) ? "Cuda failure 2 'out of memory'"
+                                        : "the mock was told to fail";
 }
 
 API int

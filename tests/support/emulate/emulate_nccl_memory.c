@@ -108,6 +108,9 @@ ncclMemAlloc(void **out, size_t bytes)
     size_t granule = 0,
            whole = (bytes + BLOCK_STEP_BYTES - 1) / BLOCK_STEP_BYTES * BLOCK_STEP_BYTES;
     const shl_cuda_backend *card = mock_card_table();
+    if (mock_wanted("driver", NULL, 0) || mock_wanted("full", NULL, 0)) {
+        return CUDA_ERROR;
+    }
     if (bytes == 0 || card->reserve(0, whole, out, &granule) != 0) {
         return INVALID_ARGUMENT;
     }
