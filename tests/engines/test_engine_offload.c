@@ -446,7 +446,7 @@ static void
 test_engine_offload_every_failing_allocation_ends_all_ranks(void **state)
 {
     (void)state;
-    int stride = shl_env("SHL_TEST_QUICK") != NULL ? 41 : 9;
+    int stride = shl_env("SHL_TEST_QUICK") != NULL ? 25 : 9;
     for (size_t s = 0; s < SHL_ARRAY_LEN(stages); ++s) {
         int failures = 0;
         for (int64_t n = 1 + (int64_t)s;; n += stride, ++failures) {
