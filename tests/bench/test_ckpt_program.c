@@ -101,13 +101,14 @@ start(const char *const *words)
     return pid;
 }
 
-/* The program and every process that it started: this one adopts orphans. */
+/* The program and every process that it started: this one adopts orphans. Not by its group, which a rank
+ * leaves when it begins: the kernel wakes nobody for a child that has left the group waited for. */
 static void
-wait_group(pid_t pid)
+wait_all(pid_t pid)
 {
     int status = 0;
     pid_t got = 0;
-    while ((got = waitpid(-pid, &status, 0)) > 0 || (got < 0 && errno == EINTR)) {
+    while ((got = waitpid(-1, &status, 0)) > 0 || (got < 0 && errno == EINTR)) {
         if (got == pid) {
             seen.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
         }
@@ -119,7 +120,7 @@ wait_group(pid_t pid)
 static int
 run_words(const char *const *words)
 {
-    wait_group(start(words));
+    wait_all(start(words));
     return seen.status;
 }
 #define CALL(...) run_words((const char *const[]){__VA_ARGS__, NULL})
@@ -306,7 +307,7 @@ test_ckpt_program_killed_at_random(void **state)
             /* The parent alone or all at once: its ranks die with it. */
             (void)kill(shl_rng_u64(seed, 5, i) % 2 ? pid : -pid, SIGKILL);
         }
-        wait_group(pid);
+        wait_all(pid);
         whole_ns[i % 2] = warm ? shl_clock_ns() - begun : whole_ns[i % 2];
         if (seen.status != 0 && (warm || seen.status != 128 + SIGKILL)) {
             fail_msg("round %d: exit %d: %s", (int)i, seen.status, seen.err);
