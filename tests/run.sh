@@ -6,7 +6,7 @@
 out=${SHL_TEST_OUT:-build/test-out}
 cores=$(nproc 2>/dev/null || echo 1)
 jobs=${SHL_TEST_JOBS:-$((cores < 2 ? 1 : 2))}
-alone=${SHL_TEST_ALONE-overlap comm_processes comm_faults failures speed ckpt_crash}
+alone=${SHL_TEST_ALONE-overlap comm_processes comm_faults failures speed}
 mkdir -p "$out"
 export OMP_WAIT_POLICY=passive CMOCKA_MESSAGE_OUTPUT=stdout
 

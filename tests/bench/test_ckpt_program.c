@@ -33,7 +33,7 @@
 #include "tests/support/program.h"
 
 #define MAX_WORDS 64
-#define KILL_ROUNDS (SHL_ASAN || SHL_TSAN ? 6 : 50)
+#define KILL_ROUNDS (SHL_ASAN || SHL_TSAN ? 6 : 32)
 #define LAST_STEP 8
 /* The same for every run here, so that all of them belong to one trajectory per seed. */
 #define RUN                                                                                        \

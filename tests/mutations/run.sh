@@ -1,19 +1,19 @@
 #!/bin/bash
 # Plants one fault at a time in a copy of one source, links a test program against it, and demands
 # that the test turns red. A fault that no test sees is a failure, and so is one that does not apply.
-# Usage: run.sh OUT_DIR; SHL_COMPILE and SHL_LINK hold the build's own commands and flags. Every fifth
+# Usage: run.sh OUT_DIR; SHL_COMPILE and SHL_LINK hold the build's own commands and flags. Every eighth
 # fault, from a start that is printed (SHL_MUTATION_START sets it); all of them under SHL_TEST_ALL.
 out=${1:?usage: run.sh OUT_DIR}
 list=$(dirname "$0")/list.txt
 work=$out/mutations
 mkdir -p "$work"
 missed=0 n=0 at=0
-start=${SHL_MUTATION_START:-$((RANDOM % 5))}
-[ -n "$SHL_TEST_ALL" ] || echo "every fifth fault, from $start"
+start=${SHL_MUTATION_START:-$((RANDOM % 8))}
+[ -n "$SHL_TEST_ALL" ] || echo "every eighth fault, from $start"
 while IFS='|' read -r name file edit test; do
     case $name in '' | '#'*) continue ;; esac
     at=$((at + 1))
-    [ -n "$SHL_TEST_ALL" ] || [ $((at % 5)) -eq "$start" ] || continue
+    [ -n "$SHL_TEST_ALL" ] || [ $((at % 8)) -eq "$start" ] || continue
     n=$((n + 1))
     mutant=$work/$(basename "$file")
     sed -e "$edit" "$file" >"$mutant"
